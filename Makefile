@@ -1,0 +1,33 @@
+# The two commands a newcomer types: make demo, make test.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-slow lint format clean
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev,lite0]"
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/segrow demo --out demo
+
+test: $(STAMP)
+	$(BIN)/pytest -m "not slow" --durations=10
+
+test-slow: $(STAMP)
+	$(BIN)/pytest -m slow --durations=10
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo runs build dist *.egg-info

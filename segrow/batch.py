@@ -1,0 +1,24 @@
+"""What travels from the loader to a method."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """What a method sees of one update.
+
+    Attributes:
+        images: uint8 B 3 H W, RGB.
+        labels: int64 B H W; class index, IGNORE (-1). What the step (or the exemplar) may not see is 0.
+        from_memory: bool B; the image is an exemplar.
+        aux: Extra maps by name: "saliency" bool B H W.
+        trunk: Output of a frozen trunk, shared by student and teacher once it has been computed.
+    """
+
+    images: Tensor
+    labels: Tensor
+    from_memory: Tensor
+    aux: dict[str, Tensor] = field(default_factory=dict)
+    trunk: tuple[Tensor, tuple[Tensor, ...]] | None = None

@@ -1,0 +1,108 @@
+"""The command line. Each command imports what it needs only when it runs, so that help is instant.
+
+segrow demo
+segrow train --data.name voc --data.root VOCdevkit/VOC2012 --task 15-1 --method ssul
+segrow results runs/*
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from . import __version__
+from .errors import LeakError, UserError, near
+
+USAGE = """\
+segrow: grow a semantic segmentation model class by class, without forgetting.
+
+usage: segrow COMMAND [options]
+
+  demo       learn ten handwritten digits in steps on the embedded data: a table, pictures, a page
+  train      train a scenario step by step; the same command again continues
+  scenario   which classes and images each step of a task has
+  results    mIoU of old, new and all classes after every step of one or more runs
+  eval       evaluate a model on a data set
+  predict    label maps and overlays for images
+
+segrow COMMAND --help says more. Example:
+  segrow train --data.root VOCdevkit/VOC2012 --task 15-1 --method ssul --out runs/first
+"""
+
+
+def _train(argv: Sequence[str]) -> int:
+    from .commands.train import main as command
+
+    return command(argv)
+
+
+def _demo(argv: Sequence[str]) -> int:
+    from .commands.demo import main as command
+
+    return command(argv)
+
+
+def _scenario(argv: Sequence[str]) -> int:
+    from .commands.scenario import main as command
+
+    return command(argv)
+
+
+def _results(argv: Sequence[str]) -> int:
+    from .commands.results import main as command
+
+    return command(argv)
+
+
+def _eval(argv: Sequence[str]) -> int:
+    from .commands.eval import main as command
+
+    return command(argv)
+
+
+def _predict(argv: Sequence[str]) -> int:
+    from .commands.predict import main as command
+
+    return command(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "demo": _demo,
+    "train": _train,
+    "scenario": _scenario,
+    "results": _results,
+    "eval": _eval,
+    "predict": _predict,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 (the run failed) or 2 (a mistake the user can mend)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if args[0] == "--version":
+        print(f"segrow {__version__}")
+        return 0
+    command = COMMANDS.get(args[0])
+    try:
+        if command is None:
+            raise UserError(
+                f'no command "{args[0]}"; there is {", ".join(COMMANDS)}.{near(args[0], COMMANDS)}'
+            )
+        return command(args[1:])
+    except SystemExit as stop:  # argparse, after --help
+        return stop.code if isinstance(stop.code, int) else 0
+    except UserError as error:
+        print(f"segrow: {error}", file=sys.stderr)
+        return 2
+    except LeakError as error:
+        print(f"segrow: label leak: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("segrow: stopped; the same command continues from the last finished epoch", file=sys.stderr)
+        return 130
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""`segrow demo`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from .parser import OneLineParser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the demo; 1 when it does not show what it should."""
+    parser = OneLineParser(
+        prog="segrow demo",
+        description="Learn handwritten digits step by step with finetune, ssul and joint (embedded data).",
+        epilog="Example: segrow demo --out demo",
+    )
+    parser.add_argument(
+        "--out", default="demo", help="folder for runs, pictures and the page (default: demo)"
+    )
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--short", action="store_true", help="fewer scenes and epochs")
+    args = parser.parse_args(list(argv))
+    from ..demo import FULL, SHORT, run_demo
+    from ..report.tables import results_table
+
+    console = Console()
+    command = " ".join(
+        ["segrow demo", "--out", args.out, "--seed", str(args.seed), *(["--short"] * args.short)]
+    )
+    size = SHORT if args.short else FULL
+    demo = run_demo(Path(args.out), args.seed, size, command, lambda line: console.print(line, style="bold"))
+    console.print(results_table(demo.summaries))
+    console.print(f"pictures and curves: {demo.page}", highlight=False, soft_wrap=True)
+    for failure in demo.failures:
+        console.print(f"floor missed: {failure}", style="bold red", highlight=False)
+    return 1 if demo.failures else 0

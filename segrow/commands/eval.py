@@ -1,0 +1,138 @@
+"""`segrow eval`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ..data import open_dataset
+from ..engine.checkpoint import write_json
+from ..errors import UserError
+from ..evaluate import eval_loader, evaluate
+from ..methods.base import Method, make_method
+from ..model.segmenter import Segmenter
+from ..model.store import load_model
+from ..protocol import definition, summarise
+from ..report.tables import percent
+from ..scenario import build_scenario
+from .parser import OneLineParser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluate one model directory, or the last model of a run."""
+    parser = OneLineParser(
+        prog="segrow eval",
+        description="Confusion matrix and IoU of a model on a split of a data set.",
+        epilog="Example: segrow eval runs/ssul --data.root VOC2012 --definition foreground",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL|RUN", help="a model directory, or a run folder (its last step)"
+    )
+    parser.add_argument("--data.name", dest="name", help="default: the data set the model was trained on")
+    parser.add_argument("--data.root", dest="root", help="folder of the data set")
+    parser.add_argument("--data.scenes", dest="scenes", type=int, default=1200, help="only for digits")
+    parser.add_argument("--split", choices=("train", "val"), default="val")
+    parser.add_argument(
+        "--definition", default="ssul", help="how to count (segrow results --help lists them)"
+    )
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--allow_code", action="store_true", help="import a method from outside segrow")
+    parser.add_argument("--out", help="also write the confusion matrix to this JSON file")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(list(argv))
+    definition(args.definition)
+    results = _evaluate(find_model(Path(args.model)), args, progress=not args.json)
+    summary = summarise(results, args.definition)
+    if args.out:
+        write_json(Path(args.out), results)
+    if args.json:
+        print(json.dumps(summary))
+        return 0
+    table = Table(title=f"{args.model} on {args.split}, definition {args.definition}: {summary['rules']}")
+    table.add_column("class")
+    table.add_column("IoU %", justify="right")
+    last = summary["steps"][-1]
+    for name, value in last["per_class"].items():
+        table.add_row(name, percent(value))
+    for part in ("old", "new", "all"):
+        table.add_row(f"mean, {part}", percent(last[part]))
+    Console().print(table)
+    return 0
+
+
+def find_model(path: Path) -> Path:
+    """A model directory, or the last one of a run folder.
+
+    Raises:
+        UserError: When there is none.
+    """
+    if (path / "model.json").exists():
+        return path
+    found = sorted((path / "steps").glob("*/model"))
+    if not found:
+        raise UserError(f"{path} holds no model: expected model.json in it, or a run folder with steps/")
+    return found[-1]
+
+
+def load_with_method(folder: Path, allow_code: bool) -> tuple[Segmenter, dict[str, Any], Method]:
+    """A model, its model.json, and the method that knows how its logits become scores.
+
+    Raises:
+        UserError: When there is no model, or its method is code outside segrow and that is not allowed.
+    """
+    model, meta = load_model(folder)
+    stored = meta["method"]
+    if "." in stored["name"] and not allow_code:
+        raise UserError(f"the model's method is code outside segrow ({stored['name']}); give --allow_code")
+    return model, meta, make_method(stored["name"], stored["fields"])
+
+
+def _evaluate(folder: Path, args: Any, progress: bool) -> dict[str, Any]:
+    """The model's matrices in the form of results.json, with one step."""
+    model, meta, method = load_with_method(folder, args.allow_code)
+    origin, protocol = meta["scenario"], meta["protocol"]
+    data = open_dataset(args.name or origin["data"], args.root, args.scenes)
+    presence = data.presence(args.split, progress)
+    scenario = build_scenario(
+        data.name,
+        data.class_names,
+        data.ignore_id,
+        presence,
+        "offline",
+        "overlap",
+        tuple(origin["classes"][1:]),
+    )
+    known = model.n_classes
+    raw = list(scenario.raw_ids[1:known])
+    with_known = frozenset(i for i, row in zip(presence.ids, presence.present, strict=True) if row[raw].any())
+    crop = protocol["crop"] if protocol["crop_val"] else None
+    loader = eval_loader(
+        data, args.split, presence.ids, scenario.eval_table(), crop, args.batch_size, args.workers
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    matrices = evaluate(
+        model.to(device),
+        method.scores,
+        loader,
+        len(scenario.classes),
+        with_known,
+        device,
+        track=lambda batches: track(batches, "evaluation", len(loader), disable=not progress),
+    )
+    record = {"step": meta["step"], "known": known}
+    return {
+        "format": 1,
+        "data": data.name,
+        "classes": list(scenario.classes),
+        "base_known": meta["class_steps"].count(0),
+        "model": str(folder),
+        "split": args.split,
+        "n_images": len(presence.ids),
+        "steps": [{**record, "matrix": matrices.all.tolist(), "matrix_known": matrices.known.tolist()}],
+    }

@@ -1,0 +1,39 @@
+"""`segrow train`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ..protocol import summarise
+from .options import RunOptions, parse_run
+
+EXAMPLE = "segrow train --data.root VOCdevkit/VOC2012 --task 15-1 --method ssul --memory.size 100"
+DESCRIPTION = (
+    "Train a scenario step by step and evaluate after every step. "
+    "The same command again continues where the last one stopped."
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train, then print the table."""
+    options = parse_run(argv, "train", DESCRIPTION, EXAMPLE)
+    from ..engine.run import train
+    from ..report.tables import results_table
+
+    out = options.out or default_folder(options)
+    results = train(options.config, options.method, out, options.base)
+    console = Console()
+    console.print(results_table([(out.name, summarise(results, "ssul"))]))
+    console.print(f"run folder: {out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def default_folder(options: RunOptions) -> Path:
+    """runs/DATA_TASK_SETTING_METHOD[-mSIZE]_SEED."""
+    config, method = options.config, options.method
+    memory = f"-m{config.memory.size}" if config.memory.size else ""
+    return (
+        Path("runs")
+        / f"{config.data.name}_{config.task}_{config.setting}_{method.name}{memory}_{config.seed}"
+    )

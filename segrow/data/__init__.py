@@ -1,0 +1,45 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import UserError, near
+
+if TYPE_CHECKING:
+    from .base import SegDataset
+
+NAMES = ("voc", "ade20k", "folder", "digits")
+
+
+def open_dataset(name: str, root: str | None, scenes: int = 1200) -> SegDataset:
+    """The data set called `name` in the folder `root`.
+
+    Args:
+        name: voc, ade20k, folder or digits.
+        root: Its folder; only digits does without one.
+        scenes: Number of training scenes; only for digits.
+
+    Raises:
+        UserError: An unknown name, or a folder that is missing or does not hold the data set.
+    """
+    # Imported by need: digits alone wants scikit-learn, and the command line should start fast.
+    if name == "digits":
+        from .digits import open_digits
+
+        return open_digits(root, scenes)
+    if name not in NAMES:
+        raise UserError(f'unknown data set "{name}", expected {", ".join(NAMES)}.{near(name, NAMES)}')
+    if not root:
+        raise UserError(f"data set {name} needs its folder; add --data.root DIR")
+    if name == "voc":
+        from .voc import VocDataset
+
+        return VocDataset(root)
+    if name == "ade20k":
+        from .ade20k import Ade20kDataset
+
+        return Ade20kDataset(root)
+    from .folder import FolderDataset
+
+    return FolderDataset(root)

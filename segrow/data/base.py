@@ -1,0 +1,198 @@
+"""What a data set is: ids, three paths an id, names of the classes. Reading and indexing are shared."""
+
+import abc
+import os
+from pathlib import Path
+from typing import Literal, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UserError
+from .files import read_image, read_mask, read_saliency, upright_size
+from .index import Presence, Values, index
+
+__all__ = ["IMAGE_SUFFIXES", "Presence", "SegDataset", "Split", "find_root", "list_stems", "match_pairs"]
+
+Split = Literal["train", "val"]
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+
+
+class SegDataset(abc.ABC):
+    """Images with a mask each, in two splits.
+
+    Attributes:
+        name: Name of the data set, as `--data.name` takes it.
+        root: Its folder.
+        class_names: Names by raw id; the first is background.
+        ignore_id: Raw value of pixels that count nowhere: 255, or 65535 where masks are 16 bit.
+    """
+
+    name: str
+    root: Path
+    class_names: tuple[str, ...]
+    ignore_id: int
+
+    @abc.abstractmethod
+    def ids(self, split: Split) -> tuple[str, ...]:
+        """Image ids of a split, in a fixed order."""
+
+    @abc.abstractmethod
+    def image_path(self, split: Split, image_id: str) -> Path:
+        """File of the image."""
+
+    @abc.abstractmethod
+    def mask_path(self, split: Split, image_id: str) -> Path:
+        """File of the mask."""
+
+    @abc.abstractmethod
+    def saliency_path(self, split: Split, image_id: str) -> Path:
+        """File of the saliency map, which need not exist."""
+
+    @final
+    def image(self, split: Split, image_id: str) -> NDArray[np.uint8]:
+        """The image: uint8 H x W x 3, RGB, upright.
+
+        Raises:
+            UserError: A file that is missing or cannot be decoded.
+        """
+        return read_image(self.image_path(split, image_id))
+
+    @final
+    def mask(self, split: Split, image_id: str) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        """The mask: raw ids, H x W, uint8 (uint16 where the ignore id is 65535).
+
+        Raises:
+            UserError: A file that is missing, cannot be decoded or is no mask.
+        """
+        return read_mask(self.mask_path(split, image_id), self.ignore_id)
+
+    @final
+    def saliency(self, split: Split, image_id: str) -> NDArray[np.uint8]:
+        """The saliency map: uint8 H x W, 1 = salient.
+
+        Raises:
+            UserError: A file that is missing, cannot be decoded or has another size than the mask.
+        """
+        path = self.saliency_path(split, image_id)
+        saliency = read_saliency(path)
+        size = upright_size(self.mask_path(split, image_id), "mask")
+        if saliency.shape != size:
+            raise UserError(
+                f"saliency map {path} is {saliency.shape[1]}x{saliency.shape[0]} pixels (width x height), "
+                f"the image and its mask {size[1]}x{size[0]}; they must be equal"
+            )
+        return saliency
+
+    @final
+    def require_saliency(self) -> None:
+        """Checks that every training image has a saliency map.
+
+        Raises:
+            UserError: The first that is missing, and what the choices are.
+        """
+        ids = self.ids("train")
+        files = [str(self.saliency_path("train", image_id)) for image_id in ids]
+        there: set[str] = set()
+        for folder in {os.path.dirname(file) for file in files}:
+            if os.path.isdir(folder):
+                there |= {entry.path for entry in os.scandir(folder)}
+        missing = [file for file in files if file not in there]
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(files)} training images have no saliency map, first {missing[0]}; "
+                f"add the maps (PNG, not 0 = salient), or do without them: --method.unknown background "
+                f"(all background counts as unknown) or --method.unknown none"
+            )
+
+    @final
+    def presence(self, split: Split, progress: bool = True) -> Presence:
+        """Which classes each image of a split shows; checks every image and mask while it reads them.
+
+        Args:
+            split: train or val.
+            progress: Show a bar on stderr while masks are read.
+
+        Raises:
+            UserError: The first file that is missing, cannot be decoded, has values that are no class, or
+                an image and a mask of different size.
+        """
+        ids = self.ids(split)
+        pairs = [(str(self.image_path(split, i)), str(self.mask_path(split, i))) for i in ids]
+        values = Values(len(self.class_names), self.ignore_id)
+        return index(self.name, self.root, split, ids, pairs, values, progress)
+
+
+def find_root(root: Path, name: str, needed: tuple[str, ...]) -> Path:
+    """The folder of a data set: `root` itself, or the nearest one called `name`, at most three levels below.
+
+    Args:
+        root: What the user gave.
+        name: Name of the folder as the data set is distributed.
+        needed: Folders it must hold.
+
+    Raises:
+        UserError: Nothing there, more than one there, or a needed folder missing.
+    """
+    root = root.expanduser()
+    if not root.is_dir():
+        raise UserError(f"--data.root {root} is no folder; expected {name} with {', '.join(needed)} in it")
+    found = root
+    if root.name != name and not any((root / folder).is_dir() for folder in needed):
+        levels = (sorted(root.glob(pattern)) for pattern in (name, f"*/{name}", f"*/*/{name}"))
+        below = next((level for level in levels if level), [])
+        if len(below) > 1:
+            raise UserError(
+                f"--data.root {root} holds {name} {len(below)} times; choose one, such as {below[0]}"
+            )
+        found = below[0] if below else root
+    for folder in needed:
+        if not (found / folder).is_dir():
+            raise UserError(
+                f"{found} has no folder {folder}; --data.root should be {name} with {', '.join(needed)} in it"
+            )
+    return found
+
+
+def list_stems(folder: Path, suffixes: frozenset[str]) -> dict[str, str]:
+    """Files of a folder by their name without suffix, sorted; other suffixes and hidden files are left out.
+
+    Raises:
+        UserError: Two files that differ by their suffix only.
+    """
+    stems: dict[str, str] = {}
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        stem, suffix = os.path.splitext(entry.name)
+        if suffix.lower() not in suffixes or stem.startswith("."):
+            continue
+        if stem in stems:
+            raise UserError(f"{folder} holds {stems[stem]} and {entry.name}; one image must have one file")
+        stems[stem] = entry.name
+    return dict(sorted(stems.items()))
+
+
+def match_pairs(images: Path, masks: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """File names of the images and of the masks of a split by image id, sorted.
+
+    Args:
+        images: Folder of images.
+        masks: Folder of PNGs of the same names.
+
+    Raises:
+        UserError: An image without a mask or the reverse.
+    """
+    image_files = list_stems(images, IMAGE_SUFFIXES)
+    mask_files = list_stems(masks, frozenset({".png"}))
+    alone = sorted(image_files.keys() - mask_files.keys())
+    if alone:
+        count = f" ({len(alone)} such images)" if len(alone) > 1 else ""
+        expected = masks / f"{alone[0]}.png"
+        raise UserError(f"image {images / image_files[alone[0]]} has no mask, expected {expected}{count}")
+    alone = sorted(mask_files.keys() - image_files.keys())
+    if alone:
+        count = f" ({len(alone)} such masks)" if len(alone) > 1 else ""
+        expected = images / f"{alone[0]}.jpg"
+        raise UserError(
+            f"mask {masks / mask_files[alone[0]]} has no image, expected {expected} (or .png){count}"
+        )
+    return image_files, mask_files

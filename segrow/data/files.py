@@ -1,0 +1,141 @@
+"""Reading one image, mask or saliency file: what PIL opens becomes a plain array, the rest one error."""
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import UserError
+
+# What PIL's decoders raise for broken files.
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    KeyError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+GREY_16 = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
+ORIENTATION = 0x0112  # EXIF tag
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """An image as RGB.
+
+    The EXIF orientation is applied; grey, palette and CMYK become RGB, alpha is dropped, of 16-bit values
+    the upper eight bits are kept.
+
+    Returns:
+        uint8 H x W x 3.
+
+    Raises:
+        UserError: A file that is missing or cannot be decoded.
+    """
+    with _opened(path, "image") as image:
+        turn = UPRIGHT.get(_orientation(image))
+        if image.mode in GREY_16:
+            # PIL's own conversion would clip at 255 instead of scaling
+            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        elif image.mode == "P":
+            image = image.convert("RGBA")
+        image = image.convert("RGB")
+        return np.array(image if turn is None else image.transpose(turn))
+
+
+def read_mask(path: Path, ignore_id: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """A mask: raw ids.
+
+    Args:
+        path: Palette or grey image, 8 or 16 bit; the palette index counts, not its colour.
+        ignore_id: 255 for 8-bit data sets, 65535 for 16-bit ones; decides the type of the result.
+
+    Returns:
+        H x W, uint8 or uint16.
+
+    Raises:
+        UserError: A file that is missing, cannot be decoded or holds colours instead of class numbers.
+    """
+    with _opened(path, "mask") as image:
+        if image.mode not in {"1", "L", "P"} | GREY_16:
+            raise UserError(
+                f"mask {path} is an image of mode {image.mode}; "
+                f"expected a palette or grey PNG whose pixel values are class numbers"
+            )
+        mask = np.array(image)
+    if image.mode in GREY_16:
+        highest = int(mask.max(initial=0))
+        if int(mask.min(initial=0)) < 0 or highest > ignore_id:
+            raise UserError(
+                f"mask {path} has value {highest}; values above {ignore_id} are no class of the data set"
+            )
+    if ignore_id < 256:
+        return mask.astype(np.uint8, copy=False)
+    return mask.astype(np.uint16, copy=False)
+
+
+def read_saliency(path: Path) -> NDArray[np.uint8]:
+    """A saliency map.
+
+    Returns:
+        uint8 H x W; 1 where any channel is not 0.
+
+    Raises:
+        UserError: A file that is missing or cannot be decoded.
+    """
+    with _opened(path, "saliency map") as image:
+        values = np.asarray(image)
+    if values.ndim == 3:
+        values = values.max(axis=2)
+    return np.asarray(values != 0, dtype=np.uint8)
+
+
+def upright_size(path: Path, what: str = "image") -> tuple[int, int]:
+    """Height and width after the EXIF orientation, from the header alone.
+
+    Raises:
+        UserError: A file that is missing or has no header that PIL knows.
+    """
+    with _opened(path, what) as image:
+        turned = _orientation(image) >= 5
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8; a broken EXIF block is none."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except BROKEN:
+        return 1
+    return value if value in UPRIGHT else 1
+
+
+@contextmanager
+def _opened(path: Path, what: str) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} is missing") from None
+    except BROKEN as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{what} {path} cannot be decoded ({reason}); replace or remove the file") from None

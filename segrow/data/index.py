@@ -1,0 +1,238 @@
+"""The presence index: which raw ids each mask shows, read once and kept in the user's cache.
+
+    $SEGROW_CACHE/presence/NAME-SPLIT-KEY.npz        (default ~/.cache/segrow)
+
+Every pair of image and mask is checked while it is read. Afterwards only pairs whose size or time of
+modification changed are read again.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..errors import UserError
+from .files import read_mask, upright_size
+
+FORMAT = 1
+CHUNK = 64  # pairs a process reads at a time
+SERIAL = 256  # fewer pairs than this are read sooner than processes start
+
+Pair = tuple[str, str]  # image file, mask file
+Bits = NDArray[np.bool_]
+Stamps = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Presence:
+    """Which classes each image shows.
+
+    Attributes:
+        ids: Image ids in the order of the data set.
+        present: bool, images x raw ids: whether the mask shows the raw id.
+    """
+
+    ids: tuple[str, ...]
+    present: Bits
+
+
+@dataclass(frozen=True)
+class Values:
+    """The mask values that are legal.
+
+    Attributes:
+        n_raw: Number of classes: values 0 to n_raw - 1.
+        ignore_id: The value that is no class.
+    """
+
+    n_raw: int
+    ignore_id: int
+
+
+def cache_folder() -> Path:
+    """$SEGROW_CACHE, or ~/.cache/segrow."""
+    chosen = os.environ.get("SEGROW_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "segrow"
+
+
+def index(
+    name: str,
+    root: Path,
+    split: str,
+    ids: Sequence[str],
+    pairs: Sequence[Pair],
+    values: Values,
+    progress: bool,
+) -> Presence:
+    """The presence of all pairs, from the cache as far as nothing changed.
+
+    Args:
+        name: Name of the data set.
+        root: Its folder.
+        split: train or val.
+        ids: Image ids.
+        pairs: Image and mask file of each id.
+        values: Legal mask values.
+        progress: Show a bar on stderr.
+
+    Raises:
+        UserError: The first pair, in order, that is missing, cannot be read, has values that are no class
+            or an image and a mask of different size.
+    """
+    key = hashlib.sha256(f"{root.resolve()}\n{split}".encode()).hexdigest()[:16]
+    path = cache_folder() / "presence" / f"{name}-{split}-{key}.npz"
+    stamps = _stamp(pairs)
+    present = np.zeros((len(ids), values.n_raw), dtype=np.bool_)
+    valid = _recall(path, ids, stamps, values, present)
+    todo = np.flatnonzero(~valid).tolist()
+    if not todo:
+        return Presence(tuple(ids), present)
+    try:
+        done = 0
+        for bits in _read_all([pairs[i] for i in todo], values, f"{name} {split} masks", progress):
+            rows = todo[done : done + len(bits)]
+            present[rows] = bits
+            valid[rows] = True
+            done += len(bits)
+    finally:  # what was read before a broken file need not be read again
+        _store(
+            path, [i for i, ok in zip(ids, valid, strict=True) if ok], stamps[valid], values, present[valid]
+        )
+    return Presence(tuple(ids), present)
+
+
+def check_pair(pair: Pair, values: Values) -> Bits:
+    """Reads a pair and checks it.
+
+    Returns:
+        bool [n_raw]: which raw ids the mask shows.
+
+    Raises:
+        UserError: See `index`.
+    """
+    image, mask_file = Path(pair[0]), Path(pair[1])
+    mask = read_mask(mask_file, values.ignore_id)
+    size = upright_size(image)
+    if mask.shape != size:
+        raise UserError(
+            f"image {image} is {size[1]}x{size[0]} pixels (width x height, upright), "
+            f"its mask {mask_file} {mask.shape[1]}x{mask.shape[0]}; they must be equal"
+        )
+    shown = np.zeros(256 if values.ignore_id < 256 else 65536, dtype=np.bool_)
+    shown[mask.ravel()] = True
+    shown[values.ignore_id] = False
+    if shown[values.n_raw :].any():
+        wrong = values.n_raw + int(np.argmax(shown[values.n_raw :]))
+        raise UserError(
+            f"mask {mask_file} has value {wrong}, but the data set has the classes 0 (background) to "
+            f"{values.n_raw - 1} and {values.ignore_id} for pixels to ignore"
+        )
+    return shown[: values.n_raw]
+
+
+def _stamp(pairs: Sequence[Pair]) -> Stamps:
+    """Size and time of modification of image and mask: int64 n x 4."""
+    stamps = np.empty((len(pairs), 4), dtype=np.int64)
+    for row, (image, mask) in enumerate(pairs):
+        for column, (file, what) in enumerate(((image, "image"), (mask, "mask"))):
+            try:
+                status = os.stat(file)
+            except OSError as error:
+                pair = "its mask" if what == "image" else "its image"
+                other = mask if what == "image" else image
+                raise UserError(f"{what} {file}: {error.strerror} ({pair} would be {other})") from None
+            stamps[row, 2 * column : 2 * column + 2] = status.st_size, status.st_mtime_ns
+    return stamps
+
+
+def _recall(path: Path, ids: Sequence[str], stamps: Stamps, values: Values, present: Bits) -> Bits:
+    """Fills `present` from the cache; returns which rows are still right."""
+    valid = np.zeros(len(ids), dtype=np.bool_)
+    try:
+        with open(path, "rb") as file, np.load(file) as stored:
+            if stored["head"].tolist() != [FORMAT, values.n_raw, values.ignore_id]:
+                return valid
+            old_ids, old_stamps = stored["ids"].tolist(), stored["stamps"]
+            old = np.unpackbits(stored["present"], axis=1, count=values.n_raw).astype(np.bool_)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return valid  # none yet, or broken: read everything again
+    if old_ids == list(ids):
+        rows = np.arange(len(ids))
+    else:
+        where = {image: row for row, image in enumerate(old_ids)}
+        rows = np.array([where.get(image, -1) for image in ids], dtype=np.int64)
+    known = rows >= 0
+    valid[known] = (old_stamps[rows[known]] == stamps[known]).all(axis=1)
+    present[valid] = old[rows[valid]]
+    return valid
+
+
+def _store(path: Path, ids: Sequence[str], stamps: Stamps, values: Values, present: Bits) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
+            np.savez(
+                file,
+                head=np.array([FORMAT, values.n_raw, values.ignore_id]),
+                ids=np.array(ids, dtype=np.str_),
+                stamps=stamps,
+                present=np.packbits(present, axis=1),
+            )
+        os.replace(temporary, path)
+    except OSError as error:
+        warnings.warn(
+            f"the index of the masks cannot be kept in {path.parent} ({error.strerror}) and will be read "
+            f"again next time; set SEGROW_CACHE to a folder that can be written",
+            stacklevel=3,
+        )
+
+
+def _read_all(pairs: Sequence[Pair], values: Values, what: str, progress: bool) -> Iterator[Bits]:
+    """The rows of all pairs, a chunk at a time, in order."""
+    chunks = [pairs[i : i + CHUNK] for i in range(0, len(pairs), CHUNK)]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # no refreshing thread: processes are forked below, and a fork should not meet a thread with a lock
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, auto_refresh=False, disable=not progress
+    ) as bar:
+        task = bar.add_task(what, total=len(pairs))
+        for bits in _read_chunks(chunks, len(pairs), values):
+            yield bits
+            bar.update(task, advance=len(bits), refresh=True)
+
+
+def _read_chunks(chunks: Sequence[Sequence[Pair]], n_pairs: int, values: Values) -> Iterator[Bits]:
+    workers = min(_cores(), len(chunks))
+    if n_pairs < SERIAL or workers < 2:
+        for chunk in chunks:
+            yield _read_chunk(chunk, values)
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context())
+    try:
+        yield from pool.map(_read_chunk, chunks, [values] * len(chunks))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_chunk(pairs: Sequence[Pair], values: Values) -> Bits:
+    return np.stack([check_pair(pair, values) for pair in pairs])
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

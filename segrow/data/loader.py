@@ -1,0 +1,277 @@
+"""From image ids to batches: what each draw shows, decided by seed alone, and read by worker processes.
+
+Every random number of a batch derives from (seed, step, epoch, iteration, position), so a resumed run, and
+one with other workers or more devices, draws the same global batches.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..batch import Batch
+from ..errors import LeakError, UserError
+from ..memory import Exemplar, exemplar_table, unshift
+from ..scenario import Scenario
+from .augment import centre_view, cut_image, cut_map, random_view, whole_view
+from .base import SegDataset
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One position of a batch: an image of the step, or an exemplar, and the seed of its view."""
+
+    index: int
+    from_memory: bool
+    seed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The global batches of a step.
+
+    With a memory, floor(B/2) random positions of every batch are exemplars. The step's own images fill the
+    other positions in turn from one endless sequence of permutations, so none is lost (in the reference code
+    the replaced images are lost for that epoch) and an epoch has as many updates with memory as without.
+    """
+
+    n_images: int
+    n_exemplars: int
+    batch_size: int
+    seed: int
+    step: int
+
+    @property
+    def iterations(self) -> int:
+        """Updates of an epoch; the rest of the images comes in another epoch (drop_last)."""
+        return self.n_images // self.batch_size
+
+    def batches(self, epoch: int) -> Iterator[list[Draw]]:
+        """The batches of one epoch."""
+        replayed = self.batch_size // 2 if self.n_exemplars else 0
+        own = self.batch_size - replayed
+        for iteration in range(self.iterations):
+            key = (self.seed, self.step, epoch, iteration)
+            if replayed:
+                first = (epoch * self.iterations + iteration) * own
+                images = [self._image(first + k, self.n_images, 1) for k in range(own)]
+                start = (epoch * self.iterations + iteration) * replayed
+                exemplars = [self._image(start + k, self.n_exemplars, 2) for k in range(replayed)]
+                order = np.random.default_rng([*key, 1]).permutation(self.batch_size)
+                mixed = [(i, False) for i in images] + [(i, True) for i in exemplars]
+                pairs = [mixed[k] for k in order]
+            else:
+                base = epoch * self.n_images + iteration * self.batch_size
+                pairs = [(self._image(base + k, self.n_images, 1), False) for k in range(self.batch_size)]
+            yield [Draw(i, m, (*key, position)) for position, (i, m) in enumerate(pairs)]
+
+    def _image(self, position: int, length: int, stream: int) -> int:
+        """Element of the endless sequence of permutations of range(length)."""
+        turn, offset = divmod(position, length)
+        return int(self._permutation(turn, length, stream)[offset])
+
+    def _permutation(self, turn: int, length: int, stream: int) -> np.ndarray:
+        key = (self.seed, self.step, turn, length, stream)
+        if key not in _PERMUTATIONS:
+            if len(_PERMUTATIONS) > 8:
+                _PERMUTATIONS.clear()
+            _PERMUTATIONS[key] = np.random.default_rng(key).permutation(length)
+        return _PERMUTATIONS[key]
+
+
+_PERMUTATIONS: dict[tuple[int, ...], np.ndarray] = {}
+
+
+class ShardedBatches:
+    """Batch sampler of one process: its share of every global batch of the current epoch."""
+
+    def __init__(self, plan: EpochPlan, rank: int, world: int) -> None:
+        self.plan = plan
+        self.rank = rank
+        self.world = world
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.plan.iterations
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for batch in self.plan.batches(self.epoch):
+            yield batch[self.rank :: self.world]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image as a worker hands it on: uint8 3 H W, int16 H W labels, extra maps."""
+
+    image: Tensor
+    labels: Tensor
+    from_memory: bool
+    aux: dict[str, Tensor]
+    image_id: str
+
+
+def guard(labels: np.ndarray, visible: frozenset[int], image_id: str, step: int) -> None:
+    """The leak guard: what is in the labels is within what may be seen.
+
+    Args:
+        labels: int16 H W class indices.
+        visible: Class indices that may be seen; background and IGNORE always may.
+
+    Raises:
+        LeakError: Naming the image and the classes.
+    """
+    # bincount is several times faster than unique; the labels start at UNKNOWN = -2
+    present = set((np.flatnonzero(np.bincount(labels.ravel() + 2)) - 2).tolist())
+    leaked = present - visible - {0, -1}
+    if leaked:
+        raise LeakError(
+            f"image {image_id} shows classes {sorted(leaked)} at step {step}, "
+            f"which may see {sorted(visible)} only"
+        )
+
+
+class StepImages(Dataset[Item | UserError | LeakError]):
+    """Training views of a step's images and of the exemplars."""
+
+    def __init__(
+        self,
+        data: SegDataset,
+        scenario: Scenario,
+        step: int,
+        sees: str,
+        exemplars: Sequence[Exemplar],
+        *,
+        exemplar_labels: str,
+        unshifted: bool,
+        aux: Sequence[str],
+        crop: int,
+        scale: tuple[float, float],
+        flip: float,
+        mean_colour: tuple[int, int, int],
+    ) -> None:
+        self.data = data
+        self.step = step
+        self.images = scenario.images(step, "seen" if sees == "seen" else "new")
+        self.table = scenario.train_table(step, "seen" if sees == "seen" else "new")
+        seen = range(1, scenario.known(step))
+        self.visible = frozenset(seen if sees == "seen" else scenario.steps[step].indices)
+        self.exemplars = tuple(exemplars)
+        self.exemplar_tables = [exemplar_table(scenario, e, step, exemplar_labels) for e in exemplars]
+        self.exemplar_visible = [
+            frozenset(e.classes if exemplar_labels == "known" else seen) for e in exemplars
+        ]
+        self.unshifted = unshifted
+        self.aux = tuple(aux)
+        self.crop = crop
+        self.scale = scale
+        self.flip = flip
+        self.mean_colour = mean_colour
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, draw: Draw) -> Item | UserError | LeakError:
+        try:
+            return self._item(draw)
+        except (UserError, LeakError) as error:  # torch would bury its line in a worker's traceback
+            return error
+
+    def _item(self, draw: Draw) -> Item:
+        rng = np.random.default_rng(draw.seed)
+        if draw.from_memory:
+            image_id = self.exemplars[draw.index].image
+            table, visible = self.exemplar_tables[draw.index], self.exemplar_visible[draw.index]
+        else:
+            image_id, table, visible = self.images[draw.index], self.table, self.visible
+        image = self.data.image("train", image_id)
+        mask = self.data.mask("train", image_id)
+        if image.shape[:2] != mask.shape:
+            raise UserError(
+                f"image {image_id} is {image.shape[:2]}, its mask {mask.shape}; they must be equal"
+            )
+        view = random_view(mask.shape, self.crop, self.scale, self.flip, rng)
+        aux = {}
+        if "saliency" in self.aux:
+            aux["saliency"] = torch.from_numpy(cut_map(self.data.saliency("train", image_id), view, 0) > 0)
+        labels = table[cut_map(mask, view, self.data.ignore_id)]
+        guard(labels, visible, image_id, self.step)
+        if draw.from_memory and self.unshifted:
+            labels = unshift(labels)
+        pixels = torch.from_numpy(cut_image(image, view, self.mean_colour)).permute(2, 0, 1)
+        return Item(pixels, torch.from_numpy(labels), draw.from_memory, aux, image_id)
+
+
+class EvalImages(Dataset[Item | UserError]):
+    """Whole or centre-cropped images with the labels of a lookup table."""
+
+    def __init__(
+        self, data: SegDataset, split: str, images: Sequence[str], table: np.ndarray, crop: int | None
+    ) -> None:
+        self.data = data
+        self.split = split
+        self.images = tuple(images)
+        self.table = table
+        self.crop = crop
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Item | UserError:
+        try:
+            return self._item(self.images[index])
+        except UserError as error:
+            return error
+
+    def _item(self, image_id: str) -> Item:
+        image = self.data.image(self.split, image_id)  # type: ignore[arg-type]
+        mask = self.data.mask(self.split, image_id)  # type: ignore[arg-type]
+        view = centre_view(mask.shape, self.crop) if self.crop else whole_view(mask.shape)
+        labels = torch.from_numpy(self.table[cut_map(mask, view, self.data.ignore_id)])
+        pixels = torch.from_numpy(cut_image(image, view, (0, 0, 0))).permute(2, 0, 1)
+        return Item(pixels, labels, False, {}, image_id)
+
+
+Loaded = tuple[Batch, list[str]]
+
+
+def collate(items: Sequence[Item | UserError | LeakError]) -> Loaded | UserError | LeakError:
+    """Stack items; the first error of a batch goes through as it is."""
+    good: list[Item] = []
+    for item in items:
+        if not isinstance(item, Item):
+            return item
+        good.append(item)
+    batch = Batch(
+        images=torch.stack([i.image for i in good]),
+        labels=torch.stack([i.labels for i in good]),
+        from_memory=torch.tensor([i.from_memory for i in good]),
+        aux={name: torch.stack([i.aux[name] for i in good]) for name in good[0].aux},
+    )
+    return batch, [i.image_id for i in good]
+
+
+def iterate(loader: DataLoader[Loaded | UserError | LeakError]) -> Iterator[Loaded]:
+    """The batches of a loader.
+
+    Raises:
+        UserError: An image or mask that cannot be read.
+        LeakError: Labels that may not be seen.
+    """
+    for loaded in loader:
+        if isinstance(loaded, Exception):
+            raise loaded
+        yield loaded
+
+
+def to_device(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
+    """Move a batch; labels become int64 there."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return Batch(
+        images=batch.images.to(device, non_blocking=True).contiguous(memory_format=layout),
+        labels=batch.labels.to(device, non_blocking=True).long(),
+        from_memory=batch.from_memory.to(device, non_blocking=True),
+        aux={name: value.to(device, non_blocking=True) for name, value in batch.aux.items()},
+    )

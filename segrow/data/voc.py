@@ -1,0 +1,113 @@
+"""PASCAL VOC 2012 with the augmented masks, in the layout that SSUL expects.
+
+VOC2012/JPEGImages/*.jpg
+        SegmentationClassAug/*.png           palette PNG, value = VOC id, 255 = ignore
+        ImageSets/Segmentation/{train_aug,val}.txt
+        saliency_map/*.png                   for SSUL
+"""
+
+from pathlib import Path
+
+from ..errors import UserError
+from .base import IMAGE_SUFFIXES, SegDataset, Split, find_root, list_stems
+
+NAMES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+IMAGES, MASKS, SALIENCY = "JPEGImages", "SegmentationClassAug", "saliency_map"
+LISTS = ("ImageSets/Segmentation", "ImageSet/Segmentation")  # the second is a misspelling that goes around
+TRAIN_LISTS = ("train_aug.txt", "trainaug.txt")
+
+
+class VocDataset(SegDataset):
+    """VOC 2012: 20 classes.
+
+    Training ids are those of train_aug.txt or trainaug.txt; without either, every mask that is not in
+    val.txt.
+
+    Args:
+        root: VOC2012 or a folder above it, such as VOCdevkit.
+
+    Raises:
+        UserError: A folder or list that is missing.
+    """
+
+    name = "voc"
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = find_root(Path(root), "VOC2012", (IMAGES, MASKS))
+        self.class_names = NAMES
+        self.ignore_id = 255
+        folder = next((self.root / name for name in LISTS if (self.root / name).is_dir()), None)
+        if folder is None:
+            raise UserError(f"{self.root} has no folder {LISTS[0]}, which holds val.txt and train_aug.txt")
+        val = _read_list(folder / "val.txt")
+        train_list = next((folder / name for name in TRAIN_LISTS if (folder / name).is_file()), None)
+        if train_list:
+            train = _read_list(train_list)
+        else:
+            held_out = set(val)
+            train = tuple(i for i in list_stems(self.root / MASKS, frozenset({".png"})) if i not in held_out)
+            if not train:
+                raise UserError(
+                    f"{self.root / MASKS} holds no training mask (none that is not in {folder / 'val.txt'})"
+                )
+        self._ids: dict[Split, tuple[str, ...]] = {"train": train, "val": val}
+        self._images, self._masks = self.root / IMAGES, self.root / MASKS
+
+    def ids(self, split: Split) -> tuple[str, ...]:
+        """Ids in the order of the list."""
+        return self._ids[split]
+
+    def image_path(self, split: Split, image_id: str) -> Path:
+        """JPEGImages/ID.jpg"""
+        return self._images / f"{image_id}.jpg"
+
+    def mask_path(self, split: Split, image_id: str) -> Path:
+        """SegmentationClassAug/ID.png"""
+        return self._masks / f"{image_id}.png"
+
+    def saliency_path(self, split: Split, image_id: str) -> Path:
+        """saliency_map/ID.png"""
+        return self.root / SALIENCY / f"{image_id}.png"
+
+
+def _read_list(path: Path) -> tuple[str, ...]:
+    """Ids of a list: its first column, be it an id or a path of an image; each id once."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; it lists image ids, one a line")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text; expected image ids, one a line") from None
+    names = [line.split()[0].replace("\\", "/").rpartition("/")[2] for line in lines if line.strip()]
+    ids = dict.fromkeys(_stem(name) for name in names)
+    if not ids:
+        raise UserError(f"{path} lists no image; expected image ids, one a line")
+    return tuple(ids)
+
+
+def _stem(name: str) -> str:
+    """Without the suffix of an image; an id may hold dots."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else name

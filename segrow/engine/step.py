@@ -1,0 +1,253 @@
+"""The training step in plain sight: one step of a run, from the first update to the last."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision, Precision
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..batch import Batch
+from ..config import TrainConfig
+from ..data.loader import EpochPlan, Loaded, ShardedBatches, StepImages, collate, iterate, to_device
+from ..errors import LeakError, UserError
+from ..losses import poly
+from ..methods.base import Method, StepContext
+from .checkpoint import Checkpoint
+from .cost import Stopwatch
+from .log import Display, RunLog, TrainingBar
+
+LR_FLOOR = 1e-6  # of poly, METHODS 2; warm_poly has none
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; names every term and the images of the batch."""
+
+
+class Objective(nn.Module):
+    """One module whose forward is the method's loss: what Fabric wraps and what alone is called."""
+
+    def __init__(self, method: Method, ctx: StepContext) -> None:
+        super().__init__()
+        self.student = ctx.model
+        self._method = method
+        self._ctx = ctx
+
+    def forward(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of a Batch by name ("aux.NAME" for the extra maps) -> named scalar losses."""
+        aux = {k.removeprefix("aux."): v for k, v in tensors.items() if k.startswith("aux.")}
+        batch = Batch(tensors["images"], tensors["labels"], tensors["from_memory"], aux)
+        return self._method.loss(self._ctx, batch)
+
+
+def chunks(batch: Batch, parts: int) -> list[dict[str, Tensor]]:
+    """A batch in equal parts (gradient accumulation), as the tensors that `Objective` takes."""
+    tensors = {"images": batch.images, "labels": batch.labels, "from_memory": batch.from_memory}
+    tensors |= {f"aux.{name}": value for name, value in batch.aux.items()}
+    split = {name: value.chunk(parts) for name, value in tensors.items()}
+    return [{name: pieces[i] for name, pieces in split.items()} for i in range(len(split["images"]))]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What all steps of a run share.
+
+    Attributes:
+        fabric: Devices, processes, precision.
+        precision: The precision plugin of `fabric`; its loss scaler is part of a checkpoint.
+        train: Options.
+        seed: Of the run.
+        root: The run's folder.
+        display: Progress bar.
+    """
+
+    fabric: Fabric
+    precision: Precision
+    train: TrainConfig
+    seed: int
+    root: Path
+    display: Display
+
+
+class StepTrainer:
+    """Trains one step, from the start or from a checkpoint, to its last epoch.
+
+    Args:
+        machine: What all steps share.
+        method: Its `begin_step` has been called on `ctx`.
+        ctx: The step.
+        images: Training views.
+        epochs: Epochs of this step.
+        resume: Where to continue.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        method: Method,
+        ctx: StepContext,
+        images: StepImages,
+        epochs: int,
+        resume: Checkpoint | None,
+    ) -> None:
+        self.machine, self.method, self.ctx, self.epochs = machine, method, ctx, epochs
+        fabric, train = machine.fabric, machine.train
+        groups = method.parameter_groups(ctx, *step_rates(train, ctx.step))
+        self.rates = [float(group["lr"]) for group in groups]
+        optimizer = torch.optim.SGD(
+            groups,
+            momentum=train.momentum,
+            nesterov=train.momentum > 0,
+            weight_decay=train.weight_decay,
+        )
+        self.first = resume.epoch if resume else 0
+        self.watch = Stopwatch(resume.seconds if resume else 0.0)
+        if resume:
+            ctx.model.load_state_dict(resume.model)
+            optimizer.load_state_dict(resume.optimizer)
+            method.load_state_dict(resume.method)
+            if resume.scaler:
+                machine.precision.load_state_dict(resume.scaler)
+        self.objective, self.optimizer = fabric.setup(Objective(method, ctx), optimizer)
+        plan = EpochPlan(len(images), len(images.exemplars), train.batch_size, machine.seed, ctx.step)
+        self.batches = ShardedBatches(plan, fabric.global_rank, fabric.world_size)
+        self.loader: DataLoader[Loaded | UserError | LeakError] = DataLoader(
+            images,  # type: ignore[arg-type]
+            batch_sampler=self.batches,  # type: ignore[arg-type]
+            num_workers=train.workers,
+            persistent_workers=train.workers > 0,
+            collate_fn=collate,  # type: ignore[arg-type]
+            pin_memory=fabric.device.type == "cuda",
+        )
+
+    def fit(self) -> float:
+        """Train; returns the seconds spent, those before a resume included.
+
+        Raises:
+            NonFiniteLossError: When the loss is not finite.
+            UserError: When an image cannot be read.
+            LeakError: When labels show what the step may not see.
+        """
+        machine, step, per_epoch = self.machine, self.ctx.step, len(self.batches)
+        first = machine.fabric.is_global_zero
+        log = RunLog(machine.root, step, self.first, per_epoch) if first else None
+        bar = machine.display.training(f"step {step}", self.epochs * per_epoch, self.first * per_epoch)
+        for epoch in range(self.first, self.epochs):
+            with self.watch:
+                terms = self._epoch(epoch, bar, log)
+            if first:
+                self._checkpoint(epoch + 1).save(machine.root / "last.ckpt")
+            if not machine.display.live:
+                losses = "  ".join(f"{name} {value:.4f}" for name, value in terms.items())
+                machine.display.say(
+                    f"step {step}  epoch {epoch + 1}/{self.epochs}  {losses}  {self.watch.seconds:.0f} s"
+                )
+        bar.close()
+        if log:
+            log.close()
+        return self.watch.seconds
+
+    def _epoch(self, epoch: int, bar: TrainingBar, log: RunLog | None) -> dict[str, float]:
+        """All updates of one epoch; returns the last means of the loss terms."""
+        machine, per_epoch = self.machine, len(self.batches)
+        # dropout: the same again after a resume, different on every device
+        torch.manual_seed(mix_seed(machine.seed, self.ctx.step, epoch, machine.fabric.global_rank))
+        self.batches.epoch = epoch
+        self.objective.train()
+        recent: list[dict[str, Tensor]] = []
+        images: list[list[str]] = []
+        shown: dict[str, float] = {}
+        for i, (loaded, ids) in enumerate(iterate(self.loader)):
+            batch = to_device(loaded, machine.fabric.device, machine.train.channels_last)
+            self._set_rates(epoch * per_epoch + i)
+            recent.append(self._update(batch))
+            images.append(ids)
+            bar.advance()
+            # the only synchronisation with the device
+            if len(recent) == machine.train.log_every or i + 1 == per_epoch:
+                shown = _means(recent, images)
+                speed = bar.show(shown)
+                if log:
+                    log.write(epoch, i, self.optimizer.param_groups[0]["lr"], speed, shown)
+                recent, images = [], []
+        return shown
+
+    def _update(self, batch: Batch) -> dict[str, Tensor]:
+        """Forward, backward and one optimizer step; returns the detached loss terms."""
+        fabric, train = self.machine.fabric, self.machine.train
+        parts = chunks(batch, train.accumulate)
+        terms: dict[str, Tensor] = {}
+        for k, tensors in enumerate(parts):
+            with fabric.no_backward_sync(self.objective, enabled=k + 1 < len(parts)):
+                losses: dict[str, Tensor] = self.objective(tensors)
+                fabric.backward(torch.stack(list(losses.values())).sum() / len(parts))
+            for name, value in losses.items():
+                terms[name] = terms.get(name, 0.0) + value.detach() / len(parts)
+        if train.clip:
+            fabric.clip_gradients(self.objective, self.optimizer, max_norm=train.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return terms
+
+    def _set_rates(self, update: int) -> None:
+        warm = self.machine.train.policy == "warm_poly"
+        factor = poly(update, self.epochs * len(self.batches), warm_up=warm)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = max(rate * factor, 0.0 if warm else LR_FLOOR)
+
+    def _checkpoint(self, epochs_done: int) -> Checkpoint:
+        return Checkpoint(
+            step=self.ctx.step,
+            epoch=epochs_done,
+            model=self.ctx.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.machine.precision.state_dict(),
+            method=dict(self.method.state_dict()),
+            seconds=self.watch.seconds,
+        )
+
+
+def _means(recent: list[dict[str, Tensor]], images: list[list[str]]) -> dict[str, float]:
+    """Means of the terms over the last updates.
+
+    Raises:
+        NonFiniteLossError: Naming the first batch whose loss is not finite.
+    """
+    names = list(recent[0])
+    values = torch.stack([torch.stack([terms[name].float() for name in names]) for terms in recent]).tolist()
+    for row, ids in zip(values, images, strict=True):
+        if not all(math.isfinite(v) for v in row):
+            terms = ", ".join(f"{name} = {v}" for name, v in zip(names, row, strict=True))
+            raise NonFiniteLossError(f"the loss is not finite: {terms}; images: {', '.join(ids)}")
+    return {name: sum(row[k] for row in values) / len(values) for k, name in enumerate(names)}
+
+
+def mix_seed(*parts: int) -> int:
+    """One seed from several numbers, without collisions between neighbours."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def make_precision(name: str, device_type: str) -> Precision:
+    """Fabric's precision plugin of 32, bf16 or 16.
+
+    Raises:
+        UserError: For fp16 on a CPU, which torch cannot train.
+    """
+    if name == "32":
+        return Precision()
+    if name == "16":
+        if device_type != "cuda":
+            raise UserError("precision 16 needs a GPU; on a CPU use --train.precision bf16 or 32")
+        return MixedPrecision("16-mixed", "cuda", torch.amp.GradScaler("cuda"))
+    return MixedPrecision("bf16-mixed", device_type)
+
+
+def step_rates(train: TrainConfig, step: int) -> tuple[float, float]:
+    """Learning rates of (decoder and heads, backbone) in a step."""
+    if step == 0:
+        return train.step0_lr, train.step0_backbone_lr
+    return train.lr, train.lr / 10 if train.backbone_lr is None else train.backbone_lr

@@ -1,0 +1,99 @@
+"""Confusion matrices: all true classes x known predictions, over the whole split after every step."""
+
+from collections.abc import Callable, Iterable, Set
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from .data.base import SegDataset
+from .data.loader import EvalImages, Loaded, collate, iterate, to_device
+from .errors import LeakError, UserError
+from .losses import upsample
+from .model.segmenter import Segmenter
+
+Scores = Callable[[Tensor, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """Pixels counted; row = truth (N+1 classes), column = prediction (known classes).
+
+    Attributes:
+        all: Over all images.
+        known: Over the images that contain at least one known foreground class.
+    """
+
+    all: np.ndarray
+    known: np.ndarray
+
+
+def confusion(truth: Tensor, prediction: Tensor, n_true: int, n_known: int) -> Tensor:
+    """Rectangular confusion matrix, int64 n_true x n_known; negative truth is ignored.
+
+    Args:
+        truth: Class indices of any shape, in [-2, n_true).
+        prediction: The same shape, in [0, n_known).
+    """
+    valid = truth >= 0
+    pairs = truth[valid] * n_known + prediction[valid]
+    return torch.bincount(pairs, minlength=n_true * n_known).view(n_true, n_known)
+
+
+def eval_loader(
+    data: SegDataset,
+    split: str,
+    images: tuple[str, ...],
+    table: np.ndarray,
+    crop: int | None,
+    batch_size: int,
+    workers: int,
+) -> DataLoader[Loaded | UserError | LeakError]:
+    """Images in order; batches of one when they keep their own size (`crop` None)."""
+    return DataLoader(
+        EvalImages(data, split, images, table, crop),  # type: ignore[arg-type]
+        batch_size=batch_size if crop else 1,
+        num_workers=workers,
+        collate_fn=collate,  # type: ignore[arg-type]
+    )
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Segmenter,
+    scores: Scores,
+    loader: DataLoader[Loaded | UserError | LeakError],
+    n_true: int,
+    with_known: Set[str],
+    device: torch.device,
+    *,
+    channels_last: bool = True,
+    track: Callable[[Iterable[Loaded]], Iterable[Loaded]] = iter,
+) -> Matrices:
+    """Predict every image of a loader in float32 and count.
+
+    Args:
+        model: In any mode; it is put into eval mode.
+        scores: The method's `scores`.
+        n_true: N+1, future classes included.
+        with_known: Ids of the images that contain a known foreground class.
+        track: Wraps the loop, e.g. with a progress bar.
+    """
+    model.eval()
+    known = model.n_classes
+    totals = torch.zeros(2, n_true, known, dtype=torch.int64, device=device)
+    for batch, ids in track(iterate(loader)):
+        batch = to_device(batch, device, channels_last)
+        out = model(batch.images)
+        size = batch.labels.shape[-2:]
+        unknown = None if out.unknown is None else upsample(out.unknown, size)
+        prediction = scores(upsample(out.logits, size), unknown).argmax(1)
+        shown = torch.tensor([i in with_known for i in ids], device=device)
+        for k, chosen in enumerate((shown, ~shown)):
+            totals[k] += confusion(batch.labels[chosen], prediction[chosen], n_true, known)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(totals)
+    with_class, without = totals.cpu().numpy()
+    return Matrices(all=with_class + without, known=with_class)

@@ -1,0 +1,211 @@
+"""The contract between a method and the engine.
+
+A method is one final dataclass in `methods/NAME.py`: its fields are its hyper-parameters, its file name is
+its name. It says what trains, how it is initialised and what the named losses are; it never calls backward,
+an optimizer, autocast, a device, a process group, open or print: those are the engine's.
+"""
+
+import abc
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..batch import Batch
+from ..errors import UserError, near
+from ..model.segmenter import Segmenter, SegOutput
+
+ParameterGroup = dict[str, Any]
+
+
+class StepContext:
+    """One step as a method sees it; the engine owns it, the method only reads.
+
+    Attributes:
+        step: Index of the step, 0 = base.
+        model: The student, already grown.
+        teacher: The model as it was before the step (eval mode, no gradients); None at step 0.
+        known: Number of known classes after this step, background included (C in METHODS).
+        known_before: The same before this step (K in METHODS); 1 at step 0.
+    """
+
+    def __init__(
+        self, step: int, model: Segmenter, teacher: Segmenter | None, known: int, known_before: int
+    ) -> None:
+        self.step = step
+        self.model = model
+        self.teacher = teacher
+        self.known = known
+        self.known_before = known_before
+        self.shares_trunk = False
+
+    def share_frozen_trunk(self) -> None:
+        """Run a wholly frozen trunk once an iteration for student and teacher (after `begin_step`)."""
+        self.shares_trunk = self.model.trunk_frozen
+        if self.shares_trunk and self.teacher is not None:
+            self.teacher.trunk = self.model.trunk
+
+    def forward(self, batch: Batch) -> SegOutput:
+        """The student on a batch; no graph is kept for a frozen trunk."""
+        if self.shares_trunk:
+            return self.model.classify(*self._trunk(batch))
+        out: SegOutput = self.model(batch.images)
+        return out
+
+    @torch.no_grad()
+    def teach(self, batch: Batch) -> SegOutput:
+        """The teacher on a batch, without gradient.
+
+        Raises:
+            RuntimeError: At step 0, which has no teacher.
+        """
+        if self.teacher is None:
+            raise RuntimeError("step 0 has no teacher")
+        if self.shares_trunk:
+            return self.teacher.classify(*self._trunk(batch))
+        out: SegOutput = self.teacher(batch.images)
+        return out
+
+    def _trunk(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if batch.trunk is None:
+            with torch.no_grad():
+                batch.trunk = self.model.features(batch.images)
+        return batch.trunk
+
+    def mean(self, values: Tensor, valid: Tensor) -> Tensor:
+        """Mean of `values` over the `valid` pixels of the global batch, 0 when there is none.
+
+        With several processes every process divides by the average count, because the gradients are
+        averaged afterwards: so the result equals one process on the whole batch.
+        """
+        count = valid.sum().to(values.dtype)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(count)
+            count /= torch.distributed.get_world_size()
+        return values.masked_fill(~valid, 0.0).sum() / count.clamp(min=torch.finfo(values.dtype).tiny)
+
+
+class Method(abc.ABC):
+    """Base of all methods. Subclasses are final dataclasses."""
+
+    sees: ClassVar[Literal["new", "seen"]] = "new"
+    """Which classes are annotated in training: the step's own, or all so far (joint)."""
+
+    @property
+    def name(self) -> str:
+        """The name on the command line: the file's name, or the whole module path outside segrow."""
+        module = type(self).__module__
+        return module.removeprefix(f"{__package__}.")
+
+    @property
+    def aux(self) -> tuple[str, ...]:
+        """Extra maps this method reads from the data set."""
+        return ()
+
+    @property
+    def unknown_head(self) -> bool:
+        """Whether the model gets an auxiliary head for unknown objects."""
+        return False
+
+    def begin_step(self, ctx: StepContext) -> None:
+        """Initialise the new head and freeze. By default everything trains, from random new heads."""
+        ctx.model.unfreeze()
+
+    def parameter_groups(self, ctx: StepContext, lr: float, backbone_lr: float) -> list[ParameterGroup]:
+        """What trains and how fast: by default all that is not frozen, the backbone at its own rate."""
+        backbone = [p for p in ctx.model.trunk.backbone.parameters() if p.requires_grad]
+        inside = {id(p) for p in backbone}
+        rest = [p for p in ctx.model.parameters() if p.requires_grad and id(p) not in inside]
+        groups: list[ParameterGroup] = [
+            {"params": backbone, "lr": backbone_lr},
+            {"params": rest, "lr": lr},
+        ]
+        return [group for group in groups if group["params"]]
+
+    @abc.abstractmethod
+    def loss(self, ctx: StepContext, batch: Batch) -> dict[str, Tensor]:
+        """Named scalars; their sum is minimised."""
+
+    @abc.abstractmethod
+    def scores(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
+        """Upsampled logits B C H W (and B 1 H W) -> scores B C H W; the prediction is their arg max."""
+
+    def pseudo_labels(self, teacher: SegOutput, labels: Tensor) -> Tensor:
+        """Fill B H W labels with the teacher's certain predictions of old classes; default: none."""
+        return labels
+
+    @property
+    def pseudo_labelling(self) -> bool:
+        """Whether `pseudo_labels` does anything."""
+        return False
+
+    def end_step(self, ctx: StepContext) -> None:
+        """After the last update of a step, before the model is saved."""
+        return
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Untrained state that must survive a restart: thresholds, prototypes."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` gave.
+
+        Raises:
+            UserError: When there is state that this method does not have.
+        """
+        if state:
+            raise UserError(f"method {self.name} has no state, got {', '.join(state)}")
+
+    def fields(self) -> dict[str, Any]:
+        """The hyper-parameters by name."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+
+def method_names() -> tuple[str, ...]:
+    """Names of the methods that come with segrow."""
+    import segrow.methods as package
+
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base"))
+
+
+def method_class(name: str) -> type[Method]:
+    """Import the class of a method: a file of segrow/methods, or `package.module` outside.
+
+    Raises:
+        UserError: When there is no such module, or not exactly one method in it.
+    """
+    path = name if "." in name else f"{__package__}.{name}"
+    if "." not in name and name not in method_names():
+        raise UserError(
+            f'no method "{name}"; there is {", ".join(method_names())}.{near(name, method_names())}'
+        )
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        raise UserError(f'cannot import method "{name}": {error}') from None
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise UserError(f'method module "{name}" should hold exactly one Method, got {len(found)}')
+    return found[0]
+
+
+def make_method(name: str, fields: Mapping[str, Any]) -> Method:
+    """Build a method from its name and hyper-parameters, as a model directory stores them.
+
+    Raises:
+        UserError: For an unknown method or field.
+    """
+    kind = method_class(name)
+    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in fields:
+        if key not in known:
+            raise UserError(f'method {name} has no field "{key}"; it has {", ".join(sorted(known))}')
+    return kind(**fields)

@@ -1,0 +1,35 @@
+"""Fine-tuning: train on each step's labels and hope. The lower bound of every comparison."""
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+from torch import Tensor
+
+from ..batch import Batch
+from ..losses import cross_entropy, one_vs_rest, upsample
+from .base import Method, StepContext
+
+
+@final
+@dataclass
+class Finetune(Method):
+    """Plain cross-entropy on the step's labels; every other class is background there.
+
+    Attributes:
+        loss_type: ce (softmax over all known classes) or bce (one-vs-rest, as SSUL's).
+    """
+
+    loss_type: Literal["ce", "bce"] = "ce"
+
+    def begin_step(self, ctx: StepContext) -> None:
+        ctx.model.unfreeze()
+        if ctx.model.unknown is not None:  # a base step shared with a method that has one
+            ctx.model.freeze(ctx.model.unknown)
+
+    def loss(self, ctx: StepContext, batch: Batch) -> dict[str, Tensor]:
+        logits = upsample(ctx.forward(batch).logits, batch.labels.shape[-2:])
+        pixelwise = cross_entropy if self.loss_type == "ce" else one_vs_rest
+        return {self.loss_type: ctx.mean(pixelwise(logits, batch.labels), batch.labels >= 0)}
+
+    def scores(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
+        return logits.softmax(1) if self.loss_type == "ce" else logits.sigmoid()

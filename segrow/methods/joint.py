@@ -1,0 +1,31 @@
+"""Joint training: all classes so far annotated on all images so far. The upper bound."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+from torch import Tensor
+
+from ..batch import Batch
+from ..losses import cross_entropy, one_vs_rest, upsample
+from .base import Method, StepContext
+
+
+@final
+@dataclass
+class Joint(Method):
+    """Cross-entropy with every seen class annotated; with `--task offline` one step on everything.
+
+    Attributes:
+        loss_type: ce (softmax over all known classes) or bce (one-vs-rest, as SSUL's).
+    """
+
+    sees: ClassVar[Literal["new", "seen"]] = "seen"
+    loss_type: Literal["ce", "bce"] = "ce"
+
+    def loss(self, ctx: StepContext, batch: Batch) -> dict[str, Tensor]:
+        logits = upsample(ctx.forward(batch).logits, batch.labels.shape[-2:])
+        pixelwise = cross_entropy if self.loss_type == "ce" else one_vs_rest
+        return {self.loss_type: ctx.mean(pixelwise(logits, batch.labels), batch.labels >= 0)}
+
+    def scores(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
+        return logits.softmax(1) if self.loss_type == "ce" else logits.sigmoid()

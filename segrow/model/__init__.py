@@ -1,0 +1,1 @@
+"""The network: backbone, decoder, heads, and the directory it is kept in."""

@@ -1,0 +1,134 @@
+"""Backbones: any timm CNN that accepts an output stride, as a list of feature maps."""
+
+import difflib
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError, near
+
+SHORT = {"mobilenet": "mobilenetv2_100"}
+"""Names of the reference command line that differ from timm's."""
+
+# The reference networks start from torchvision's first ImageNet weights; timm's own defaults are later ones.
+DEFAULT_TAGS = {"resnet50": "tv_in1k", "resnet101": "tv_in1k"}
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+EXAMPLES = ("deeplabv3_resnet50", "deeplabv3_resnet101", "deeplabv3_mobilenet", "deeplabv3plus_resnet101")
+
+
+class Backbone(nn.Module):
+    """A timm CNN without its classifier.
+
+    Attributes:
+        name: timm's name, without a weight tag.
+        net: timm's feature extractor.
+        channels: Channels of each stage, deepest last.
+        reductions: Input size over map size of each stage.
+    """
+
+    def __init__(self, name: str, output_stride: int) -> None:
+        """Build with random weights.
+
+        Args:
+            name: timm's name.
+            output_stride: Input size over the size of the deepest map; 8, 16 or 32.
+
+        Raises:
+            UserError: When timm has no such model, or it takes no output stride.
+        """
+        super().__init__()
+        self.name = name
+        self.net = _create(name, output_stride)
+        info = self.net.feature_info
+        self.channels: tuple[int, ...] = tuple(info.channels())
+        self.reductions: tuple[int, ...] = tuple(info.reduction())
+        if self.reductions[-1] != output_stride:
+            raise UserError(
+                f"backbone {name} gives maps at stride {self.reductions[-1]}, expected {output_stride}; "
+                "use another --model.output_stride or backbone"
+            )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Normalised images B 3 H W -> one map B C_i h_i w_i a stage, after its activation, deepest last."""
+        return tuple(self.net(images))
+
+    def stage_at(self, reduction: int) -> int:
+        """Index of the deepest stage of a given reduction.
+
+        Raises:
+            UserError: When no stage has it.
+        """
+        found = [i for i, r in enumerate(self.reductions) if r == reduction]
+        if not found:
+            raise UserError(
+                f"backbone {self.name} has no map at stride {reduction} (only {self.reductions}), which "
+                "deeplabv3plus needs; use deeplabv3"
+            )
+        return found[-1]
+
+
+def split_name(name: str) -> tuple[bool, str]:
+    """A model's name -> (is it DeepLabV3+, timm's name of the backbone).
+
+    Raises:
+        UserError: When the name does not start with deeplabv3_ or deeplabv3plus_, or timm does not know
+            the rest.
+    """
+    family, _, short = name.partition("_")
+    if family not in ("deeplabv3", "deeplabv3plus") or not short:
+        raise UserError(
+            f'no model "{name}"; expected deeplabv3_BACKBONE or deeplabv3plus_BACKBONE, '
+            f"as {EXAMPLES[0]}.{near(name, EXAMPLES)}"
+        )
+    backbone = SHORT.get(short, short)
+    if not timm.is_model(backbone) or "." in backbone:
+        arch, _, tag = backbone.partition(".")
+        if timm.is_model(arch):
+            raise UserError(
+                f'no model "{name}": weight tags stand apart; use --model.name {family}_{arch} '
+                f"--model.weights timm:{tag}"
+            )
+        raise UserError(f'timm has no backbone "{backbone}".{_near_backbone(backbone)}')
+    return family == "deeplabv3plus", backbone
+
+
+def pretrained_config(backbone: str, tag: str | None) -> Any:
+    """timm's record of a set of pretrained weights (source, mean, std), or None."""
+    tag = tag or DEFAULT_TAGS.get(backbone)
+    return timm.models.get_pretrained_cfg(f"{backbone}.{tag}" if tag else backbone, allow_unregistered=True)
+
+
+def normalisation(backbone: str, tag: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the inputs a backbone was trained with, RGB, in [0, 1]."""
+    config = pretrained_config(backbone, tag)
+    if config is None:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return tuple(config.mean), tuple(config.std)
+
+
+def _near_backbone(backbone: str) -> str:
+    """The hint of `near`, over what a user may type: timm's names and the short ones."""
+    match = difflib.get_close_matches(backbone.lower(), [*SHORT, *timm.list_models()], n=1, cutoff=0.6)
+    return f' Did you mean "{match[0]}"?' if match else " See timm.list_models()."
+
+
+def _create(name: str, output_stride: int) -> Any:
+    """timm's feature extractor with random weights.
+
+    timm says in three ways that an architecture knows no output stride: an unexpected argument, an
+    assertion, or no feature extraction at all.
+    """
+    try:
+        return timm.create_model(name, pretrained=False, features_only=True, output_stride=output_stride)
+    except (TypeError, AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"backbone {name} does not take output stride {output_stride} ({reason}); expected a CNN that "
+            "does, as resnet101, mobilenetv2_100 or tf_efficientnet_lite0"
+        ) from None

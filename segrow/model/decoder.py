@@ -1,0 +1,128 @@
+"""DeepLab's decoders, up to the features that all heads share.
+
+DeepLabV3: Chen et al. 2017, arXiv 1706.05587. DeepLabV3+: Chen et al. 2018, arXiv 1802.02611.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .backbones import Backbone
+
+LOW_LEVEL = 48  # channels of the stride-4 projection of DeepLabV3+
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution without bias, batch normalisation, ReLU: B C_in h w -> B C_out h w."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> None:
+        padding = dilation * (kernel // 2)
+        super().__init__(
+            nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        )
+
+
+class ImagePooling(nn.Module):
+    """The image-level branch of the ASPP: global mean, 1x1, BN, ReLU, back to the map's size."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.project = ConvNormAct(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B C_in h w -> B C_out h w, constant over each image.
+
+        Raises:
+            UserError: In training with one image: there is no variance over a single value.
+        """
+        norm = self.project[1]
+        # Exactly this class: a norm synchronised over processes sees the other processes' images.
+        if norm.training and type(norm) is nn.BatchNorm2d and x.shape[0] == 1:
+            raise UserError(
+                "training got a batch of 1 image, expected a batch size of at least 2 (batch normalisation "
+                "of the image-level features); raise --train.batch_size or lower --train.accumulate"
+            )
+        pooled: Tensor = self.project(x.mean((2, 3), keepdim=True))
+        # From 1x1 an interpolation is a copy; an expanded view costs no memory.
+        return pooled.expand(-1, -1, *x.shape[2:])
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: 1x1, dilated 3x3 and image pooling side by side, then a projection.
+
+    The dropout that ends the ASPP elsewhere stands in the Segmenter, so that a frozen trunk is a constant
+    function of the image.
+    """
+
+    def __init__(self, inputs: int, width: int, rates: tuple[int, ...]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            [
+                ConvNormAct(inputs, width),
+                *(ConvNormAct(inputs, width, 3, rate) for rate in rates),
+                ImagePooling(inputs, width),
+            ]
+        )
+        self.project = ConvNormAct(width * len(self.branches), width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B C_in h w -> B width h w."""
+        out: Tensor = self.project(torch.cat([branch(x) for branch in self.branches], 1))
+        return out
+
+
+class DeepLabV3(nn.Module):
+    """The ASPP on the deepest stage.
+
+    Attributes:
+        channels: Channels of the result (width).
+    """
+
+    def __init__(self, backbone: Backbone, width: int, rates: tuple[int, ...]) -> None:
+        super().__init__()
+        self.aspp = ASPP(backbone.channels[-1], width, rates)
+        self.channels = width
+        self.apply(init_v3)
+
+    def forward(self, stages: tuple[Tensor, ...]) -> Tensor:
+        """Stages, deepest last -> B width h w at the output stride."""
+        out: Tensor = self.aspp(stages[-1])
+        return out
+
+
+class DeepLabV3Plus(nn.Module):
+    """The ASPP upsampled to stride 4, beside a projection of the stride-4 stage.
+
+    Attributes:
+        channels: Channels of the result (width + 48).
+    """
+
+    def __init__(self, backbone: Backbone, width: int, rates: tuple[int, ...]) -> None:
+        super().__init__()
+        self.low = backbone.stage_at(4)
+        self.aspp = ASPP(backbone.channels[-1], width, rates)
+        self.project = ConvNormAct(backbone.channels[self.low], LOW_LEVEL)
+        self.channels = width + LOW_LEVEL
+        self.apply(init_v3plus)
+
+    def forward(self, stages: tuple[Tensor, ...]) -> Tensor:
+        """Stages, deepest last -> B (width + 48) H/4 W/4: the projection first, then the ASPP's."""
+        low = self.project(stages[self.low])
+        deep = self.aspp(stages[-1])
+        deep = F.interpolate(deep, size=low.shape[2:], mode="bilinear", align_corners=False)
+        return torch.cat([low, deep], 1)
+
+
+def init_v3(module: nn.Module) -> None:
+    """Kaiming-normal convolutions; biases and normalisations keep torch's default."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight)
+
+
+def init_v3plus(module: nn.Module) -> None:
+    """Normal convolutions with deviation 0.001; biases and normalisations keep torch's default."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, 0.001)

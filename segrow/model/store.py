@@ -1,0 +1,223 @@
+"""The model directory: model.safetensors and model.json, whole or not there at all.
+
+Reading runs no code from the files and fetches nothing. Writing goes to a hidden neighbour that is renamed
+when it is complete; a directory that is replaced waits as another hidden neighbour until the new one stands.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..config import ModelConfig
+from ..errors import UserError
+from .segmenter import Group, Segmenter
+
+FORMAT = 1
+WEIGHTS, RECORD = "model.safetensors", "model.json"
+_OURS = ("format", "segrow", "timm", "class_steps", "model", "input", "hashes")
+
+
+def save_model(
+    model: Segmenter, directory: Path, meta: Mapping[str, Any], extra: Mapping[str, bytes] | None = None
+) -> None:
+    """Write a model directory, replacing a model that is there; a reader never meets half of one.
+
+    Args:
+        model: What is saved: every tensor of its state dict, layout, configuration, normalisation.
+        directory: Where; its parents are made. Files there that no model wrote are kept.
+        meta: The caller's part of model.json, JSON values: `class_names` (background first) and whatever else
+            there is to say (steps, method, protocol, crop, parent …).
+        extra: Further files by name, e.g. method.safetensors; their hashes are recorded too.
+
+    Raises:
+        UserError: When `directory` is something else than a model directory.
+        ValueError: When `meta` does not name every class, or uses a key of the format itself.
+    """
+    names = list(meta.get("class_names", ()))
+    if len(names) != model.n_classes:
+        raise ValueError(f"meta names {len(names)} classes, the model has {model.n_classes}")
+    if taken := [key for key in meta if key in _OURS]:
+        raise ValueError(f"meta may not set {', '.join(taken)}")
+    files = dict(extra or {})
+    if taken := [name for name in files if name in (WEIGHTS, RECORD) or Path(name).name != name]:
+        raise ValueError(f"not a name for a further file: {', '.join(taken)}")
+    files[WEIGHTS] = safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    )
+    record = {"format": FORMAT, "segrow": __version__, "timm": timm.__version__, **meta, **_describe(model)}
+    record = json.loads(json.dumps(record))  # as it will be read: lists for tuples, names for numbers
+    record["hashes"] = _hashes(record, files)
+    files[RECORD] = json.dumps(record, indent=1).encode()
+    _write_directory(directory, files)
+
+
+def load_model(directory: Path) -> tuple[Segmenter, dict[str, Any]]:
+    """Read a model directory.
+
+    Returns:
+        The model on the CPU, in evaluation mode, and the whole of model.json; its hashes have been checked.
+        The caller's random state is left alone.
+
+    Raises:
+        UserError: When there is no model, it was written by a newer segrow, or a file was changed, cut
+            off or lost.
+    """
+    directory = Path(directory)
+    if not directory.exists() and _backup(directory).exists():
+        directory = _backup(directory)  # the writer was stopped between two renames
+    if not (directory / RECORD).is_file():
+        raise UserError(f"no model in {directory}: expected a folder with {RECORD} and {WEIGHTS}")
+    record = _read_record(directory / RECORD)
+    weights = b""
+    for name, expected in record["hashes"]["files"].items():
+        path = directory / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing; copy the whole model directory again")
+        content = path.read_bytes()
+        if _sha(content) != expected:
+            raise UserError(f"{path} was changed or cut off after it was written; copy it again")
+        weights = content if name == WEIGHTS else weights
+    return _build(record, safetensors.torch.load(weights), directory), record
+
+
+def _describe(model: Segmenter) -> dict[str, Any]:
+    """The model's own part of model.json."""
+    return {
+        "class_steps": [group.step for group in model.layout for _ in range(group.start, group.stop)],
+        "model": {
+            "config": dataclasses.asdict(model.config),
+            "layout": [dataclasses.asdict(group) for group in model.layout],
+            "unknown": model.unknown is not None,
+        },
+        "input": {
+            "mean": [round(value, 6) for value in model.mean.flatten().tolist()],
+            "std": [round(value, 6) for value in model.std.flatten().tolist()],
+        },
+    }
+
+
+def _hashes(record: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
+    """SHA-256 of the configuration (all of model.json but this), of each file, and of both together."""
+    config = _sha(json.dumps({k: v for k, v in record.items() if k != "hashes"}, sort_keys=True).encode())
+    each = {name: _sha(content) for name, content in sorted(files.items())}
+    model = _sha((config + each[WEIGHTS]).encode())
+    return {"config": config, "weights": each[WEIGHTS], "model": model, "files": each}
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """model.json, checked for version and hash."""
+    try:
+        record: Any = json.loads(path.read_bytes())
+    except ValueError:
+        raise UserError(f"{path} was changed or cut off after it was written; copy it again") from None
+    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+        raise UserError(f"{path} is not a model of segrow: expected a format version in it")
+    if record["format"] > FORMAT:
+        raise UserError(
+            f"{path} has format {record['format']}, this segrow {__version__} reads up to {FORMAT}; "
+            f"update segrow (it was written by {record.get('segrow', 'a newer one')})"
+        )
+    hashes = record.get("hashes")
+    content = {key: value for key, value in record.items() if key != "hashes"}
+    expected = _sha(json.dumps(content, sort_keys=True).encode())
+    if (
+        not isinstance(hashes, dict)
+        or hashes.get("config") != expected
+        or WEIGHTS not in hashes.get("files", ())
+    ):
+        raise UserError(f"{path} was changed after it was written (its hash differs); copy it again")
+    return record
+
+
+def _build(record: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: Path) -> Segmenter:
+    """The network that model.json describes, filled; no pretrained weights are fetched."""
+    described = record["model"]
+    fields = dict(described["config"])
+    fields["rates"] = None if fields["rates"] is None else tuple(fields["rates"])
+    layout = tuple(Group(**group) for group in described["layout"])
+    normal = record["input"]
+    with torch.random.fork_rng(devices=[]):
+        model = Segmenter(
+            ModelConfig(**fields), layout, described["unknown"], tuple(normal["mean"]), tuple(normal["std"])
+        )
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+        raise UserError(
+            f"the weights in {directory} do not fit {fields['name']} of timm {timm.__version__}; they were "
+            f"written with timm {record['timm']}, install that version"
+        )
+    model.to(next(tensors[name].dtype for name, _ in model.named_parameters()))
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def _backup(directory: Path) -> Path:
+    """Where a directory waits while it is being replaced."""
+    return directory.with_name(f".{directory.name}.replaced")
+
+
+def _write_directory(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write all files beside `directory`, then exchange it."""
+    directory = Path(directory).resolve()
+    backup = _backup(directory)
+    if backup.exists():
+        _settle(directory, backup)
+    if directory.exists() and not (directory.is_dir() and _replaceable(directory)):
+        raise UserError(f"{directory} exists and is not a model directory; give another place for the model")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a writer that was killed
+    try:
+        temporary.mkdir()
+        for name, content in files.items():
+            with (temporary / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        if directory.exists():
+            os.rename(directory, backup)
+        os.rename(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if backup.exists():
+        _settle(directory, backup)
+
+
+def _replaceable(directory: Path) -> bool:
+    return (directory / RECORD).is_file() or not any(directory.iterdir())
+
+
+def _settle(directory: Path, backup: Path) -> None:
+    """End an exchange: back to the old directory if there is no new one, else keep only its foreign files."""
+    if not directory.exists():
+        os.rename(backup, directory)
+        return
+    ours = _written(backup / RECORD)
+    for entry in backup.iterdir():
+        if entry.name not in ours and not (directory / entry.name).exists():
+            os.rename(entry, directory / entry.name)
+    shutil.rmtree(backup)
+
+
+def _written(path: Path) -> set[str]:
+    """Names of the files that the writer of this model.json made."""
+    try:
+        record = _read_record(path)
+    except (UserError, OSError):
+        return {RECORD, WEIGHTS}
+    return {RECORD, *record["hashes"]["files"]}

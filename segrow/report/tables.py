@@ -1,0 +1,136 @@
+"""Tables of results for the terminal and for Markdown. Every table names the definition it was counted by."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich.markup import escape
+from rich.table import Table
+
+from ..errors import UserError
+from ..protocol import StepSummary, Summary
+
+Summaries = Sequence[tuple[str, Summary]]
+"""(name of the run or its method, how it was counted), in the order of printing."""
+
+NOT_COUNTED = "n/a"
+
+
+class Row(NamedTuple):
+    """One printed line; percentages with one decimal, or n/a."""
+
+    step: str
+    method: str
+    old: str
+    new: str
+    all: str
+    harmonic: str
+    forgetting: str
+
+
+def percent(value: float | None) -> str:
+    """A fraction in 0..1 as a percentage with one decimal; n/a for None."""
+    if value is None:
+        return NOT_COUNTED
+    text = f"{100 * value:.1f}"
+    return "0.0" if text == "-0.0" else text
+
+
+def definition_of(summaries: Summaries) -> Summary:
+    """The first summary, once it is sure that all are counted alike.
+
+    Raises:
+        UserError: There is no run, or the runs are counted differently (another definition, or a data set
+            on which it counts differently): numbers that must not stand side by side.
+    """
+    rules = list(dict.fromkeys(summary["rules"] for _, summary in summaries))
+    if not rules:
+        raise UserError("got no run to show, expected at least one; name a run folder.")
+    if len(rules) > 1:
+        raise UserError(
+            f"these runs are not counted in one way ({' / '.join(rules)}); show them in separate tables."
+        )
+    return summaries[0][1]
+
+
+def n_steps(summaries: Summaries) -> int:
+    """Number of steps of the longest run."""
+    return max(len(summary["steps"]) for _, summary in summaries)
+
+
+def rows(summaries: Summaries) -> list[list[Row]]:
+    """The lines of a table, one group a step; runs that have not come so far are left out of it.
+
+    Two last groups hold the mean of `all` over the steps, with and without step 0.
+    """
+    groups = [
+        [_row(name, summary["steps"][step]) for name, summary in summaries if step < len(summary["steps"])]
+        for step in range(n_steps(summaries))
+    ]
+    if len(groups) > 1:
+        groups.append([_mean_row("mean", name, summary["average"]) for name, summary in summaries])
+        groups.append(
+            [_mean_row("mean 1+", name, summary["average_without_step0"]) for name, summary in summaries]
+        )
+    return groups
+
+
+def results_table(summaries: Summaries) -> Table:
+    """Old, new, all, harmonic mean and forgetting per step and method.
+
+    Args:
+        summaries: Runs counted by the same definition.
+
+    Raises:
+        UserError: They are not.
+    """
+    first = definition_of(summaries)
+    table = Table(title=f"mIoU in %, definition {escape(first['definition'])}", caption_justify="left")
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("method", overflow="fold")
+    for heading in Row._fields[2:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for group in rows(summaries):
+        for i, row in enumerate(group):
+            step = row.step if i == 0 else ""
+            table.add_row(step, escape(row.method), *row[2:], end_section=i == len(group) - 1)
+    table.caption = escape("\n".join(notes(summaries)))
+    return table
+
+
+def as_markdown(summaries: Summaries) -> str:
+    """The same table as Markdown, the definition above it, notes below; ends with a newline.
+
+    Raises:
+        UserError: The runs are not counted by the same definition.
+    """
+    first = definition_of(summaries)
+    lines = [
+        f"mIoU in %, definition `{first['definition']}`",
+        "",
+        "| " + " | ".join(Row._fields) + " |",
+        "|---:|---|" + "---:|" * (len(Row._fields) - 2),
+    ]
+    for group in rows(summaries):
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in group]
+    return "\n".join([*lines, "", *(f"{note}  " for note in notes(summaries))]).rstrip() + "\n"
+
+
+def notes(summaries: Summaries) -> list[str]:
+    """What stands below a table: how it was counted, and which classes had nothing to count."""
+    first = definition_of(summaries)
+    lines = [first["rules"]]
+    absent: dict[str, None] = {}
+    for _, summary in summaries:
+        absent |= dict.fromkeys(name for step in summary["steps"] for name in step["absent"])
+    if absent:
+        lines.append(f"in some step without a pixel in the truth: {', '.join(absent)}")
+    return lines
+
+
+def _row(name: str, step: StepSummary) -> Row:
+    numbers = (step["old"], step["new"], step["all"], step["harmonic"], step["forgetting"])
+    return Row(str(step["step"]), name, *map(percent, numbers))
+
+
+def _mean_row(label: str, name: str, value: float | None) -> Row:
+    return Row(label, name, "", "", percent(value), "", "")

@@ -1,0 +1,258 @@
+"""Predict: the label map is what the evaluation would count, at the image's own size, in safe files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from segrow import predict
+from segrow.config import ModelConfig
+from segrow.errors import UserError
+from segrow.losses import upsample
+from segrow.model.segmenter import Segmenter, build_segmenter
+from segrow.palette import voc_palette
+from segrow.predict import Predictor, predict_files, upsample_rows, write_prediction
+
+NAMES = ("background", "cat", "dog")
+
+
+def scores(logits: Tensor, unknown: Tensor | None) -> Tensor:
+    """As SSUL: the unknown channel counts for background."""
+    p = logits.sigmoid()
+    if unknown is not None:
+        p = torch.cat([p[:, :1] + unknown.sigmoid(), p[:, 1:]], 1)
+    return p
+
+
+@pytest.fixture(scope="module")
+def model() -> Segmenter:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = ModelConfig(name="deeplabv3_mobilenet", weights="none", width=16)
+    built = build_segmenter(config, 1, unknown=True, report=lambda line: None)
+    built.grow(1, step=1)
+    # random weights say the same everywhere: spread the outputs, so that every class appears
+    with torch.no_grad():
+        for module in built.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_var.fill_(0.02)  # type: ignore[union-attr]
+    return built
+
+
+def noise(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Smooth random colours."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (max(2, height // 8), max(2, width // 8), 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def expected(model: Segmenter, seen: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """The label map of what the network sees, with torch alone."""
+    model.eval()
+    with torch.no_grad():
+        out = model(torch.from_numpy(seen.copy()).permute(2, 0, 1)[None])
+        assert out.unknown is not None
+        full = [
+            F.interpolate(m, size, mode="bilinear", align_corners=False) for m in (out.logits, out.unknown)
+        ]
+        return scores(full[0], full[1]).argmax(1)[0].numpy()
+
+
+def test_whole_image_at_its_own_size(model: Segmenter) -> None:
+    image = noise(70, 100)
+    model.train()
+    labels = Predictor(model, scores, NAMES).labels(image)
+    assert labels.dtype == np.uint8
+    assert labels.shape == (70, 100)
+    assert (labels == expected(model, image, (70, 100))).all()
+    assert len(np.unique(labels)) > 1  # otherwise this shows nothing
+    assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("size", "resized"), [((70, 100), (45, 64)), ((100, 70), (64, 45)), ((30, 30), (45, 45))]
+)
+def test_short_side_is_resized_to_the_crop_and_the_labels_back(
+    model: Segmenter, size: tuple[int, int], resized: tuple[int, int]
+) -> None:
+    image = noise(*size)
+    labels = Predictor(model, scores, NAMES, crop=45).labels(image)
+    seen = np.asarray(Image.fromarray(image).resize(resized[::-1], Image.Resampling.BILINEAR))
+    assert labels.shape == size
+    assert (labels == expected(model, seen, size)).all()
+
+
+def test_a_long_strip_is_not_blown_up(model: Segmenter) -> None:
+    seen: list[torch.Size] = []
+    hook = model.trunk.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+    labels = Predictor(model, scores, NAMES, crop=32).labels(noise(4, 2000))
+    hook.remove()
+    assert labels.shape == (4, 2000)
+    assert seen[0][2] * seen[0][3] <= 16 * 32 * 32
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 2)])
+def test_tiny_images(model: Segmenter, size: tuple[int, int]) -> None:
+    for crop in (None, 32):
+        assert Predictor(model, scores, NAMES, crop=crop).labels(noise(8, 8)[: size[0]]).shape[1] == 8
+        tiny = np.zeros((*size, 3), np.uint8)
+        assert Predictor(model, scores, NAMES, crop=crop).labels(tiny).shape == size
+
+
+def test_many_scores_go_in_bands(model: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = noise(70, 100)
+    whole = Predictor(model, scores, NAMES).labels(image)
+    called: list[torch.Size] = []
+
+    def counted(logits: Tensor, unknown: Tensor | None) -> Tensor:
+        called.append(logits.shape)
+        return scores(logits, unknown)
+
+    monkeypatch.setattr(predict, "MAX_SCORES", 3 * 100 * 9)
+    banded = Predictor(model, counted, NAMES).labels(image)
+    assert [shape[2] for shape in called] == [9] * 7 + [7]
+    assert (banded != whole).mean() < 1e-3  # only where two classes are equal to the last bit
+    monkeypatch.setattr(predict, "MAX_SCORES", 1)
+    assert (Predictor(model, scores, NAMES).labels(image) != whole).mean() < 1e-3
+
+
+@pytest.mark.parametrize("size", [(37, 50), (5, 7), (3, 4), (1, 1), (200, 9)])
+def test_upsampled_rows_are_rows_of_the_upsampled(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    maps = torch.randn(1, 2, 5, 7)
+    want = upsample(maps, size)
+    for start in range(0, size[0], 3):
+        stop = min(size[0], start + 3)
+        got = upsample_rows(maps, size, start, stop)
+        torch.testing.assert_close(got, want[:, :, start:stop], rtol=1e-5, atol=1e-5)
+
+
+def test_file_pil_and_array_say_the_same(model: Segmenter, tmp_path: Path) -> None:
+    image = noise(40, 60)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    predictor = Predictor(model, scores, NAMES)
+    labels = predictor.labels(image)
+    for same in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(image)):
+        assert (predictor.labels(same) == labels).all()
+
+
+def test_exif_orientation_turns_the_labels_too(model: Segmenter, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise(40, 60)).save(tmp_path / "a.png", exif=exif)
+    assert Predictor(model, scores, NAMES).labels(tmp_path / "a.png").shape == (60, 40)
+
+
+def test_arrays_of_another_kind_are_refused(model: Segmenter) -> None:
+    predictor = Predictor(model, scores, NAMES)
+    for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((3, 4, 4), np.uint8)):
+        with pytest.raises(UserError, match=r"got an array of .* expected uint8 \(height, width, 3\)"):
+            predictor.labels(wrong)  # type: ignore[arg-type]
+
+
+def test_names_must_fit_the_channels(model: Segmenter) -> None:
+    with pytest.raises(ValueError, match="2 class names for a model of 3 classes"):
+        Predictor(model, scores, NAMES[:2])
+
+
+def test_png_value_is_the_class_index(tmp_path: Path) -> None:
+    labels = np.array([[0, 1, 2], [20, 255, 7]], np.uint8)
+    path = tmp_path / "a.png"
+    write_prediction(labels, path, voc_palette(256))
+    picture = Image.open(path)
+    assert picture.mode == "P"
+    assert (np.asarray(picture) == labels).all()
+    assert np.asarray(picture.convert("RGB"))[1, 0].tolist() == [0, 64, 128]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_more_than_256_classes_are_written_as_16_bit(tmp_path: Path) -> None:
+    labels = np.array([[0, 300], [1000, 32767]], np.int16)
+    write_prediction(labels, tmp_path / "a.png", voc_palette(1001))
+    assert (np.asarray(Image.open(tmp_path / "a.png")) == labels).all()
+
+
+def test_more_than_256_classes_are_int16() -> None:
+    config = ModelConfig(name="deeplabv3_mobilenet", weights="none", width=8, head="linear")
+    big = build_segmenter(config, 299, unknown=False, report=lambda line: None)
+    with torch.no_grad():
+        for head in big.heads_of("base"):
+            head.out.bias[280] = 1e6  # type: ignore[index]
+    names = [str(i) for i in range(300)]
+    labels = Predictor(big, scores, names).labels(noise(20, 20))
+    assert labels.dtype == np.int16
+    assert Predictor(big, lambda x, u: x, names).labels(noise(20, 20)).max() == 280
+
+
+def folder(path: Path, names: Sequence[str]) -> list[Path]:
+    path.mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(names):
+        Image.fromarray(noise(40, 60, seed=i)).save(path / name)
+    return [path / name for name in names]
+
+
+def test_predict_files(model: Segmenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = folder(tmp_path / "in", ["a.jpg", "b.c.png"])
+    predictor = Predictor(model, scores, NAMES)
+    done = predict_files(predictor, images, tmp_path / "x" / "out", overlays=True, progress=False)
+    out = tmp_path / "x" / "out"
+    assert sorted(p.name for p in out.iterdir()) == ["a.png", "a_overlay.jpg", "b.c.png", "b.c_overlay.jpg"]
+    assert [d.image for d in done] == images
+    for prediction in done:
+        labels = np.asarray(Image.open(prediction.labels))
+        assert (labels == predictor.labels(prediction.image)).all()
+        assert prediction.overlay is not None
+        assert Image.open(prediction.overlay).size == (60, 40)
+        assert prediction.shares == pytest.approx({NAMES[c]: (labels == c).mean() for c in np.unique(labels)})
+        assert list(prediction.shares.values()) == sorted(prediction.shares.values(), reverse=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_predict_files_without_overlays(model: Segmenter, tmp_path: Path) -> None:
+    images = folder(tmp_path / "in", ["a.jpg"])
+    done = predict_files(Predictor(model, scores, NAMES), images, tmp_path / "out", False, False)
+    assert done[0].overlay is None
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_same_stem_is_refused_before_anything_is_written(model: Segmenter, tmp_path: Path) -> None:
+    images = [*folder(tmp_path / "one", ["a.jpg"]), *folder(tmp_path / "two", ["a.png"])]
+    with pytest.raises(UserError, match=r"one/a\.jpg and .*two/a\.png would both be written to .*out/a\.png"):
+        predict_files(Predictor(model, scores, NAMES), images, tmp_path / "out", True, False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("names", [["a.png"], ["a.jpg", "a_overlay.jpg"]])
+def test_an_input_is_never_overwritten(model: Segmenter, tmp_path: Path, names: list[str]) -> None:
+    images = folder(tmp_path / "in", names)
+    before = images[-1].read_bytes()
+    with pytest.raises(UserError, match=f"{names[-1]} would overwrite an input image"):
+        predict_files(Predictor(model, scores, NAMES), images, tmp_path / "in" / ".." / "in", True, False)
+    assert images[-1].read_bytes() == before
+    assert len(list((tmp_path / "in").iterdir())) == len(names)
+
+
+def test_unreadable_images_are_one_line(model: Segmenter, tmp_path: Path) -> None:
+    good = folder(tmp_path, ["a.jpg"])
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(good[0].read_bytes()[:300])
+    text = tmp_path / "text.png"
+    text.write_text("no image")
+    for bad in (broken, text, tmp_path / "missing.jpg", tmp_path):
+        with pytest.raises(UserError) as error:
+            predict_files(Predictor(model, scores, NAMES), [*good, bad], tmp_path / "out", True, False)
+        assert str(bad) in str(error.value)
+        assert "\n" not in str(error.value)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "a_overlay.jpg"]
+
+
+def test_out_that_is_a_file(model: Segmenter, tmp_path: Path) -> None:
+    images = folder(tmp_path, ["a.jpg"])
+    with pytest.raises(UserError, match=r"a\.jpg cannot be a folder"):
+        predict_files(Predictor(model, scores, NAMES), images, images[0], False, False)
