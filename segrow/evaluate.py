@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .data.base import SegDataset
-from .data.loader import EvalImages, Loaded, collate, iterate, to_device
+from .data.loader import EvalImages, Loaded, collate, iterate, to_device, worker_count
 from .errors import LeakError, UserError
 from .losses import upsample
 from .model.segmenter import Segmenter
@@ -55,8 +55,8 @@ def eval_loader(
     return DataLoader(
         EvalImages(data, split, images, table, crop),  # type: ignore[arg-type]
         batch_size=batch_size if crop else 1,
-        num_workers=workers,
-        collate_fn=collate,  # type: ignore[arg-type]
+        num_workers=worker_count(workers),
+        collate_fn=collate,
     )
 
 

@@ -52,7 +52,7 @@ def poly(iteration: int, total: int, warm_up: bool = False) -> float:
         total: Number of updates of the step.
         warm_up: Multiply with a linear rise from 0.001 to 1 over the first tenth (warm_poly).
     """
-    factor = float(1 - iteration / total) ** 0.9
+    factor: float = (1 - iteration / total) ** 0.9
     warm = total // 10
     if warm_up and iteration < warm:
         factor *= 0.001 + (1 - 0.001) * iteration / warm

@@ -280,7 +280,8 @@ def summarise(results: Mapping[str, Any], definition_name: str) -> Summary:
     rules = definition(definition_name).on(data)
     _check(results)
     names: list[str] = list(results["classes"])
-    base = int(results["steps"][0]["known"])
+    # a single model has no base step among its records, so it says how many classes that had
+    base = int(results.get("base_known", results["steps"][0]["known"]))
     best: dict[str, float] = {}  # per class: the best IoU so far
     steps: list[StepSummary] = []
     dropped: dict[str, float | None] = {}
@@ -364,7 +365,8 @@ def _check(results: Mapping[str, Any]) -> None:
     if not steps:
         raise UserError("results have no step yet; wait for the base step, or check the run's log.")
     total, learnt = len(results["classes"]), 0
-    for index, stored in enumerate(steps):
+    first = int(steps[0]["step"]) if "base_known" in results else 0
+    for index, stored in enumerate(steps, first):
         if stored["step"] != index:
             raise UserError(f"results have step {stored['step']} where step {index} was expected; run again.")
         known = int(stored["known"])

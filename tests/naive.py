@@ -26,7 +26,7 @@ def bilinear_matrix(small: int, large: int) -> Array:
     matrix = np.zeros((large, small))
     for i in range(large):
         position = min(max((i + 0.5) * small / large - 0.5, 0.0), small - 1.0)
-        low = int(math.floor(position))
+        low = math.floor(position)
         high = min(low + 1, small - 1)
         matrix[i, low] += 1 - (position - low)
         matrix[i, high] += position - low
@@ -289,7 +289,13 @@ class NaiveHead:
 
 
 def view_map(
-    mask: NDArray[Any], size: tuple[int, int], top: int, left: int, crop: tuple[int, int], flip: bool, fill: int
+    mask: NDArray[Any],
+    size: tuple[int, int],
+    top: int,
+    left: int,
+    crop: tuple[int, int],
+    flip: bool,
+    fill: int,
 ) -> NDArray[Any]:
     """Nearest by pixel centres, one pixel at a time."""
     out = np.zeros(crop, mask.dtype)

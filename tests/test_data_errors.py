@@ -165,7 +165,7 @@ def test_images_and_masks_that_stand_alone(tmp_path: Path, layout: str) -> None:
 
 def test_one_image_in_two_files(tmp_path: Path) -> None:
     tree = folder_tree(tmp_path / "fruit")
-    Image.fromarray(RGB).save(tree.root / "images/train/train0000.jpg")
+    Image.new("RGB", (32, 24)).save(tree.root / "images/train/train0000.jpg")
     with pytest.raises(
         UserError, match=r"holds train0000.jpg and train0000.png; one image must have one file"
     ):

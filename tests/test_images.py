@@ -62,7 +62,7 @@ def test_images_of_every_mode_become_rgb(tmp_path: Path) -> None:
     grey_rgb = np.stack([GREY] * 3, axis=2)
     palette = Image.fromarray(GREY)
     palette.putpalette(RNG.integers(0, 256, 768).tolist())
-    wide = GREY.astype(np.uint16) * 257
+    wide = GREY.astype(np.uint16) * 256 + 17
     alpha = np.dstack([RGB, np.full((5, 7), 128, np.uint8)])
     cases = {
         "grey.png": (Image.fromarray(GREY), grey_rgb),
@@ -91,7 +91,7 @@ def test_16_bit_rgb(tmp_path: Path) -> None:
     def block(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in RGB.astype(np.uint16) * 257)
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in RGB.astype(np.uint16) * 256 + 17)
     header = struct.pack(">IIBBBBB", 7, 5, 16, 2, 0, 0, 0)
     png = (
         b"\x89PNG\r\n\x1a\n"

@@ -10,10 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive import Array, Labels
+from naive import Array, Labels, poly_rate, upsample_backward
 from naive import confusion as naive_confusion
 from naive import pixelwise as naive_pixelwise
-from naive import poly_rate, upsample_backward
 from naive import upsample as naive_upsample
 from torch import Tensor
 
@@ -225,7 +224,9 @@ def test_mean_of_two_processes_equals_that_of_one(tmp_path: Path) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(n_true=st.integers(1, 6), n_known=st.integers(1, 6), pixels=st.integers(0, 40), seed=st.integers(0, 999))
+@given(
+    n_true=st.integers(1, 6), n_known=st.integers(1, 6), pixels=st.integers(0, 40), seed=st.integers(0, 999)
+)
 def test_confusion_equals_a_loop(n_true: int, n_known: int, pixels: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     truth, prediction = rng.integers(-2, n_true, (2, pixels)), rng.integers(0, n_known, (2, pixels))

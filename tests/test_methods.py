@@ -1,6 +1,7 @@
 """Every method keeps the contract; ssul equals a naive implementation, its loss and whole updates."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import naive
@@ -92,6 +93,12 @@ def next_step(method: Method, model: Segmenter, n_new: int, step: int) -> StepCo
     return ctx
 
 
+def two_steps(method: Method, model: Segmenter) -> Iterator[StepContext]:
+    """The base step, and when it has been used, the next."""
+    yield first_step(method, model)
+    yield next_step(method, model, 2, 1)
+
+
 def total(losses: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(losses.values())).sum()
 
@@ -152,7 +159,7 @@ def test_contract(name: str) -> None:
     assert set(method.aux) <= {"saliency"}
     assert method.fields() == {key: getattr(method, key) for key in method.fields()}
     model = tiny(method.unknown_head)
-    for ctx in (first_step(method, model), next_step(method, model, 2, 1)):
+    for ctx in two_steps(method, model):
         ctx.share_frozen_trunk()
         check_update(method, ctx)
         check_scores(method, ctx)
@@ -208,7 +215,9 @@ def test_what_methods_ask_for() -> None:
 # --- finding methods ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("wrong", "near"), [("sul", "ssul"), ("fine-tune", "finetune"), ("SSUL", "ssul")])
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("sul", "ssul"), ("fine-tune", "finetune"), ("SSUL", "ssul"), (".ssul", "ssul")]
+)
 def test_unknown_method_names_its_neighbour(wrong: str, near: str) -> None:
     with pytest.raises(UserError, match=f'no method "{wrong}"; there is .*Did you mean "{near}"'):
         method_class(wrong)
@@ -219,7 +228,7 @@ def test_the_base_module_is_no_method() -> None:
         method_class("base")
 
 
-@pytest.mark.parametrize("name", ["no_such_package.method", "segrow.methods.nothing", ".ssul", "ssul."])
+@pytest.mark.parametrize("name", ["no_such_package.method", "segrow.methods.nothing", "ssul."])
 def test_module_that_cannot_be_imported(name: str) -> None:
     with pytest.raises(UserError, match="cannot import method"):
         method_class(name)
@@ -275,7 +284,7 @@ def test_state_that_nobody_has() -> None:
 
 
 def test_ssul_needs_a_background_head() -> None:
-    with pytest.raises(UserError, match="needs a background head of its own; use --model.head conv"):
+    with pytest.raises(UserError, match=r"needs a background head of its own; use --model\.head conv"):
         first_step(Ssul(), tiny(head="linear"))
 
 
@@ -319,7 +328,9 @@ def old_outputs(draw: st.DrawFn) -> tuple[Array, Labels, bool]:
 
 @settings(max_examples=80, deadline=None)
 @given(
-    case=old_outputs(), threshold=st.sampled_from([0.0, 0.5, 0.7, 0.95]), loss_type=st.sampled_from(["bce", "ce"])
+    case=old_outputs(),
+    threshold=st.sampled_from([0.0, 0.5, 0.7, 0.95]),
+    loss_type=st.sampled_from(["bce", "ce"]),
 )
 def test_pseudo_labels_equal_the_naive_ones(
     case: tuple[Array, Labels, bool], threshold: float, loss_type: str
@@ -366,8 +377,12 @@ class Outputs:
 
     def __init__(self, model: Segmenter) -> None:
         self.maps: list[Tensor] = []
-        for head in [*model.heads, *([] if model.unknown is None else [model.unknown])]:
-            head.register_forward_hook(self._keep)
+        heads = [*model.heads, *([] if model.unknown is None else [model.unknown])]
+        self.hooks = [head.register_forward_hook(self._keep) for head in heads]
+
+    def release(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
 
     def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         output.retain_grad()
@@ -389,13 +404,14 @@ def test_ssul_loss_equals_the_naive_one(loss_type: str, unknown: str, pseudo: bo
     model = tiny(method.unknown_head, dropout=0.0)
     shake(model, spread=1.5)
     teacher_labels = 0
-    for step, ctx in enumerate((first_step(method, model), next_step(method, model, 2, 1))):
-        ctx.model.train() if step else ctx.model.eval()
-        batch = make_batch(ctx.known, seed=step + 1)
+    for ctx in two_steps(method, model):
+        ctx.model.train(ctx.step > 0)
+        batch = make_batch(ctx.known, seed=ctx.step + 1)
         outputs = Outputs(ctx.model)
         losses = method.loss(ctx, batch)
         assert list(losses) == [loss_type]
         losses[loss_type].backward()
+        outputs.release()
         teacher = None if ctx.teacher is None else with_unknown(ctx.teacher(batch.images))
         labels, saliency = batch.labels.numpy(), batch.aux["saliency"].numpy()
         expected = naive.ssul_loss(outputs.values(), teacher, labels, saliency, options)
@@ -561,7 +577,11 @@ def test_two_updates_equal_the_naive_ones() -> None:
     after = model.state_dict()
     trained = set()
     for prefix, head in (("heads.0", heads[0]), ("heads.3", heads[3]), ("unknown", heads[4])):
-        expected = {"body.0.weight": head.conv, "out.weight": head.weight[..., None, None], "out.bias": head.bias}
+        expected = {
+            "body.0.weight": head.conv,
+            "out.weight": head.weight[..., None, None],
+            "out.bias": head.bias,
+        }
         for key, value in expected.items():
             name = f"{prefix}.{key}"
             trained.add(name)

@@ -89,7 +89,7 @@ def cut_image(image: np.ndarray, view: View, fill: tuple[int, int, int]) -> np.n
     down, across = image.shape[0] / view.size[0], image.shape[1] / view.size[1]
     box = (left * across, top * down, right * across, bottom * down)
     resized = Image.fromarray(image).resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box)
-    return _place(np.asarray(resized), view, fill)
+    return _place(np.array(resized), view, fill)
 
 
 def cut_map(mask: np.ndarray, view: View, fill: int) -> np.ndarray:
@@ -97,8 +97,7 @@ def cut_map(mask: np.ndarray, view: View, fill: int) -> np.ndarray:
     top, left, bottom, right = _visible(view)
     if mask.shape == view.size:
         return _place(mask[top:bottom, left:right], view, fill)
-    # pixel centres, as PIL and torchvision's nearest-exact place them
-    rows = ((np.arange(top, bottom) + 0.5) * (mask.shape[0] / view.size[0])).astype(np.intp)
-    columns = ((np.arange(left, right) + 0.5) * (mask.shape[1] / view.size[1])).astype(np.intp)
-    rows, columns = rows.clip(max=mask.shape[0] - 1), columns.clip(max=mask.shape[1] - 1)
+    # pixel centres, as PIL and torchvision's nearest-exact place them; whole numbers round no tie
+    rows = (2 * np.arange(top, bottom) + 1) * mask.shape[0] // (2 * view.size[0])
+    columns = (2 * np.arange(left, right) + 1) * mask.shape[1] // (2 * view.size[1])
     return _place(mask[rows[:, None], columns], view, fill)

@@ -4,6 +4,8 @@ Every random number of a batch derives from (seed, step, epoch, iteration, posit
 one with other workers or more devices, draws the same global batches.
 """
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -60,7 +62,7 @@ class EpochPlan:
                 images = [self._image(first + k, self.n_images, 1) for k in range(own)]
                 start = (epoch * self.iterations + iteration) * replayed
                 exemplars = [self._image(start + k, self.n_exemplars, 2) for k in range(replayed)]
-                order = np.random.default_rng([*key, 1]).permutation(self.batch_size)
+                order = np.random.default_rng([*key, self.batch_size]).permutation(self.batch_size)
                 mixed = [(i, False) for i in images] + [(i, True) for i in exemplars]
                 pairs = [mixed[k] for k in order]
             else:
@@ -200,6 +202,8 @@ class StepImages(Dataset[Item | UserError | LeakError]):
         guard(labels, visible, image_id, self.step)
         if draw.from_memory and self.unshifted:
             labels = unshift(labels)
+            # the labels say already what is unknown; class 1, now 0, stays background
+            aux = {name: torch.zeros_like(value) for name, value in aux.items()}
         pixels = torch.from_numpy(cut_image(image, view, self.mean_colour)).permute(2, 0, 1)
         return Item(pixels, torch.from_numpy(labels), draw.from_memory, aux, image_id)
 
@@ -251,6 +255,11 @@ def collate(items: Sequence[Item | UserError | LeakError]) -> Loaded | UserError
         aux={name: torch.stack([i.aux[name] for i in good]) for name in good[0].aux},
     )
     return batch, [i.image_id for i in good]
+
+
+def worker_count(wanted: int) -> int:
+    """Loader processes: not more than there are cores to run them (the draws do not depend on it)."""
+    return min(wanted, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
 
 
 def iterate(loader: DataLoader[Loaded | UserError | LeakError]) -> Iterator[Loaded]:

@@ -116,7 +116,7 @@ class Display:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self.console.print(line, markup=False)
+        self.console.print(line, markup=False, soft_wrap=True)
 
     def track(self, items: Iterable[T], what: str, total: int) -> Iterator[T]:
         """A bar over any loop."""

@@ -99,6 +99,7 @@ class Run:
         self.paths = RunPaths(machine.root)
         self.fabric: Fabric = machine.fabric
         self.results: dict[str, Any] = {}
+        self._fresh: Segmenter | None = None
 
     # ---- the folder
 
@@ -109,8 +110,8 @@ class Run:
             return
         self.results = self._empty_results()
         adopted = None if base is None else self._check_base(base, plain)
-        if adopted is None and not self.paths.model(0).exists():
-            self._base_model()  # fails here, before anything is written, if the network cannot be built
+        if adopted is None:
+            self._fresh = self._base_model()  # fails here, before anything is written, if it must fail
         if self.fabric.is_global_zero:
             self.paths.root.mkdir(parents=True, exist_ok=True)
             write_atomic(self.paths.config, yaml.safe_dump(dict(plain), sort_keys=False).encode())
@@ -236,7 +237,8 @@ class Run:
     def _models(self, step: int) -> tuple[Segmenter, Segmenter | None, str | None, tuple[Exemplar, ...]]:
         """Student and teacher on the device, the teacher's hash, and the exemplars to replay."""
         if step == 0:
-            return self._base_model().to(self.fabric.device), None, None, ()
+            model, self._fresh = self._fresh or self._base_model(), None
+            return model.to(self.fabric.device), None, None, ()
         folder = self.paths.model(step - 1)
         model, meta = load_model(folder)
         exemplars = from_json(folder / "memory.json")
@@ -244,7 +246,7 @@ class Run:
         model.to(self.fabric.device)
         teacher = copy.deepcopy(model).eval().requires_grad_(False)
         model.grow(len(self.scenario.steps[step].classes), step)
-        return model.to(self.fabric.device), teacher, str(meta["hashes"]["weights"]), exemplars
+        return model.to(self.fabric.device), teacher, str(meta["hashes"]["model"]), exemplars
 
     def _base_model(self) -> Segmenter:
         torch.manual_seed(mix_seed(self.config.seed, 0))

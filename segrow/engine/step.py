@@ -13,7 +13,16 @@ from torch.utils.data import DataLoader
 
 from ..batch import Batch
 from ..config import TrainConfig
-from ..data.loader import EpochPlan, Loaded, ShardedBatches, StepImages, collate, iterate, to_device
+from ..data.loader import (
+    EpochPlan,
+    Loaded,
+    ShardedBatches,
+    StepImages,
+    collate,
+    iterate,
+    to_device,
+    worker_count,
+)
 from ..errors import LeakError, UserError
 from ..losses import poly
 from ..methods.base import Method, StepContext
@@ -115,11 +124,12 @@ class StepTrainer:
         self.objective, self.optimizer = fabric.setup(Objective(method, ctx), optimizer)
         plan = EpochPlan(len(images), len(images.exemplars), train.batch_size, machine.seed, ctx.step)
         self.batches = ShardedBatches(plan, fabric.global_rank, fabric.world_size)
+        workers = worker_count(train.workers)
         self.loader: DataLoader[Loaded | UserError | LeakError] = DataLoader(
             images,  # type: ignore[arg-type]
             batch_sampler=self.batches,  # type: ignore[arg-type]
-            num_workers=train.workers,
-            persistent_workers=train.workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             collate_fn=collate,  # type: ignore[arg-type]
             pin_memory=fabric.device.type == "cuda",
         )

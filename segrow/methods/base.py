@@ -114,6 +114,8 @@ class Method(abc.ABC):
     def begin_step(self, ctx: StepContext) -> None:
         """Initialise the new head and freeze. By default everything trains, from random new heads."""
         ctx.model.unfreeze()
+        if ctx.model.unknown is not None and not self.unknown_head:  # base step of a method that has one
+            ctx.model.freeze(ctx.model.unknown)
 
     def parameter_groups(self, ctx: StepContext, lr: float, backbone_lr: float) -> list[ParameterGroup]:
         """What trains and how fast: by default all that is not frozen, the backbone at its own rate."""
@@ -178,8 +180,9 @@ def method_class(name: str) -> type[Method]:
     Raises:
         UserError: When there is no such module, or not exactly one method in it.
     """
-    path = name if "." in name else f"{__package__}.{name}"
-    if "." not in name and name not in method_names():
+    outside = "." in name.lstrip(".")
+    path = name if outside else f"{__package__}.{name}"
+    if not outside and name not in method_names():
         raise UserError(
             f'no method "{name}"; there is {", ".join(method_names())}.{near(name, method_names())}'
         )

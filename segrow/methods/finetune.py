@@ -21,11 +21,6 @@ class Finetune(Method):
 
     loss_type: Literal["ce", "bce"] = "ce"
 
-    def begin_step(self, ctx: StepContext) -> None:
-        ctx.model.unfreeze()
-        if ctx.model.unknown is not None:  # a base step shared with a method that has one
-            ctx.model.freeze(ctx.model.unknown)
-
     def loss(self, ctx: StepContext, batch: Batch) -> dict[str, Tensor]:
         logits = upsample(ctx.forward(batch).logits, batch.labels.shape[-2:])
         pixelwise = cross_entropy if self.loss_type == "ce" else one_vs_rest
