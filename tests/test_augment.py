@@ -46,6 +46,7 @@ def test_maps_equal_the_naive_ones(case: tuple[tuple[int, int], View], seed: int
     ours = cut_map(mask, view, fill)
     assert ours.dtype == mask.dtype
     assert ours.flags.c_contiguous
+    assert ours.flags.writeable  # torch warns of arrays that are not
     np.testing.assert_array_equal(ours, naive.view_map(mask, *arguments(view), fill))
 
 
@@ -65,6 +66,7 @@ def test_images_equal_the_naive_ones(case: tuple[tuple[int, int], View], seed: i
     ours = cut_image(image, view, FILL)
     assert ours.dtype == np.uint8
     assert ours.flags.c_contiguous
+    assert ours.flags.writeable  # torch warns of arrays that are not
     expected = naive.view_image(image, *arguments(view), FILL)
     assert ours.shape == expected.shape
     assert np.abs(ours - expected).max() <= 1.01

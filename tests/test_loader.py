@@ -1,6 +1,5 @@
 """What a batch shows: which images, which views, which labels; and that no label leaks."""
 
-import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -257,15 +256,6 @@ def test_without_aux_no_saliency_is_read(data: FolderDataset) -> None:
     assert item_of(step_images(data, 0, aux=()), Draw(0, False, (1,))).aux == {}
     failed = step_images(data, 0)[Draw(0, False, (1,))]
     assert isinstance(failed, UserError)
-
-
-def test_reading_warns_of_nothing(data: FolderDataset) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for scale, flip in (((1.0, 1.0), 0.0), ((2.0, 2.0), 0.0), ((2.0, 2.0), 1.0)):
-            images = step_images(data, 0, scale=scale, flip=flip, crop=20)
-            collate([item_of(images, Draw(i, False, (i,))) for i in range(3)])
-        collate([EvalImages(data, "val", data.ids("val"), scenario_of(data).eval_table(), 16)[0]])
 
 
 # --- labels of an exemplar ------------------------------------------------------------------------------

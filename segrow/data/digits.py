@@ -79,6 +79,11 @@ class Composition:
             f"-{self.scenes}+{self.val_scenes}-seed{self.seed}"
         )
 
+    @property
+    def mark(self) -> str:
+        """The text of the file that says what was composed."""
+        return json.dumps(asdict(self)) + "\n"
+
 
 class Digits(FolderDataset):
     """The composed scenes in `root`: a folder data set with saliency."""
@@ -159,15 +164,14 @@ def _holds(root: Path, what: Composition) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
-        found = json.loads((root / MARK).read_text(encoding="utf-8"))
+        found = (root / MARK).read_text(encoding="utf-8")
     except (OSError, ValueError):
         raise UserError(
             f"{root} holds something else than digit scenes; give --data.root a new or an empty folder"
         ) from None
-    if found != asdict(what):
-        other = ", ".join(f"{k} {found.get(k)}" for k in asdict(what) if found.get(k) != asdict(what)[k])
+    if found != what.mark:
         raise UserError(
-            f"{root} holds digit scenes of other parameters ({other}), expected {what.folder}; "
+            f"{root} holds digit scenes with {' '.join(found.split())}, expected {what.mark.strip()}; "
             f"give --data.root another folder or delete this one"
         )
     return True
@@ -194,7 +198,7 @@ def _write(folder: Path, what: Composition) -> None:
                 bar.advance(task)
     names = ("background", *NAMES[: what.digits])
     (folder / "classes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
-    (folder / MARK).write_text(json.dumps(asdict(what), indent=1) + "\n", encoding="utf-8")
+    (folder / MARK).write_text(what.mark, encoding="utf-8")
 
 
 def load_material(what: Composition, split: Split) -> Material:

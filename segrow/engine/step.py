@@ -127,10 +127,10 @@ class StepTrainer:
         workers = worker_count(train.workers)
         self.loader: DataLoader[Loaded | UserError | LeakError] = DataLoader(
             images,  # type: ignore[arg-type]
-            batch_sampler=self.batches,  # type: ignore[arg-type]
+            batch_sampler=self.batches,
             num_workers=workers,
             persistent_workers=workers > 0,
-            collate_fn=collate,  # type: ignore[arg-type]
+            collate_fn=collate,
             pin_memory=fabric.device.type == "cuda",
         )
 
