@@ -134,3 +134,30 @@ def _row(name: str, step: StepSummary) -> Row:
 
 def _mean_row(label: str, name: str, value: float | None) -> Row:
     return Row(label, name, "", "", percent(value), "", "")
+
+
+def per_class_rows(summaries: Summaries) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the IoU per class after each run's last step; the lines are classes."""
+    names = list(dict.fromkeys(c for _, summary in summaries for c in summary["steps"][-1]["per_class"]))
+    last = [summary["steps"][-1]["per_class"] for _, summary in summaries]
+    header = ["class", *(name for name, _ in summaries)]
+    return header, [[c, *(percent(values[c]) if c in values else "" for values in last)] for c in names]
+
+
+def per_class_table(summaries: Summaries) -> Table:
+    """IoU per class after the last step, for the terminal."""
+    header, lines = per_class_rows(summaries)
+    table = Table(title=f"IoU in % after the last step, definition {definition_of(summaries)['definition']}")
+    table.add_column(header[0])
+    for name in header[1:]:
+        table.add_column(escape(name), justify="right")
+    for line in lines:
+        table.add_row(*map(escape, line))
+    return table
+
+
+def per_class_markdown(summaries: Summaries) -> str:
+    """The same as a Markdown table."""
+    header, lines = per_class_rows(summaries)
+    rule = ["---", *("---:" for _ in header[1:])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
