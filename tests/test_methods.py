@@ -72,7 +72,10 @@ def make_batch(known: int, seed: int = 0, side: int = SIDE, n: int = 2) -> Batch
         images=torch.from_numpy(rng.integers(0, 256, (n, 3, side, side), dtype=np.uint8)),
         labels=torch.from_numpy(labels),
         from_memory=torch.from_numpy(rng.random(n) < 0.5),
-        aux={"saliency": torch.from_numpy(saliency)},
+        aux={
+            "saliency": torch.from_numpy(saliency),
+            "everything": torch.ones(labels.shape, dtype=torch.bool),
+        },
     )
 
 
@@ -156,7 +159,7 @@ def test_contract(name: str) -> None:
     method = make_method(name, {})
     assert method.name == name
     assert method.sees in ("new", "seen")
-    assert set(method.aux) <= {"saliency"}
+    assert set(method.aux) <= {"saliency", "everything"}
     assert method.fields() == {key: getattr(method, key) for key in method.fields()}
     model = tiny(method.unknown_head)
     for ctx in two_steps(method, model):
@@ -199,7 +202,8 @@ def test_methods_that_come_with_segrow() -> None:
 
 def test_what_methods_ask_for() -> None:
     assert Ssul().aux == ("saliency",)
-    assert Ssul(unknown="background").aux == Ssul(unknown="none").aux == ()
+    assert Ssul(unknown="background").aux == ("everything",)
+    assert Ssul(unknown="none").aux == ()
     assert Ssul().unknown_head
     assert Ssul(unknown="background").unknown_head
     assert not Ssul(unknown="none").unknown_head
@@ -613,6 +617,7 @@ def test_a_frozen_trunk_runs_once_and_changes_nothing(bn_freeze: bool) -> None:
         if share:
             ctx.share_frozen_trunk()
         assert ctx.shares_trunk == (share and bn_freeze)
+        assert (ctx.teacher.trunk is model.trunk) == ctx.shares_trunk  # one copy in memory
         model.train()
         counts: list[int] = []
         count_runs(list({ctx.model.trunk, ctx.teacher.trunk}), counts)

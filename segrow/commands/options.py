@@ -101,6 +101,7 @@ def parse_run(argv: Sequence[str], command: str, description: str, example: str)
     name = early.method or stored.get("name") or DEFAULT_METHOD
     # hyper-parameters of another method than the one asked for mean nothing
     fields = {k: v for k, v in stored.items() if k != "name"} if stored.get("name", name) == name else {}
+    _check_method_options(name, [*(f"--method.{key}" for key in fields), *rest])
     parser = _parser(name, f"{description}\n\nExample: {example}", command)
     if fields:
         values["method"] = fields
@@ -113,6 +114,15 @@ def parse_run(argv: Sequence[str], command: str, description: str, example: str)
     return RunOptions(
         config, method, Path(parsed.out) if parsed.out else None, Path(parsed.base) if parsed.base else None
     )
+
+
+def _check_method_options(name: str, args: Sequence[str]) -> None:
+    """The parser below would take any `--method.WORD` for a part of `--method` and drop it."""
+    known = [f"--method.{f.name}" for f in dataclasses.fields(method_class(name))]  # type: ignore[arg-type]
+    for arg in args:
+        flag = arg.partition("=")[0]
+        if flag.startswith("--method.") and flag not in known:
+            raise UserError(f"no option {flag}; method {name} has {', '.join(known)}.{near(flag, known)}")
 
 
 def _parser(method: str, description: str, command: str) -> ArgumentParser:
@@ -136,10 +146,12 @@ def _parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
         return built
     except ArgumentError as error:
         line = " ".join(str(error).split())
+        group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", line)
         unknown = re.search(r"(?:unrecognized arguments: |Option ')(?:--)?([\w.]+)", line)
-        if unknown:
+        if group or unknown:
+            name = f"{group[1]}.{group[2]}" if group else unknown[1] if unknown else ""
             names = [option for action in parser._actions for option in action.option_strings]
-            raise UserError(f"{line}.{near('--' + unknown[1], names)}") from None
+            raise UserError(f"{line.rstrip('.')}.{near('--' + name, names)}") from None
         options = re.search(r"Literal\[(.*?)\]. Got value: (\S+)", line)
         hint = near(options[2], re.findall(r"'(.*?)'", options[1])) if options else ""
         raise UserError(f"{line}.{hint}") from None

@@ -78,7 +78,7 @@ def _place(part: np.ndarray, view: View, fill: int | tuple[int, ...]) -> np.ndar
         out = np.empty((*view.crop, *part.shape[2:]), part.dtype)
         out[:] = fill
         out[top - view.top : bottom - view.top, left - view.left : right - view.left] = part
-    return np.ascontiguousarray(out[:, ::-1] if view.flip else out)
+    return np.array(out[:, ::-1] if view.flip else out, order="C")  # a copy: PIL's arrays are read-only
 
 
 def cut_image(image: np.ndarray, view: View, fill: tuple[int, int, int]) -> np.ndarray:
@@ -89,7 +89,7 @@ def cut_image(image: np.ndarray, view: View, fill: tuple[int, int, int]) -> np.n
     down, across = image.shape[0] / view.size[0], image.shape[1] / view.size[1]
     box = (left * across, top * down, right * across, bottom * down)
     resized = Image.fromarray(image).resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box)
-    return _place(np.array(resized), view, fill)
+    return _place(np.asarray(resized), view, fill)
 
 
 def cut_map(mask: np.ndarray, view: View, fill: int) -> np.ndarray:

@@ -205,9 +205,9 @@ def _read_all(pairs: Sequence[Pair], values: Values, what: str, progress: bool) 
     chunks = [pairs[i : i + CHUNK] for i in range(0, len(pairs), CHUNK)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # no refreshing thread: processes are forked below, and a fork should not meet a thread with a lock
-    with Progress(
-        *columns, console=Console(stderr=True), transient=True, auto_refresh=False, disable=not progress
-    ) as bar:
+    console = Console(stderr=True)
+    shown = progress and console.is_terminal  # elsewhere it would leave an empty line
+    with Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not shown) as bar:
         task = bar.add_task(what, total=len(pairs))
         for bits in _read_chunks(chunks, len(pairs), values):
             yield bits

@@ -198,6 +198,8 @@ class StepImages(Dataset[Item | UserError | LeakError]):
         aux = {}
         if "saliency" in self.aux:
             aux["saliency"] = torch.from_numpy(cut_map(self.data.saliency("train", image_id), view, 0) > 0)
+        if "everything" in self.aux:
+            aux["everything"] = torch.ones(view.crop, dtype=torch.bool)
         labels = table[cut_map(mask, view, self.data.ignore_id)]
         guard(labels, visible, image_id, self.step)
         if draw.from_memory and self.unshifted:

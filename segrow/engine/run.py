@@ -34,6 +34,7 @@ from .log import Display
 from .setup import (
     Prepared,
     check_folder,
+    check_ranges,
     configuration,
     differences,
     images_hash,
@@ -61,6 +62,7 @@ def train(config: RunConfig, method: Method, out: Path, base: Path | None = None
     Raises:
         UserError: For every mistake in the options, the data or the folder, before anything is written.
     """
+    check_ranges(config)
     plain = configuration(config, method)
     check_folder(out, plain)
     fabric, precision = make_fabric(config.train)
@@ -105,7 +107,9 @@ class Run:
 
     def begin(self, plain: Mapping[str, Any], base: Path | None) -> None:
         """Read what is there, or start the folder (with the base step of another run)."""
-        if self.paths.results.exists():
+        there = self.paths.results.exists()
+        self.fabric.barrier()  # all processes have looked before the first one writes
+        if there:
             self.results = read_results(self.paths.root)
             return
         self.results = self._empty_results()

@@ -68,15 +68,51 @@ def prepare(config: RunConfig, method: Method, progress: bool = True) -> Prepare
         config.seed,
     )
     _check_batches(config.train, scenario)
-    _check_memory(config, scenario)
+    _check_memory(config, scenario, method)
     return Prepared(data, scenario, train, val)
 
 
-def _check_batches(train: TrainConfig, scenario: Scenario) -> None:
-    for name in ("epochs", "batch_size", "accumulate", "devices", "crop", "log_every"):
+def check_ranges(config: RunConfig) -> None:
+    """Numbers that no run can use.
+
+    Raises:
+        UserError: Naming the first option that is out of its range.
+    """
+    train = config.train
+    whole = (
+        "epochs",
+        "step0_epochs",
+        "batch_size",
+        "accumulate",
+        "devices",
+        "crop",
+        "val_batch_size",
+        "log_every",
+    )
+    for name in whole:
         value = getattr(train, name)
-        if value < 1:
+        if value is not None and value < 1:
             raise UserError(f"--train.{name} should be at least 1, got {value}")
+    rates = ("lr", "backbone_lr", "step0_lr", "step0_backbone_lr", "weight_decay", "clip", "workers")
+    named = {f"train.{name}": getattr(train, name) for name in rates}
+    named |= {
+        "seed": config.seed,
+        "data.order_seed": config.data.order_seed,
+        "memory.size": config.memory.size,
+    }
+    for name, value in named.items():
+        if value is not None and not value >= 0:
+            raise UserError(f"--{name} should be 0 or more, got {value}")
+    if not 0 <= train.momentum < 1:
+        raise UserError(f"--train.momentum should be from 0 to below 1, got {train.momentum}")
+    if not 0 <= train.flip <= 1:
+        raise UserError(f"--train.flip should be a probability from 0 to 1, got {train.flip}")
+    low, high = train.scale
+    if not 0 < low <= high:
+        raise UserError(f"--train.scale should be LOW,HIGH with 0 < LOW <= HIGH, got {low},{high}")
+
+
+def _check_batches(train: TrainConfig, scenario: Scenario) -> None:
     parts = train.devices * train.accumulate
     if train.batch_size % parts:
         raise UserError(
@@ -95,10 +131,13 @@ def _check_batches(train: TrainConfig, scenario: Scenario) -> None:
             )
 
 
-def _check_memory(config: RunConfig, scenario: Scenario) -> None:
+def _check_memory(config: RunConfig, scenario: Scenario, method: Method) -> None:
     size = config.memory.size
-    if size < 0:
-        raise UserError(f"--memory.size should be 0 or more, got {size}")
+    if config.memory.unshifted and not method.unknown_head:
+        raise UserError(
+            f"--memory.unshifted shifts labels into the unknown channel, which method {method.name} does not "
+            "have here; leave it out"
+        )
     available = len(scenario.images(len(scenario.steps) - 1, "seen"))
     if size > available:
         raise UserError(

@@ -23,7 +23,7 @@ from ..data.loader import (
     to_device,
     worker_count,
 )
-from ..errors import LeakError, UserError
+from ..errors import LeakError, NonFiniteLossError, UserError
 from ..losses import poly
 from ..methods.base import Method, StepContext
 from .checkpoint import Checkpoint
@@ -31,10 +31,6 @@ from .cost import Stopwatch
 from .log import Display, RunLog, TrainingBar
 
 LR_FLOOR = 1e-6  # of poly, METHODS 2; warm_poly has none
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; names every term and the images of the batch."""
 
 
 class Objective(nn.Module):
@@ -132,6 +128,9 @@ class StepTrainer:
             persistent_workers=workers > 0,
             collate_fn=collate,
             pin_memory=fabric.device.type == "cuda",
+            # else an iterator draws from the global generator, but not one that goes on with its workers:
+            # dropout would depend on the number of workers and on where a run was resumed
+            generator=torch.Generator(),
         )
 
     def fit(self) -> float:
@@ -146,19 +145,21 @@ class StepTrainer:
         first = machine.fabric.is_global_zero
         log = RunLog(machine.root, step, self.first, per_epoch) if first else None
         bar = machine.display.training(f"step {step}", self.epochs * per_epoch, self.first * per_epoch)
-        for epoch in range(self.first, self.epochs):
-            with self.watch:
-                terms = self._epoch(epoch, bar, log)
-            if first:
-                self._checkpoint(epoch + 1).save(machine.root / "last.ckpt")
-            if not machine.display.live:
-                losses = "  ".join(f"{name} {value:.4f}" for name, value in terms.items())
-                machine.display.say(
-                    f"step {step}  epoch {epoch + 1}/{self.epochs}  {losses}  {self.watch.seconds:.0f} s"
-                )
-        bar.close()
-        if log:
-            log.close()
+        try:
+            for epoch in range(self.first, self.epochs):
+                with self.watch:
+                    terms = self._epoch(epoch, bar, log)
+                if first:
+                    self._checkpoint(epoch + 1).save(machine.root / "last.ckpt")
+                if not machine.display.live:
+                    losses = "  ".join(f"{name} {value:.4f}" for name, value in terms.items())
+                    machine.display.say(
+                        f"step {step}  epoch {epoch + 1}/{self.epochs}  {losses}  {self.watch.seconds:.0f} s"
+                    )
+        finally:
+            bar.close()
+            if log:
+                log.close()
         return self.watch.seconds
 
     def _epoch(self, epoch: int, bar: TrainingBar, log: RunLog | None) -> dict[str, float]:
@@ -179,7 +180,7 @@ class StepTrainer:
             bar.advance()
             # the only synchronisation with the device
             if len(recent) == machine.train.log_every or i + 1 == per_epoch:
-                shown = _means(recent, images)
+                shown = _means(machine.fabric, recent, images)
                 speed = bar.show(shown)
                 if log:
                     log.write(epoch, i, self.optimizer.param_groups[0]["lr"], speed, shown)
@@ -221,14 +222,16 @@ class StepTrainer:
         )
 
 
-def _means(recent: list[dict[str, Tensor]], images: list[list[str]]) -> dict[str, float]:
-    """Means of the terms over the last updates.
+def _means(fabric: Fabric, recent: list[dict[str, Tensor]], images: list[list[str]]) -> dict[str, float]:
+    """Means of the terms over the last updates and over all processes, which so stop together.
 
     Raises:
         NonFiniteLossError: Naming the first batch whose loss is not finite.
     """
     names = list(recent[0])
-    values = torch.stack([torch.stack([terms[name].float() for name in names]) for terms in recent]).tolist()
+    stacked = torch.stack([torch.stack([terms[name].float() for name in names]) for terms in recent])
+    reduced = fabric.all_reduce(stacked, reduce_op="mean")
+    values: list[list[float]] = torch.as_tensor(reduced).tolist()
     for row, ids in zip(values, images, strict=True):
         if not all(math.isfinite(v) for v in row):
             terms = ", ".join(f"{name} = {v}" for name, v in zip(names, row, strict=True))

@@ -45,7 +45,7 @@ class Ssul(Method):
 
     @property
     def aux(self) -> tuple[str, ...]:
-        return ("saliency",) if self.unknown == "saliency" else ()
+        return {"saliency": ("saliency",), "background": ("everything",), "none": ()}[self.unknown]
 
     @property
     def unknown_head(self) -> bool:
@@ -56,22 +56,18 @@ class Ssul(Method):
         return self.pseudo
 
     def begin_step(self, ctx: StepContext) -> None:
+        super().begin_step(ctx)
         model = ctx.model
-        model.unfreeze()
         if model.layout[0].stop != 1:
             raise UserError("method ssul needs a background head of its own; use --model.head conv")
         if ctx.step == 0:
             return
-        if self.w_transfer and model.unknown is not None:
+        if self.w_transfer and self.unknown_head:
             model.initialise_from_unknown()
         if self.freeze:
-            old = [h for h, group in zip(model.heads, model.layout, strict=True) if 0 < group.step < ctx.step]
-            base = [
-                h
-                for h, group in zip(model.heads, model.layout, strict=True)
-                if group.step == 0 and group.start > 0
-            ]
-            model.freeze(model.trunk, *base, *old, norms=self.bn_freeze)
+            heads = zip(model.heads, model.layout, strict=True)
+            old = [head for head, group in heads if group.step < ctx.step and group.start > 0]
+            model.freeze(model.trunk, *old, norms=self.bn_freeze)
         if self.bn_freeze:
             model.freeze(*(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)))
 
@@ -87,12 +83,11 @@ class Ssul(Method):
     def loss(self, ctx: StepContext, batch: Batch) -> dict[str, Tensor]:
         out = ctx.forward(batch)
         labels = batch.labels
-        if self.unknown != "none":
-            hidden = batch.aux["saliency"] if self.unknown == "saliency" else torch.ones_like(labels).bool()
+        for hidden in (batch.aux[name] for name in self.aux):
             labels = labels.masked_fill((labels == 0) & hidden, UNKNOWN)
         if self.pseudo and ctx.teacher is not None:
             labels = self.pseudo_labels(ctx.teach(batch), labels)
-        logits = upsample(_channels(out.logits, out.unknown), labels.shape[-2:])
+        logits = upsample(self._channels(out.logits, out.unknown), labels.shape[-2:])
         target = labels.masked_fill(labels == UNKNOWN, ctx.known)  # the auxiliary channel stands last
         pixelwise = {"bce": one_vs_rest, "ce": cross_entropy, "focal": focal}[self.loss_type]
         return {self.loss_type: ctx.mean(pixelwise(logits, target), labels != IGNORE)}
@@ -104,21 +99,20 @@ class Ssul(Method):
         """
         known = teacher.logits.shape[1]
         score, best = self._probabilities(
-            upsample(_channels(teacher.logits, teacher.unknown), labels.shape[-2:])
+            upsample(self._channels(teacher.logits, teacher.unknown), labels.shape[-2:])
         ).max(1)
         certain = (score >= self.threshold) & (best > 0) & (best < known)
         return torch.where(((labels == 0) | (labels == UNKNOWN)) & certain, best, labels)
 
     def scores(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
         """p(background) += p(unknown); unknown itself is never predicted (METHODS 2, Prediction)."""
-        p = self._probabilities(_channels(logits, unknown))
+        p = self._probabilities(self._channels(logits, unknown))
         known = logits.shape[1]
         return torch.cat([p[:, :1] + p[:, known:].sum(1, keepdim=True), p[:, 1:known]], 1)
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid() if self.loss_type == "bce" else logits.softmax(1)
 
-
-def _channels(logits: Tensor, unknown: Tensor | None) -> Tensor:
-    """Classes, then the auxiliary channel: the class index stays the channel."""
-    return logits if unknown is None else torch.cat([logits, unknown], 1)
+    def _channels(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
+        """Classes, then the auxiliary channel: the class index stays the channel."""
+        return torch.cat([logits, unknown], 1) if unknown is not None and self.unknown_head else logits
