@@ -16,7 +16,7 @@ segrow: grow a semantic segmentation model class by class, without forgetting.
 
 usage: segrow COMMAND [options]
 
-  demo       learn ten handwritten digits in steps on the embedded data: a table, pictures, a page
+  demo       learn handwritten digits in steps on the embedded data: a table, pictures, a page
   train      train a scenario step by step; the same command again continues
   scenario   which classes and images each step of a task has
   results    mIoU of old, new and all classes after every step of one or more runs

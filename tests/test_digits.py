@@ -33,7 +33,7 @@ def stamps(root: Path) -> dict[str, int]:
 
 
 def test_a_folder_data_set(tmp_path: Path) -> None:
-    compose(tmp_path / "scenes", scenes=5, val_scenes=3, seed=1)
+    compose(tmp_path / "scenes", scenes=5, val_scenes=3, seed=1, digits=10)
     data = Digits(tmp_path / "scenes")
     assert data.name == "digits"
     assert data.class_names[:3] == ("background", "zero", "one")
@@ -76,7 +76,7 @@ def test_same_parameters_same_pixels_and_a_larger_set_begins_alike(tmp_path: Pat
 
 
 def test_splits_share_no_handwriting_and_all_digits_are_in_both() -> None:
-    what = Composition(1)
+    what = Composition(1, digits=10)
     bunch = load_digits()
     train, val = load_material(what, "train").digits, load_material(what, "val").digits
     for digit in range(10):
@@ -138,7 +138,7 @@ def test_second_call_reuses_the_scenes(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("SEGROW_CACHE", str(tmp_path / "cache"))
     data = open_digits(None, 2)
     assert data.root.parent == (tmp_path / "cache").resolve()
-    assert data.root.name == "digits-v1-10x96px-2+200-seed1"
+    assert data.root.name == "digits-v1-7x96px-2+200-seed1"
     assert len(data.ids("train")) == 2
     before = stamps(data.root)
     assert open_digits(None, 2).root == data.root

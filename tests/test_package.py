@@ -36,7 +36,7 @@ def test_the_wheel_runs_elsewhere(tmp_path: Path) -> None:
     home = tmp_path / "venv"
     venv.create(home, with_pip=False)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(home)}))
-    _call([*pip, "install", "--no-deps", "--no-compile", "--prefix", str(home), str(wheel)], tmp_path)
+    _call([*pip, "install", "--ignore-installed", "--no-deps", "--prefix", str(home), str(wheel)], tmp_path)
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     script, python = str(home / "bin" / "segrow"), str(home / "bin" / "python")
 

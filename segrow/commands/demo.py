@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
     demo = run_demo(Path(args.out), args.seed, size, command, lambda line: console.print(line, style="bold"))
     console.print(results_table(demo.summaries))
     console.print(f"pictures and curves: {demo.page}", highlight=False, soft_wrap=True)
-    for failure in demo.failures:
-        console.print(f"floor missed: {failure}", style="bold red", highlight=False)
-    return 1 if demo.failures else 0
+    for floor in demo.floors:
+        mark, style = ("ok    ", "green") if floor.passed else ("MISSED", "bold red")
+        console.print(f"{mark} {floor.text}", style=style, highlight=False, soft_wrap=True)
+    return 0 if all(floor.passed for floor in demo.floors) else 1
