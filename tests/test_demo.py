@@ -53,7 +53,8 @@ def test_short_demo_meets_every_floor(seed: int, tmp_path: Path) -> None:
     assert len(demo.results["ssul"]["steps"]) >= 4
     assert all(floor.passed for floor in demo.floors), [floor.text for floor in demo.floors]
     page = demo.page.read_text()
-    assert "http://" not in page and "https://" not in page
+    assert "http://" not in page
+    assert "https://" not in page
     for name in ("finetune", "ssul", "joint"):
         assert name in page
     if seed == 1:  # the command on the finished folder: nothing is trained again, the table is printed

@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON (of one run: an object; else a list)")
     args = parser.parse_args(list(argv))
     definition(args.definition)
-    from ..engine.run import read_results
+    from ..engine.setup import read_results
 
     summaries = [(Path(run).name, summarise(read_results(Path(run)), args.definition)) for run in args.runs]
     if args.json:

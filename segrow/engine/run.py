@@ -1,7 +1,6 @@
 """A run: all steps of a scenario with one method, in one folder that can be continued at any time."""
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,12 @@ from safetensors.torch import save as tensors_to_bytes
 
 from .. import __version__
 from ..config import RunConfig, RunPaths
-from ..data.loader import StepImages, iterate, to_device
-from ..errors import UserError
+from ..data.loader import StepImages
 from ..evaluate import Matrices, eval_loader, evaluate
 from ..memory import (
     Exemplar,
     check_memory,
     from_json,
-    merge_candidates,
-    select_exemplars,
     to_json,
 )
 from ..methods.base import Method, StepContext
@@ -30,17 +26,18 @@ from ..model.segmenter import Segmenter, build_segmenter
 from ..model.store import load_model, save_model
 from .checkpoint import Checkpoint, write_atomic, write_json
 from .cost import Stopwatch, parameter_counts, peak_memory, reset_peak_memory, stored_bytes
+from .exemplars import Chooser
 from .log import Display
 from .setup import (
     Prepared,
+    check_base,
     check_folder,
     check_ranges,
     configuration,
-    differences,
     images_hash,
     make_fabric,
     prepare,
-    read_config,
+    read_results,
 )
 from .step import Machine, StepTrainer, mix_seed
 
@@ -77,19 +74,6 @@ def train(config: RunConfig, method: Method, out: Path, base: Path | None = None
     return run.results
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """results.json of a run folder.
-
-    Raises:
-        UserError: When there is none.
-    """
-    path = RunPaths(folder).results
-    if not path.exists():
-        raise UserError(f"{folder} has no results.json; give the folder of a run that finished a step")
-    loaded: dict[str, Any] = json.loads(path.read_text())
-    return loaded
-
-
 class Run:
     """The state of a run between steps: its folder and its results."""
 
@@ -97,7 +81,6 @@ class Run:
         self.config, self.method, self.machine = config, method, machine
         self.data, self.scenario = prepared.data, prepared.scenario
         self.present = {"train": prepared.train, "val": prepared.val}
-        self._rows = {image: k for k, image in enumerate(prepared.train.ids)}
         self.paths = RunPaths(machine.root)
         self.fabric: Fabric = machine.fabric
         self.results: dict[str, Any] = {}
@@ -113,7 +96,7 @@ class Run:
             self.results = read_results(self.paths.root)
             return
         self.results = self._empty_results()
-        adopted = None if base is None else self._check_base(base, plain)
+        adopted = None if base is None else check_base(base, plain, self.results, self.method, self.scenario)
         if adopted is None:
             self._fresh = self._base_model()  # fails here, before anything is written, if it must fail
         if self.fabric.is_global_zero:
@@ -147,32 +130,10 @@ class Run:
             "steps": [],
         }
 
-    def _check_base(self, base: Path, plain: Mapping[str, Any]) -> dict[str, Any]:
-        """The base step's record of another run, if its network, classes, images and protocol match."""
-        there = read_results(base)
-        if not there["steps"]:
-            raise UserError(f"{base} has not finished its base step yet")
-        record: dict[str, Any] = there["steps"][0]
-        config = read_config(base)
-        found = [f"model.{row}" for row in differences(config["model"], plain["model"], frozenset())]
-        for key in ("data", "classes", "evaluation"):
-            if there[key] != self.results[key]:
-                found.append(f"{key}: {there[key]} there, {self.results[key]} here")
-        ours = self.scenario.steps[0]
-        if record["classes"] != list(ours.classes) or record["images_hash"] != images_hash(ours.images):
-            found.append(f"base step: {len(record['classes'])} classes and {record['images']} images there, ")
-            found[-1] += f"{len(ours.classes)} classes and {len(ours.images)} images here, or other images"
-        model, _ = load_model(RunPaths(base).model(0))
-        if self.method.unknown_head and model.unknown is None:
-            found.append(f"unknown head: none there, method {self.method.name} needs one")
-        if found:
-            raise UserError(f"the base step of {base} cannot be shared: {'; '.join(found)}")
-        return record
-
     def _adopt(self, base: Path, record: dict[str, Any]) -> None:
         if self.fabric.is_global_zero:
             model, meta = load_model(RunPaths(base).model(0))
-            exemplars = self._select(0, model, ())
+            exemplars = self._keep(0, model, ())
             ours = {key: meta[key] for key in META}
             save_model(model, self.paths.model(0), ours, {"memory.json": to_json(exemplars)})
         self.results["steps"] = [{**record, "from_base": str(base)}]
@@ -224,7 +185,7 @@ class Run:
         trainable, total = parameter_counts(model)
         self.method.end_step(ctx)
         if self.fabric.is_global_zero:
-            stored = self._select(step, model, exemplars)
+            stored = self._keep(step, model, exemplars)
             training = {
                 "train_s": seconds,
                 "iterations": epochs * len(trainer.batches),
@@ -283,6 +244,13 @@ class Run:
         classes = ", ".join(self.scenario.steps[step].classes)
         self.machine.display.say(f"step {step}  learns {classes} from {len(images)} images{replay}")
 
+    def _keep(self, step: int, model: Segmenter, previous: tuple[Exemplar, ...]) -> tuple[Exemplar, ...]:
+        """The exemplars to keep after a step; none after the last, which nothing follows."""
+        if not self.config.memory.size or step + 1 == len(self.scenario.steps):
+            return ()
+        chooser = Chooser(self.data, self.scenario, self.present["train"], self.config, self.machine.display)
+        return chooser.choose(step, model, self.method, previous, self.fabric.device)
+
     def _meta(self, step: int, parent: str | None, training: dict[str, Any]) -> dict[str, Any]:
         scenario = self.scenario
         return {
@@ -299,50 +267,6 @@ class Run:
             "training": training,
             "parent": parent,
         }
-
-    # ---- memory
-
-    def _select(self, step: int, model: Segmenter, previous: tuple[Exemplar, ...]) -> tuple[Exemplar, ...]:
-        """The exemplars to keep after a step; none after the last, which nothing follows."""
-        size = self.config.memory.size
-        if not size or step + 1 == len(self.scenario.steps):
-            return ()
-        taught = self.scenario.steps[step]
-        pseudo = self._pseudo_classes(step, model, previous)
-        old = [(e, self._present(e.image, e.classes) | pseudo.get(e.image, frozenset())) for e in previous]
-        new = [(i, self._present(i, taught.indices) | pseudo.get(i, frozenset())) for i in taught.images]
-        candidates = merge_candidates(old, new, step, taught.indices)
-        classes = range(1, self.scenario.known(step))
-        return select_exemplars(candidates, classes, size, (self.config.seed, step, 3))
-
-    def _present(self, image: str, classes: tuple[int, ...] | range) -> frozenset[int]:
-        """Which of `classes` the annotation of a training image shows."""
-        row = self.present["train"].present[self._rows[image]]
-        return frozenset(c for c in classes if row[self.scenario.raw_ids[c]])
-
-    @torch.inference_mode()
-    def _pseudo_classes(
-        self, step: int, model: Segmenter, previous: tuple[Exemplar, ...]
-    ) -> dict[str, frozenset[int]]:
-        """Older classes that the model is certain of in the step's images (METHODS 2, SSUL-M)."""
-        if step == 0 or not self.method.pseudo_labelling:
-            return {}
-        train, model = self.config.train, model.eval()
-        images = tuple(dict.fromkeys([*self.scenario.steps[step].images, *(e.image for e in previous)]))
-        # every foreground class hidden: what the model then labels is its own doing
-        table = self.scenario.table(())
-        loader = eval_loader(
-            self.data, "train", images, table, train.crop, train.val_batch_size, train.workers
-        )
-        found: dict[str, frozenset[int]] = {}
-        for loaded, ids in self.machine.display.track(
-            iterate(loader), "exemplars", -(-len(images) // train.val_batch_size)
-        ):
-            batch = to_device(loaded, self.fabric.device, train.channels_last)
-            labels = self.method.pseudo_labels(model(batch.images), batch.labels)
-            for image, row in zip(ids, labels.cpu(), strict=True):
-                found[image] = frozenset(c for c in row.unique().tolist() if c > 0)
-        return found
 
     # ---- evaluation
 

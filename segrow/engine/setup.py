@@ -1,6 +1,7 @@
 """Everything that is decided, and can fail, before a run writes its first file."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import Precision
 
 from .. import __version__
-from ..config import RunConfig, TrainConfig
+from ..config import RunConfig, RunPaths, TrainConfig
 from ..data import open_dataset
 from ..data.base import Presence, SegDataset
 from ..errors import UserError
 from ..methods.base import Method
+from ..model.store import load_model
 from ..scenario import Scenario, build_scenario
 from .step import make_precision
 
@@ -231,6 +233,55 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
     loaded: dict[str, Any] = yaml.safe_load(path.read_text())
     return loaded
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """results.json of a run folder.
+
+    Raises:
+        UserError: When there is none.
+    """
+    path = RunPaths(folder).results
+    if not path.exists():
+        raise UserError(f"{folder} has no results.json; give the folder of a run that finished a step")
+    loaded: dict[str, Any] = json.loads(path.read_text())
+    return loaded
+
+
+def check_base(
+    base: Path, plain: Mapping[str, Any], ours: Mapping[str, Any], method: Method, scenario: Scenario
+) -> dict[str, Any]:
+    """The base step's record of another run, whose network, classes, images and protocol must match.
+
+    Args:
+        base: That run's folder.
+        plain: Our configuration.
+        ours: Our results.json, still without steps.
+
+    Raises:
+        UserError: Showing all that differs.
+    """
+    there = read_results(base)
+    if not there["steps"]:
+        raise UserError(f"{base} has not finished its base step yet")
+    record: dict[str, Any] = there["steps"][0]
+    config = read_config(base)
+    found = [f"model.{row}" for row in differences(config["model"], plain["model"], frozenset())]
+    for key in ("data", "classes", "evaluation"):
+        if there[key] != ours[key]:
+            found.append(f"{key}: {there[key]} there, {ours[key]} here")
+    step = scenario.steps[0]
+    if record["classes"] != list(step.classes) or record["images_hash"] != images_hash(step.images):
+        found.append(
+            f"base step: {len(record['classes'])} classes and {record['images']} images there, "
+            f"{len(step.classes)} classes and {len(step.images)} images here, or other images"
+        )
+    model, _ = load_model(RunPaths(base).model(0))
+    if method.unknown_head and model.unknown is None:
+        found.append(f"unknown head: none there, method {method.name} needs one")
+    if found:
+        raise UserError(f"the base step of {base} cannot be shared: {'; '.join(found)}")
+    return record
 
 
 def images_hash(images: tuple[str, ...]) -> str:
