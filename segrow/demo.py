@@ -39,7 +39,7 @@ class DemoSize:
 
 
 FULL = DemoSize(scenes=1000, epochs=12)
-SHORT = DemoSize(scenes=600, epochs=12)
+SHORT = DemoSize(scenes=800, epochs=12)
 
 
 @dataclass(frozen=True)
