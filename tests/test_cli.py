@@ -141,6 +141,21 @@ def test_flags_over_config_over_recipe(tmp_path: Path) -> None:
     assert third.method.fields()["threshold"] == 0.25
 
 
+def test_a_config_file_of_hyper_parameters_alone(tmp_path: Path) -> None:
+    """Values of a file are typed like flags, and not one is lost."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("method: {threshold: 0.5, unknown: none, pseudo: false}\n")
+    found = run_options.parse_run(["--config", str(file)], "train", "", "").method.fields()
+    assert (found["threshold"], found["unknown"], found["pseudo"]) == (0.5, "none", False)
+    file.write_text("method: {name: finetune, loss_type: bce}\n")
+    assert run_options.parse_run(["--config", str(file)], "train", "", "").method.fields() == {
+        "loss_type": "bce"
+    }
+    file.write_text("method: {unknown: maybe}\n")
+    with pytest.raises(UserError, match="maybe"):
+        run_options.parse_run(["--config", str(file)], "train", "", "")
+
+
 def test_another_method_than_the_recipes_drops_its_settings() -> None:
     chosen = run_options.parse_run(["--recipe", "animals-4-1-ssul", "--method", "finetune"], "train", "", "")
     assert chosen.method.name == "finetune"
@@ -213,7 +228,8 @@ def test_the_default_folder_names_the_run(
     [
         (
             ["trian"],
-            'no command "trian"; there is demo, train, scenario, results, eval, predict. Did you mean "train"?',
+            'no command "trian"; there is demo, train, scenario, results, eval, predict. '
+            'Did you mean "train"?',
         ),
         (
             ["train", "--method", "sul"],

@@ -103,8 +103,8 @@ def parse_run(argv: Sequence[str], command: str, description: str, example: str)
     fields = {k: v for k, v in stored.items() if k != "name"} if stored.get("name", name) == name else {}
     _check_method_options(name, [*(f"--method.{key}" for key in fields), *rest])
     parser = _parser(name, f"{description}\n\nExample: {example}", command)
-    if fields:
-        values["method"] = fields
+    # by their whole names: `method` itself would take the mapping as it is, unchecked
+    values |= {f"method.{key}": value for key, value in fields.items()}
     if values:
         rest = ["--config", json.dumps(values), *rest]
     parsed = _parse(parser, rest)

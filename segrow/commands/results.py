@@ -7,7 +7,15 @@ from pathlib import Path
 from rich.console import Console
 
 from ..protocol import DEFINITIONS, definition, summarise
-from ..report.tables import as_markdown, per_class_markdown, per_class_table, results_table
+from ..report.tables import (
+    COST_COLUMNS,
+    as_markdown,
+    cost_rows,
+    per_class_rows,
+    plain_markdown,
+    plain_table,
+    results_table,
+)
 from .parser import OneLineParser
 
 
@@ -21,24 +29,30 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--definition", default="ssul", help=f"how to count: {', '.join(DEFINITIONS)}")
     parser.add_argument("--per_class", action="store_true", help="also the IoU of every class, last step")
+    parser.add_argument("--cost", action="store_true", help="also what every step cost")
     parser.add_argument("--markdown", action="store_true", help="print Markdown, for documents")
     parser.add_argument("--json", action="store_true", help="print JSON (of one run: an object; else a list)")
     args = parser.parse_args(list(argv))
     definition(args.definition)
     from ..engine.setup import read_results
 
-    summaries = [(Path(run).name, summarise(read_results(Path(run)), args.definition)) for run in args.runs]
+    runs = [(Path(run).name, read_results(Path(run))) for run in args.runs]
+    summaries = [(name, summarise(results, args.definition)) for name, results in runs]
     if args.json:
         values = [summary for _, summary in summaries]
         print(json.dumps(values[0] if len(values) == 1 else values))
         return 0
+    more: list[tuple[str, Sequence[str], list[list[str]]]] = []
+    if args.per_class:
+        title = f"IoU in % after the last step, definition {args.definition}"
+        more.append((title, *per_class_rows(summaries)))
+    if args.cost:
+        more.append(("cost of each step", COST_COLUMNS, cost_rows(runs)))
     if args.markdown:
-        print(as_markdown(summaries))
-        if args.per_class:
-            print(per_class_markdown(summaries))
+        print("\n".join([as_markdown(summaries), *(plain_markdown(h, rows) + "\n" for _, h, rows in more)]))
         return 0
     console = Console()
     console.print(results_table(summaries))
-    if args.per_class:
-        console.print(per_class_table(summaries))
+    for title, header, lines in more:
+        console.print(plain_table(title, header, lines))
     return 0

@@ -99,6 +99,7 @@ class Run:
         adopted = None if base is None else check_base(base, plain, self.results, self.method, self.scenario)
         if adopted is None:
             self._fresh = self._base_model()  # fails here, before anything is written, if it must fail
+            self.method.check(self._fresh)
         if self.fabric.is_global_zero:
             self.paths.root.mkdir(parents=True, exist_ok=True)
             write_atomic(self.paths.config, yaml.safe_dump(dict(plain), sort_keys=False).encode())

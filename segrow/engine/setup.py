@@ -279,6 +279,7 @@ def check_base(
     model, _ = load_model(RunPaths(base).model(0))
     if method.unknown_head and model.unknown is None:
         found.append(f"unknown head: none there, method {method.name} needs one")
+    method.check(model)
     if found:
         raise UserError(f"the base step of {base} cannot be shared: {'; '.join(found)}")
     return record

@@ -111,6 +111,14 @@ class Method(abc.ABC):
         """Whether the model gets an auxiliary head for unknown objects."""
         return False
 
+    def check(self, model: Segmenter) -> None:
+        """Refuse a network that this method cannot train; default: it trains all.
+
+        Raises:
+            UserError: Saying which one it needs.
+        """
+        return
+
     def begin_step(self, ctx: StepContext) -> None:
         """Initialise the new head and freeze. By default everything trains, from random new heads."""
         ctx.model.unfreeze()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..errors import UserError
 from ..losses import cross_entropy, focal, one_vs_rest, upsample
-from ..model.segmenter import SegOutput
+from ..model.segmenter import Segmenter, SegOutput
 from ..scenario import IGNORE, UNKNOWN
 from .base import Method, ParameterGroup, StepContext
 
@@ -55,11 +55,14 @@ class Ssul(Method):
     def pseudo_labelling(self) -> bool:
         return self.pseudo
 
-    def begin_step(self, ctx: StepContext) -> None:
-        super().begin_step(ctx)
-        model = ctx.model
+    def check(self, model: Segmenter) -> None:
         if model.layout[0].stop != 1:
             raise UserError("method ssul needs a background head of its own; use --model.head conv")
+
+    def begin_step(self, ctx: StepContext) -> None:
+        self.check(ctx.model)
+        super().begin_step(ctx)
+        model = ctx.model
         if ctx.step == 0:
             return
         if self.w_transfer and self.unknown_head:

@@ -1,7 +1,7 @@
 """Tables of results for the terminal and for Markdown. Every table names the definition it was counted by."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rich.markup import escape
 from rich.table import Table
@@ -144,20 +144,54 @@ def per_class_rows(summaries: Summaries) -> tuple[list[str], list[list[str]]]:
     return header, [[c, *(percent(values[c]) if c in values else "" for values in last)] for c in names]
 
 
-def per_class_table(summaries: Summaries) -> Table:
-    """IoU per class after the last step, for the terminal."""
-    header, lines = per_class_rows(summaries)
-    table = Table(title=f"IoU in % after the last step, definition {definition_of(summaries)['definition']}")
-    table.add_column(header[0])
-    for name in header[1:]:
-        table.add_column(escape(name), justify="right")
+COST_COLUMNS = (
+    "run",
+    "step",
+    "images + exemplars",
+    "updates",
+    "training s",
+    "evaluation s",
+    "peak MiB",
+    "trainable / all (M)",
+    "stored MiB",
+)
+
+
+def cost_rows(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[str]]:
+    """What each step cost, from results.json by run name; a shared base step stands with its own run."""
+    lines = []
+    for name, results in runs:
+        for step in results["steps"]:
+            if step["from_base"]:
+                continue
+            cost = step["cost"]
+            lines.append(
+                [
+                    name,
+                    str(step["step"]),
+                    f"{step['images']} + {step['exemplars']}",
+                    str(cost["iterations"]),
+                    f"{cost['train_s']:.0f}",
+                    f"{cost['eval_s']:.0f}",
+                    f"{cost['peak_memory_bytes'] / 2**20:.0f}",
+                    f"{cost['trainable'] / 1e6:.2f} / {cost['parameters'] / 1e6:.2f}",
+                    f"{cost['stored_bytes'] / 2**20:.1f}",
+                ]
+            )
+    return lines
+
+
+def plain_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    """A table for the terminal; all columns but the first are aligned right."""
+    table = Table(title=title)
+    for k, name in enumerate(header):
+        table.add_column(escape(name), justify="right" if k else "left")
     for line in lines:
         table.add_row(*map(escape, line))
     return table
 
 
-def per_class_markdown(summaries: Summaries) -> str:
-    """The same as a Markdown table."""
-    header, lines = per_class_rows(summaries)
+def plain_markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """The same as Markdown."""
     rule = ["---", *("---:" for _ in header[1:])]
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
