@@ -94,6 +94,17 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(
     assert [[row[k] for k in keys] for row in log(out)] == [[row[k] for k in keys] for row in log(whole)]
 
 
+def test_random_new_heads_do_not_depend_on_what_ran_before(root: Path, tmp_path: Path) -> None:
+    """Finetune has no weight transfer: its new heads are drawn when the step starts."""
+    more = ("--method", "finetune", "--train.epochs", "1")
+    assert start(root, tmp_path / "whole", *more) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        Stopper(patch, Run, "_train_step", 2, False)
+        assert start(root, tmp_path / "run", *more) == 130
+    assert start(root, tmp_path / "run", *more) == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
 def test_continuing_does_not_train_again_what_is_done(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
