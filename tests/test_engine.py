@@ -304,6 +304,17 @@ def test_a_lost_loss_stops_the_run(root: Path, tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "run" / "steps").exists()
 
 
+def test_weights_lost_in_the_last_update_are_not_saved(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One update in all: its loss was finite, what it left is not."""
+    out = tmp_path / "run"
+    rates = ("--train.step0_lr", "1e60", "--train.step0_backbone_lr", "1e60")
+    assert start(root, out, "--train.epochs", "1", "--train.batch_size", "7", *rates) == 1
+    assert "the weights are not finite after the last update of step 0" in last_line(capsys.readouterr().err)
+    assert not (out / "steps").exists()
+
+
 def test_results_table_is_printed_at_the_end(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

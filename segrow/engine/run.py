@@ -13,6 +13,7 @@ from safetensors.torch import save as tensors_to_bytes
 from .. import __version__
 from ..config import RunConfig, RunPaths
 from ..data.loader import StepImages
+from ..errors import NonFiniteLossError
 from ..evaluate import Matrices, eval_loader, evaluate
 from ..memory import (
     Exemplar,
@@ -183,6 +184,10 @@ class Run:
             epochs = config.train.step0_epochs
         trainer = StepTrainer(machine, self.method, ctx, images, epochs, resume)
         seconds = trainer.fit()
+        if not all(
+            bool(p.isfinite().all()) for p in model.parameters()
+        ):  # the losses never saw the last update
+            raise NonFiniteLossError(f"the weights are not finite after the last update of step {step}")
         trainable, total = parameter_counts(model)
         self.method.end_step(ctx)
         if self.fabric.is_global_zero:
