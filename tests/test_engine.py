@@ -307,9 +307,9 @@ def test_a_lost_loss_stops_the_run(root: Path, tmp_path: Path, capsys: pytest.Ca
 def test_weights_lost_in_the_last_update_are_not_saved(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One update in all: its loss was finite, what it left is not."""
+    """One update in all, at the largest rate of float32: its loss was finite, what it left is not."""
     out = tmp_path / "run"
-    rates = ("--train.step0_lr", "1e60", "--train.step0_backbone_lr", "1e60")
+    rates = ("--train.step0_lr", "3.4e38", "--train.step0_backbone_lr", "3.4e38")
     assert start(root, out, "--train.epochs", "1", "--train.batch_size", "7", *rates) == 1
     assert "the weights are not finite after the last update of step 0" in last_line(capsys.readouterr().err)
     assert not (out / "steps").exists()
