@@ -76,7 +76,8 @@ class TrainConfig:
         epochs: Epochs of every step.
         step0_epochs: Epochs of the base step, where it differs.
         batch_size: Images of one update over all devices; half of them exemplars when there is a memory.
-        accumulate: Split each batch into this many forward passes (less memory, the same batch size).
+        accumulate: Split each batch into this many forward passes (less memory, the same batch size); each
+            part is averaged over its own pixels, so parts with more ignored pixels weigh a little more.
         lr: Learning rate of the increments (heads, decoder).
         backbone_lr: Learning rate of the backbone in increments that train it; default lr / 10.
         step0_lr: Learning rate of decoder and heads in the base step.

@@ -14,7 +14,7 @@ import numpy as np
 from .config import DataConfig, ModelConfig, RunConfig, RunPaths, TrainConfig
 from .data import open_dataset
 from .engine.run import train
-from .methods.base import Method, make_method
+from .methods.base import make_method
 from .model.store import load_model
 from .predict import Predictor
 from .protocol import Summary, summarise
@@ -156,10 +156,12 @@ def _p(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _predictors(folder: Path, steps: int, method: Method) -> list[Predictor]:
+def _predictors(folder: Path, steps: int) -> list[Predictor]:
+    """One a step; a shared base step is read as the method that trained it reads it."""
     predictors = []
     for step in range(steps):
         model, meta = load_model(RunPaths(folder).model(step))
+        method = make_method(meta["method"]["name"], meta["method"]["fields"])
         crop = meta["protocol"]["crop"]
         predictors.append(Predictor(model, method.scores, meta["class_names"], crop=crop))
     return predictors
@@ -178,9 +180,7 @@ def _draw(
     base = list(scenario.raw_ids[1 : results["ssul"]["steps"][0]["known"]])
     score = presence.present[:, 1:].sum(1) * presence.present[:, base].any(1)
     chosen = [presence.ids[k] for k in np.argsort(-score, kind="stable")[:3]]
-    predictors = {
-        name: _predictors(out / name, len(results[name]["steps"]), make_method(name, {})) for name in results
-    }
+    predictors = {name: _predictors(out / name, len(results[name]["steps"])) for name in results}
     table = scenario.eval_table()
     examples = []
     for image_id in chosen:

@@ -47,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(list(argv))
     definition(args.definition)
+    if args.out and not Path(args.out).resolve().parent.is_dir():
+        raise UserError(f"--out {args.out}: its folder does not exist; make it first")
     results = _evaluate(find_model(Path(args.model)), args, progress=not args.json)
     summary = summarise(results, args.definition)
     if args.out:

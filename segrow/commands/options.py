@@ -107,13 +107,18 @@ def parse_run(argv: Sequence[str], command: str, description: str, example: str)
     values |= {f"method.{key}": value for key, value in fields.items()}
     if values:
         rest = ["--config", json.dumps(values), *rest]
-    parsed = _parse(parser, rest)
+    printing = any(arg.split("=")[0] == "--print_config" for arg in rest)
+    parsed = _parse(parser, [arg for arg in rest if arg.split("=")[0] != "--print_config"])
     chosen = parsed.get("method")
     method = make_method(name, vars(chosen) if isinstance(chosen, Namespace) else {})
     config = RunConfig(**{f.name: parsed[f.name] for f in dataclasses.fields(RunConfig)})
-    return RunOptions(
-        config, method, Path(parsed.out) if parsed.out else None, Path(parsed.base) if parsed.base else None
-    )
+    base = Path(parsed.base) if parsed.base else None
+    if printing:  # the parser's own would leave out the method's name
+        from ..engine.setup import configuration
+
+        print(yaml.safe_dump(configuration(config, method, base), sort_keys=False), end="")
+        raise SystemExit(0)
+    return RunOptions(config, method, Path(parsed.out) if parsed.out else None, base)
 
 
 def _check_method_options(name: str, args: Sequence[str]) -> None:

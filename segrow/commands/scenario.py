@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data import open_dataset
+from ..errors import UserError
 from ..scenario import Scenario, build_scenario
 from .parser import OneLineParser
 
@@ -28,6 +29,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the partitioned setting")
     parser.add_argument("--json", action="store_true", help="print JSON with all image ids")
     args = parser.parse_args(list(argv))
+    if args.order_seed is not None and args.order_seed < 0:
+        raise UserError(f"--data.order_seed is {args.order_seed}, expected 0 or more")
     data = open_dataset(args.name, args.root, args.scenes)
     presence = data.presence("train", progress=not args.json)
     classes = tuple(name.strip() for name in args.classes.split(",")) if args.classes else None

@@ -101,21 +101,30 @@ def read_saliency(path: Path) -> NDArray[np.uint8]:
         UserError: A file that is missing or cannot be decoded.
     """
     with _opened(path, "saliency map") as image:
-        values = np.asarray(image)
+        opaque = {"LA": "L", "RGBA": "RGB", "PA": "P"}.get(image.mode)  # alpha says nothing of saliency
+        values = np.asarray(image.convert(opaque) if opaque else image)
     if values.ndim == 3:
         values = values.max(axis=2)
     return np.asarray(values != 0, dtype=np.uint8)
 
 
-def upright_size(path: Path, what: str = "image") -> tuple[int, int]:
-    """Height and width after the EXIF orientation, from the header alone.
+def upright_size(path: Path, what: str = "image", decode: bool = False) -> tuple[int, int]:
+    """Height and width after the EXIF orientation.
+
+    Args:
+        decode: Also decode the file, to find one that is cut off (a JPEG at an eighth of its size, which
+            reads all of it); otherwise the header alone is read.
 
     Raises:
-        UserError: A file that is missing or has no header that PIL knows.
+        UserError: A file that is missing, has no header that PIL knows, or cannot be decoded.
     """
     with _opened(path, what) as image:
+        height, width = image.height, image.width
         turned = _orientation(image) >= 5
-        return (image.width, image.height) if turned else (image.height, image.width)
+        if decode:
+            image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
+            image.load()
+        return (width, height) if turned else (height, width)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -124,7 +124,7 @@ def check_pair(pair: Pair, values: Values) -> Bits:
     """
     image, mask_file = Path(pair[0]), Path(pair[1])
     mask = read_mask(mask_file, values.ignore_id)
-    size = upright_size(image)
+    size = upright_size(image, decode=True)
     if mask.shape != size:
         raise UserError(
             f"image {image} is {size[1]}x{size[0]} pixels (width x height, upright), "

@@ -13,7 +13,7 @@ from safetensors.torch import save as tensors_to_bytes
 from .. import __version__
 from ..config import RunConfig, RunPaths
 from ..data.loader import StepImages
-from ..errors import NonFiniteLossError
+from ..errors import NonFiniteLossError, UserError
 from ..evaluate import Matrices, eval_loader, evaluate
 from ..memory import (
     Exemplar,
@@ -32,6 +32,7 @@ from .log import Display
 from .setup import (
     Prepared,
     check_base,
+    check_data,
     check_folder,
     check_ranges,
     configuration,
@@ -61,7 +62,7 @@ def train(config: RunConfig, method: Method, out: Path, base: Path | None = None
         UserError: For every mistake in the options, the data or the folder, before anything is written.
     """
     check_ranges(config)
-    plain = configuration(config, method)
+    plain = configuration(config, method, base)
     check_folder(out, plain)
     fabric, precision = make_fabric(config.train)
     with Display(quiet=not fabric.is_global_zero) as display:
@@ -95,6 +96,7 @@ class Run:
         self.fabric.barrier()  # all processes have looked before the first one writes
         if there:
             self.results = read_results(self.paths.root)
+            check_data(self.results, self._empty_results(), self.scenario)
             return
         self.results = self._empty_results()
         adopted = None if base is None else check_base(base, plain, self.results, self.method, self.scenario)
@@ -102,7 +104,12 @@ class Run:
             self._fresh = self._base_model()  # fails here, before anything is written, if it must fail
             self.method.check(self._fresh)
         if self.fabric.is_global_zero:
-            self.paths.root.mkdir(parents=True, exist_ok=True)
+            try:
+                self.paths.root.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"{self.paths.root} cannot be made ({error.strerror}); use another --out"
+                ) from None
             write_atomic(self.paths.config, yaml.safe_dump(dict(plain), sort_keys=False).encode())
         if base is not None and adopted is not None:
             self._adopt(base, adopted)
@@ -128,6 +135,7 @@ class Run:
                 "crop_val": self.config.train.crop_val,
                 "crop": self.config.train.crop,
                 "images": len(self.present["val"].ids),
+                "images_hash": images_hash(self.present["val"].ids),
             },
             "steps": [],
         }

@@ -135,6 +135,10 @@ def _check_batches(train: TrainConfig, scenario: Scenario) -> None:
 
 def _check_memory(config: RunConfig, scenario: Scenario, method: Method) -> None:
     size = config.memory.size
+    if size and method.sees == "seen":
+        raise UserError(
+            f"--memory.size {size} with method {method.name}, which sees all images; use --memory.size 0"
+        )
     if config.memory.unshifted and not method.unknown_head:
         raise UserError(
             f"--memory.unshifted shifts labels into the unknown channel, which method {method.name} does not "
@@ -171,9 +175,14 @@ def make_fabric(train: TrainConfig) -> tuple[Fabric, Precision]:
     return fabric, precision
 
 
-def configuration(config: RunConfig, method: Method) -> dict[str, Any]:
-    """A run's configuration as plain values, as config.yaml holds it."""
+def configuration(config: RunConfig, method: Method, base: Path | None) -> dict[str, Any]:
+    """A run's configuration as plain values, as config.yaml holds it.
+
+    Args:
+        base: The run whose base step is shared.
+    """
     plain: dict[str, Any] = _plain({"segrow": __version__, **asdict(config)})
+    plain["base"] = str(base.resolve()) if base else None
     plain["method"] = {"name": method.name, **_plain(method.fields())}
     return plain
 
@@ -218,7 +227,7 @@ def check_folder(folder: Path, config: Mapping[str, Any]) -> None:
                 f"{folder} holds a run of another configuration ({'; '.join(found)}); "
                 "use another --out, or delete that folder"
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and not (folder.is_dir() and all(f.suffix == ".tmp" for f in folder.iterdir())):
         raise UserError(f"{folder} is there and is no run folder; use another --out")
 
 
@@ -231,7 +240,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     if not path.exists():
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
-    loaded: dict[str, Any] = yaml.safe_load(path.read_text())
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        loaded = None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} is damaged; restore it, or delete the folder and train again")
     return loaded
 
 
@@ -244,8 +258,35 @@ def read_results(folder: Path) -> dict[str, Any]:
     path = RunPaths(folder).results
     if not path.exists():
         raise UserError(f"{folder} has no results.json; give the folder of a run that finished a step")
-    loaded: dict[str, Any] = json.loads(path.read_text())
+    try:
+        loaded = json.loads(path.read_text())
+    except (OSError, ValueError):
+        loaded = None
+    if not isinstance(loaded, dict) or "steps" not in loaded:
+        raise UserError(f"{path} is damaged; restore it, or delete the folder and train again")
     return loaded
+
+
+def check_data(stored: Mapping[str, Any], ours: Mapping[str, Any], scenario: Scenario) -> None:
+    """A run is continued only on the data it was started on.
+
+    Args:
+        stored: results.json of the run.
+        ours: What it would be now, without steps.
+
+    Raises:
+        UserError: Naming what differs.
+    """
+    found = [
+        f"{key}: {stored.get(key)} there, {ours[key]} here"
+        for key in ("classes", "evaluation")
+        if stored.get(key) != ours[key]
+    ]
+    for record, step in zip(stored["steps"], scenario.steps, strict=False):
+        if record["images_hash"] != images_hash(step.images):
+            found.append(f"step {step.index}: other training images")
+    if found:
+        raise UserError(f"the data have changed since the run began ({'; '.join(found)}); use another --out")
 
 
 def check_base(

@@ -208,7 +208,7 @@ class StepTrainer:
         warm = self.machine.train.policy == "warm_poly"
         factor = poly(update, self.epochs * len(self.batches), warm_up=warm)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = max(rate * factor, 0.0 if warm else LR_FLOOR)
+            group["lr"] = max(rate * factor, 0.0 if warm or not rate else LR_FLOOR)
 
     def _checkpoint(self, epochs_done: int) -> Checkpoint:
         return Checkpoint(

@@ -43,6 +43,12 @@ class Ssul(Method):
     loss_type: Literal["bce", "ce", "focal"] = "bce"
     background_lr: float = 1e-4
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise UserError(f"--method.threshold is {self.threshold}, expected a score from 0 to 1")
+        if self.background_lr < 0:
+            raise UserError(f"--method.background_lr is {self.background_lr}, expected 0 or more")
+
     @property
     def aux(self) -> tuple[str, ...]:
         return {"saliency": ("saliency",), "background": ("everything",), "none": ()}[self.unknown]
