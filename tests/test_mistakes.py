@@ -9,6 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 from runs import build_tree, last_line, only_line, start
+from trees import folder_tree, voc_tree
 
 from segrow import cli
 from segrow.data.files import read_saliency
@@ -111,6 +112,17 @@ def test_options_of_the_small_commands(
     refused(capsys, code, "order_seed is -3")
     out = str(tmp_path / "none" / "x.json")
     refused(capsys, cli.main(["eval", str(done), "--data.root", str(root), "--out", out]), "does not exist")
+
+
+def test_evaluation_where_there_is_nothing_to_see(
+    root: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blank = voc_tree(tmp_path / "VOC2012", train=4, val=4, classes=(9, 10)).root
+    code = cli.main(["eval", str(done), "--data.root", str(blank), "--json"])
+    refused(capsys, code, "no val image of", "shows a class that the model knows")
+    fruit = folder_tree(tmp_path / "fruit").root
+    code = cli.main(["eval", str(done), "--data.name", "folder", "--data.root", str(fruit), "--json"])
+    refused(capsys, code, "lacks classes that the model knows", "aeroplane")
 
 
 def test_a_cut_off_image_is_found_before_anything_is_written(

@@ -101,6 +101,12 @@ def _evaluate(folder: Path, args: Any, progress: bool) -> dict[str, Any]:
     origin, protocol = meta["scenario"], meta["protocol"]
     data = open_dataset(args.name or origin["data"], args.root, args.scenes)
     presence = data.presence(args.split, progress)
+    missing = [name for name in origin["classes"][1 : model.n_classes] if name not in data.class_names]
+    if missing:
+        raise UserError(f"{data.root} lacks classes that the model knows: {', '.join(missing)}")
+    columns = [data.class_names.index(name) for name in origin["classes"][1 : model.n_classes]]
+    if not presence.present[:, columns].any():
+        raise UserError(f"no {args.split} image of {data.root} shows a class that the model knows")
     scenario = build_scenario(
         data.name,
         data.class_names,

@@ -1,6 +1,7 @@
 """A run: all steps of a scenario with one method, in one folder that can be continued at any time."""
 
 import copy
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,10 @@ def train(config: RunConfig, method: Method, out: Path, base: Path | None = None
     check_ranges(config)
     plain = configuration(config, method, base)
     check_folder(out, plain)
+    # before the other processes of a data-parallel run are started, so that a mistake is reported once
+    prepared = prepare(config, method, progress=os.environ.get("LOCAL_RANK", "0") == "0")
     fabric, precision = make_fabric(config.train)
     with Display(quiet=not fabric.is_global_zero) as display:
-        prepared = prepare(config, method, progress=fabric.is_global_zero)
         machine = Machine(fabric, precision, config.train, config.seed, out, display)
         run = Run(config, method, prepared, machine)
         run.begin(plain, base)
