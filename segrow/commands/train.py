@@ -18,14 +18,13 @@ DESCRIPTION = (
 def main(argv: Sequence[str]) -> int:
     """Train, then print the table."""
     options = parse_run(argv, "train", DESCRIPTION, EXAMPLE)
-    from lightning_fabric.utilities.rank_zero import rank_zero_only
-
     from ..engine.run import train
+    from ..engine.setup import is_first_process
     from ..report.tables import results_table
 
     out = options.out or default_folder(options)
     results = train(options.config, options.method, out, options.base)
-    if getattr(rank_zero_only, "rank", 0):  # another process of a data-parallel run
+    if not is_first_process():
         return 0
     console = Console()
     console.print(results_table([(out.name, summarise(results, "ssul"))]))

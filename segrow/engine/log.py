@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from ..config import RunPaths
 from .checkpoint import write_atomic
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ class RunLog:
             epoch: First epoch that will be written; rows from there on are dropped.
             iterations: Updates of an epoch (TensorBoard counts updates within a step).
         """
-        self._path = root / "log.csv"
+        self._path = RunPaths(root).log
         rows = []
         if self._path.exists():
             with self._path.open(newline="") as file:

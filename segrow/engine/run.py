@@ -1,7 +1,6 @@
 """A run: all steps of a scenario with one method, in one folder that can be continued at any time."""
 
 import copy
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from .setup import (
     check_ranges,
     configuration,
     images_hash,
+    is_first_process,
     make_fabric,
     prepare,
     read_results,
@@ -66,7 +66,7 @@ def train(config: RunConfig, method: Method, out: Path, base: Path | None = None
     plain = configuration(config, method, base)
     check_folder(out, plain)
     # before the other processes of a data-parallel run are started, so that a mistake is reported once
-    prepared = prepare(config, method, progress=os.environ.get("LOCAL_RANK", "0") == "0")
+    prepared = prepare(config, method, progress=is_first_process())
     fabric, precision = make_fabric(config.train)
     with Display(quiet=not fabric.is_global_zero) as display:
         machine = Machine(fabric, precision, config.train, config.seed, out, display)

@@ -11,6 +11,7 @@ import torch
 import yaml
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import Precision
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from .. import __version__
 from ..config import RunConfig, RunPaths, TrainConfig
@@ -153,6 +154,11 @@ def _check_memory(config: RunConfig, scenario: Scenario, method: Method) -> None
         raise UserError(f"--memory.size {size} has no use in a single step; use --memory.size 0")
 
 
+def is_first_process() -> bool:
+    """Whether this process speaks and writes; also right before the others have been started."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
 def make_fabric(train: TrainConfig) -> tuple[Fabric, Precision]:
     """Devices and precision; starts the other processes of a data-parallel run.
 
@@ -219,7 +225,7 @@ def check_folder(folder: Path, config: Mapping[str, Any]) -> None:
     Raises:
         UserError: Showing the difference; or when the folder holds something else.
     """
-    stored = folder / "config.yaml"
+    stored = RunPaths(folder).config
     if stored.exists():
         found = differences(read_config(folder), config)
         if found:
@@ -237,7 +243,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: When the folder is no run.
     """
-    path = folder / "config.yaml"
+    path = RunPaths(folder).config
     if not path.exists():
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
     try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..batch import Batch
-from ..config import TrainConfig
+from ..config import RunPaths, TrainConfig
 from ..data.loader import (
     EpochPlan,
     Loaded,
@@ -150,7 +150,7 @@ class StepTrainer:
                 with self.watch:
                     terms = self._epoch(epoch, bar, log)
                 if first:
-                    self._checkpoint(epoch + 1).save(machine.root / "last.ckpt")
+                    self._checkpoint(epoch + 1).save(RunPaths(machine.root).checkpoint)
                 if not machine.display.live:
                     losses = "  ".join(f"{name} {value:.4f}" for name, value in terms.items())
                     machine.display.say(
