@@ -37,6 +37,7 @@ class ModelConfig:
         width: Channels of the decoder and of the heads.
         rates: Dilations of the ASPP; default 6,12,18 at stride 16 and 12,24,36 at stride 8.
         head: conv (3x3 + BN + ReLU + 1x1, as in SSUL) or linear (a bare 1x1, as in MiB and PLOP).
+        separable: Depthwise separable 3x3 convolutions in decoder and heads.
         dropout: Probability in front of the heads.
         norm_momentum: Momentum of the backbone's batch normalisation.
     """
@@ -47,6 +48,7 @@ class ModelConfig:
     width: int = 256
     rates: tuple[int, ...] | None = None
     head: Literal["conv", "linear"] = "conv"
+    separable: bool = False
     dropout: float = 0.1
     norm_momentum: float = 0.01
 
@@ -82,13 +84,26 @@ class TrainConfig:
         backbone_lr: Learning rate of the backbone in increments that train it; default lr / 10.
         step0_lr: Learning rate of decoder and heads in the base step.
         step0_backbone_lr: Learning rate of the backbone in the base step.
-        policy: poly, or warm_poly (poly with linear warm-up over the first tenth), per iteration.
+        policy: poly, warm_poly (poly with linear warm-up over the first tenth) or step (a tenth every
+            `step_size` updates), per update.
+        step_size: Updates between two cuts of the rate; only policy step.
+        lr_floor: Least learning rate of poly (warm_poly and step have none; MiB's and PLOP's is 0).
         momentum: Of the Nesterov SGD.
         weight_decay: On every trained parameter, batch normalisation too.
         clip: Largest gradient norm; 0 = no clipping.
         crop: Side of the square training crop in pixels.
-        scale: Range of the random scale.
+        crop_mode: scale (random linear scale, then a random crop: SSUL) or area (a random part of the image,
+            `scale` times the area of the whole, its sides in a ratio from 3/4 to 4/3, resized to the crop:
+            MiB, PLOP).
+        scale: Range of the random scale (crop_mode scale) or area (crop_mode area).
+        padding: What a crop shows where the scaled image is too small for it: ignore (the mean colour,
+            ignored), or background (black, trained as background, on all four sides, as the SSUL reference
+            code does).
+        void: Training pixels that are annotated as no class: ignore, or background (as MiB's code does).
         flip: Probability of a horizontal flip; 0 where left and right differ (digits, letters).
+        select: Weights that a step ends with: last, or best (as the SSUL reference code: best IoU of the new
+            classes on validation images, every max(100, updates / 100) updates; METHODS 2, defect 3). Only to
+            chase its published numbers: those images are also the test images.
         crop_val: Evaluate on the centre crop of the resized image instead of the whole image.
         val_batch_size: Images of one evaluation batch (with crop_val).
         precision: 32, bf16 or 16 (mixed precision in training; evaluation is always 32).
@@ -107,13 +122,19 @@ class TrainConfig:
     backbone_lr: float | None = None
     step0_lr: float = 0.01
     step0_backbone_lr: float = 0.001
-    policy: Literal["poly", "warm_poly"] = "poly"
+    policy: Literal["poly", "warm_poly", "step"] = "poly"
+    step_size: int = 10000
+    lr_floor: float = 1e-6
     momentum: float = 0.9
     weight_decay: float = 1e-4
     clip: float = 0.0
     crop: int = 513
+    crop_mode: Literal["scale", "area"] = "scale"
     scale: tuple[float, float] = (0.5, 2.0)
+    padding: Literal["ignore", "background"] = "ignore"
+    void: Literal["ignore", "background"] = "ignore"
     flip: float = 0.5
+    select: Literal["last", "best"] = "last"
     crop_val: bool = True
     val_batch_size: int = 16
     precision: Literal["32", "bf16", "16"] = "32"
@@ -132,11 +153,13 @@ class RunConfig:
         task: BASE-INCREMENT in foreground classes (15-1), an order of SSUL (15-1_b), or offline (one step).
         setting: overlap, disjoint or partitioned.
         seed: Of everything random.
+        steps: Stop after this many steps; the run can be continued with more.
     """
 
     task: str = "15-1"
     setting: Literal["overlap", "disjoint", "partitioned"] = "overlap"
     seed: int = 1
+    steps: int | None = None
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)

@@ -1,6 +1,7 @@
 """Reading one image, mask or saliency file: what PIL opens becomes a plain array, the rest one error."""
 
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,8 +140,10 @@ def _orientation(image: Image.Image) -> int:
 @contextmanager
 def _opened(path: Path, what: str) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as image:
-            yield image
+        # a large image is no mistake; PIL's own error at twice that size stays
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            with Image.open(path) as image:
+                yield image
     except UserError:
         raise
     except FileNotFoundError:
