@@ -15,11 +15,12 @@ class Batch:
         from_memory: bool B; the image is an exemplar.
         aux: Extra maps by name: "saliency" bool B H W; "everything" is true everywhere, but
             in exemplars whose labels say already what is unknown.
-        trunk: Output of a frozen trunk, shared by student and teacher once it has been computed.
+        trunk: Output of a frozen trunk (features, stages, before), shared by student and teacher once it has
+            been computed.
     """
 
     images: Tensor
     labels: Tensor
     from_memory: Tensor
     aux: dict[str, Tensor] = field(default_factory=dict)
-    trunk: tuple[Tensor, tuple[Tensor, ...]] | None = None
+    trunk: tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]] | None = None

@@ -3,6 +3,7 @@
 Labels are class indices B H W (int64); channels C onwards are auxiliary (unknown). Negative = ignored.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,10 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def wide(x: Tensor) -> Tensor:
+    """float32 at least: squares and sums of half-precision maps overflow or lose digits."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, align_corners=False, in float32 at least: B C h w -> B C H W (METHODS 2, Model)."""
-    maps = maps if maps.dtype == torch.float64 else maps.float()
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+    return F.interpolate(wide(maps), size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def one_vs_rest(logits: Tensor, target: Tensor) -> Tensor:
@@ -42,6 +47,92 @@ def focal(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
     """Softmax focal loss (1 - p_y)^gamma * CE (Lin et al. 2017, eq. 4); shapes as `cross_entropy`."""
     entropy = cross_entropy(logits, target)
     return (1 - torch.exp(-entropy)) ** gamma * entropy
+
+
+def unbiased_cross_entropy(
+    logits: Tensor, target: Tensor, known_before: int, old_as_background: bool = True
+) -> Tensor:
+    """Cross-entropy in which background stands for all old classes (MiB, eq. 5 and 6; METHODS 3).
+
+    Args:
+        logits: B C H W.
+        target: B H W in [0, C); negative = ignored.
+        known_before: K, the number of classes known before the step, background included.
+        old_as_background: Labels of old classes, 1 to K - 1, count as background. Else they are trained as
+            they are, as replayed exemplars and pseudo-labels need it.
+
+    Returns:
+        B H W; 0 where ignored.
+    """
+    background = logits[:, :known_before].logsumexp(1)
+    hit = logits.gather(1, target.clamp(min=0).unsqueeze(1)).squeeze(1)
+    merged = target < known_before if old_as_background else target == 0
+    return (logits.logsumexp(1) - torch.where(merged, background, hit)).masked_fill(target < 0, 0.0)
+
+
+def distillation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Cross-entropy with the teacher's distribution, over its K classes alone (LwF; METHODS 5).
+
+    Args:
+        student: Logits B C H W, C >= K; the new classes' channels are left out of the softmax.
+        teacher: Logits B K H W.
+
+    Returns:
+        B H W: the mean over K of -q log p.
+    """
+    log_p = student[:, : teacher.shape[1]].log_softmax(1)
+    return -(teacher.softmax(1) * log_p).mean(1)
+
+
+def unbiased_distillation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Distillation in which the teacher's background stands for background and new classes (MiB, eq. 7 to 9).
+
+    Shapes as `distillation`.
+    """
+    known_before = teacher.shape[1]
+    total = student.logsumexp(1, keepdim=True)
+    background = torch.cat([student[:, :1], student[:, known_before:]], 1).logsumexp(1, keepdim=True)
+    log_p = torch.cat([background, student[:, 1:known_before]], 1) - total
+    return -(teacher.softmax(1) * log_p).mean(1)
+
+
+POD_SCALES = (1, 2, 4)
+
+
+def local_pod(maps: Tensor) -> Tensor:
+    """Means over the width and over the height of windows at three scales (PLOP, eq. 3 to 5; METHODS 4).
+
+    At scale s there are s x s windows of W // s pixels; what remains at the right and lower border is dropped.
+
+    Args:
+        maps: B C H W, already squared; H >= W >= 4.
+
+    Returns:
+        B L, float32 at least.
+
+    Raises:
+        ValueError: For a map that is too small.
+    """
+    height, width = maps.shape[-2:]
+    if width < max(POD_SCALES) or height < width:
+        raise ValueError(f"local POD needs maps of at least 4 x 4 and as high as wide, got {height} x {width}")
+    parts = []
+    for s in POD_SCALES:
+        side = width // s
+        windows = maps[..., : s * side, : s * side].unflatten(-1, (s, side)).unflatten(-3, (s, side))
+        parts += [windows.mean(-1).flatten(1), windows.mean(-3).flatten(1)]
+    return torch.cat(parts, 1)
+
+
+def pod_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Distance of two maps B C H W in local POD: Euclidean norm, mean over the batch; a scalar (PLOP, eq. 6)."""
+    pair = [local_pod(wide(maps).square()) for maps in (student, teacher)]
+    return torch.linalg.vector_norm(pair[0] - pair[1], dim=1).mean()
+
+
+def normalised_entropy(p: Tensor) -> Tensor:
+    """Entropy of distributions B K H W over their K classes, divided by log K: B H W in [0, 1]."""
+    return torch.special.entr(p).sum(1) / math.log(p.shape[1])
 
 
 def poly(iteration: int, total: int, warm_up: bool = False) -> float:

@@ -144,9 +144,9 @@ def test_flags_over_config_over_recipe(tmp_path: Path) -> None:
 def test_a_config_file_of_hyper_parameters_alone(tmp_path: Path) -> None:
     """Values of a file are typed like flags, and not one is lost."""
     file = tmp_path / "mine.yaml"
-    file.write_text("method: {threshold: 0.5, unknown: none, pseudo: false}\n")
+    file.write_text("method: {threshold: 0.5, unknown: none, pseudo: none}\n")
     found = run_options.parse_run(["--config", str(file)], "train", "", "").method.fields()
-    assert (found["threshold"], found["unknown"], found["pseudo"]) == (0.5, "none", False)
+    assert (found["threshold"], found["unknown"], found["pseudo"]) == (0.5, "none", "none")
     file.write_text("method: {name: finetune, loss_type: bce}\n")
     assert run_options.parse_run(["--config", str(file)], "train", "", "").method.fields() == {
         "loss_type": "bce"

@@ -1,6 +1,5 @@
 """Every method keeps the contract; ssul equals a naive implementation, its loss and whole updates."""
 
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,90 +10,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import Array, Labels, NaiveHead, SsulOptions
+from steps import SIDE, first_step, make_batch, next_step, shake, tiny
 from torch import Tensor, nn
 
 from segrow.batch import Batch
-from segrow.config import ModelConfig
 from segrow.errors import UserError
 from segrow.methods.base import Method, StepContext, make_method, method_class, method_names
 from segrow.methods.finetune import Finetune
 from segrow.methods.joint import Joint
+from segrow.methods.parts import Freeze
 from segrow.methods.ssul import Ssul
-from segrow.model.segmenter import Head, Segmenter, SegOutput, build_segmenter
+from segrow.model.segmenter import Head, Segmenter, SegOutput
 from segrow.scenario import IGNORE, UNKNOWN
-
-torch.set_num_threads(1)
-N_BASE = 2
-SIDE = 48  # three pixels of features: a 3x3 convolution meets borders and a middle
-
-
-def quiet(line: str) -> None:
-    """Drop the report."""
-
-
-def tiny(unknown: bool = True, **options: object) -> Segmenter:
-    """A small network in float64 whose norms and logits are not those of a fresh one."""
-    torch.manual_seed(0)
-    config = ModelConfig(
-        name="deeplabv3_resnet10t",
-        weights="none",
-        width=8,
-        rates=(1, 2, 3),
-        **options,  # type: ignore[arg-type]
-    )
-    model = build_segmenter(config, N_BASE, unknown, quiet).double()
-    shake(model)
-    return model
-
-
-def shake(model: nn.Module, spread: float = 1.0) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.2)
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
-        elif isinstance(module, Head):
-            nn.init.normal_(module.out.weight, 0, spread)
-            assert module.out.bias is not None
-            nn.init.normal_(module.out.bias, 0, spread)
-
-
-def make_batch(known: int, seed: int = 0, side: int = SIDE, n: int = 2) -> Batch:
-    """Random images; labels in blocks: background more often than any class, and ignored pixels."""
-    rng = np.random.default_rng(seed)
-    values = [IGNORE, 0, 0, 0, *range(1, known)]
-    labels = np.kron(rng.choice(values, (n, side // 4, side // 4)), np.ones((4, 4), np.int64))
-    saliency = rng.random(labels.shape) < 0.5
-    return Batch(
-        images=torch.from_numpy(rng.integers(0, 256, (n, 3, side, side), dtype=np.uint8)),
-        labels=torch.from_numpy(labels),
-        from_memory=torch.from_numpy(rng.random(n) < 0.5),
-        aux={
-            "saliency": torch.from_numpy(saliency),
-            "everything": torch.ones(labels.shape, dtype=torch.bool),
-        },
-    )
-
-
-def first_step(method: Method, model: Segmenter) -> StepContext:
-    ctx = StepContext(0, model, None, known=N_BASE + 1, known_before=1)
-    method.begin_step(ctx)
-    return ctx
-
-
-def next_step(method: Method, model: Segmenter, n_new: int, step: int) -> StepContext:
-    """As the engine does it: copy the teacher, grow, begin, share."""
-    teacher = copy.deepcopy(model).eval().requires_grad_(False)
-    before = model.n_classes
-    model.grow(n_new, step)
-    shake(model.heads[-1])
-    ctx = StepContext(step, model, teacher, known=model.n_classes, known_before=before)
-    method.begin_step(ctx)
-    return ctx
-
 
 def two_steps(method: Method, model: Segmenter) -> Iterator[StepContext]:
     """The base step, and when it has been used, the next."""
@@ -208,7 +135,7 @@ def test_what_methods_ask_for() -> None:
     assert Ssul(unknown="background").unknown_head
     assert not Ssul(unknown="none").unknown_head
     assert Ssul().pseudo_labelling
-    assert not Ssul(pseudo=False).pseudo_labelling
+    assert not Ssul(pseudo="none").pseudo_labelling
     assert (Finetune.sees, Joint.sees, Ssul.sees) == ("new", "seen", "new")
     for method in (Finetune(), Joint()):
         assert not method.aux
@@ -404,7 +331,14 @@ class Outputs:
 @pytest.mark.parametrize("pseudo", [True, False])
 def test_ssul_loss_equals_the_naive_one(loss_type: str, unknown: str, pseudo: bool) -> None:
     options = SsulOptions(unknown=unknown, pseudo=pseudo, threshold=0.6, loss_type=loss_type)
-    method = Ssul(freeze=False, w_transfer=False, **vars(options))
+    method = Ssul(
+        freeze="none",
+        init="random",
+        pseudo="threshold" if pseudo else "none",
+        threshold=options.threshold,
+        loss_type=options.loss_type,  # type: ignore[arg-type]
+        unknown=options.unknown,  # type: ignore[arg-type]
+    )
     model = tiny(method.unknown_head, dropout=0.0)
     shake(model, spread=1.5)
     teacher_labels = 0
@@ -456,29 +390,29 @@ def test_weight_transfer() -> None:
 
 def test_without_weight_transfer_the_head_stays_random() -> None:
     model = tiny()
-    next_step(Ssul(w_transfer=False), model, 1, 1)
+    next_step(Ssul(init="random"), model, 1, 1)
     assert model.unknown is not None
     assert not torch.equal(model.heads[-1].out.weight, model.unknown.out.weight)
 
 
-@pytest.mark.parametrize("freeze", [True, False])
+@pytest.mark.parametrize("freeze", ["none", "trunk", "old_heads"])
 @pytest.mark.parametrize("bn_freeze", [True, False])
-def test_what_trains(freeze: bool, bn_freeze: bool) -> None:
+def test_what_trains(freeze: Freeze, bn_freeze: bool) -> None:
     method, model = Ssul(freeze=freeze, bn_freeze=bn_freeze), tiny()
     next_step(method, model, 1, 1)
     next_step(method, model, 2, 2)
     model.train()
+    # heads: background, base, step 1, step 2
+    frozen = {"none": (), "trunk": ("trunk.",), "old_heads": ("trunk.", "heads.1.", "heads.2.")}
     norms = {name for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
     for name, parameter in model.named_parameters():
         is_norm = name.rpartition(".")[0] in norms
-        old = name.startswith(("trunk.", "heads.1.", "heads.2."))  # heads: background, base, step 1, step 2
-        expected = not (freeze and old) and not (bn_freeze and is_norm)
+        expected = not name.startswith(frozen[freeze]) and not (bn_freeze and is_norm)
         assert parameter.requires_grad == expected, name
     for name in norms:
-        old = name.startswith(("trunk.", "heads.1.", "heads.2."))
         assert model.get_submodule(name).training == (not bn_freeze), name
-        assert old or name.startswith(("heads.0.", "heads.3.", "unknown."))
-    assert model.trunk_frozen == (freeze and bn_freeze)
+        assert name.startswith((*frozen["old_heads"], "heads.0.", "heads.3.", "unknown."))
+    assert model.trunk_frozen == (freeze != "none" and bn_freeze)
 
 
 def test_group_rates() -> None:

@@ -121,7 +121,7 @@ def test_v3plus_concatenates_the_stride_4_projection() -> None:
     model = tiny(name="deeplabv3plus_test_resnet", rates=(2, 3)).double().eval()
     shake(model)
     state = model.state_dict()
-    features, stages = model.features(pictures(side=65))
+    features, stages, _ = model.features(pictures(side=65))
     deep = aspp_restated(stages[-1], state, "trunk.decoder.aspp", (2, 3))
     low = conv_norm_relu(stages[1], state, "trunk.decoder.project")
     assert low.shape[1:] == (48, 17, 17)

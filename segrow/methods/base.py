@@ -49,16 +49,23 @@ class StepContext:
         if self.shares_trunk and self.teacher is not None:
             self.teacher.trunk = self.model.trunk
 
-    def forward(self, batch: Batch) -> SegOutput:
-        """The student on a batch; no graph is kept for a frozen trunk."""
+    def forward(self, batch: Batch, before: bool = False) -> SegOutput:
+        """The student on a batch; no graph is kept for a frozen trunk.
+
+        Args:
+            before: Also the backbone's maps before their last activation; as in `teach` of the same batch.
+        """
         if self.shares_trunk:
-            return self.model.classify(*self._trunk(batch))
-        out: SegOutput = self.model(batch.images)
+            return self.model.classify(*self._trunk(batch, before))
+        out: SegOutput = self.model(batch.images, before)
         return out
 
     @torch.no_grad()
-    def teach(self, batch: Batch) -> SegOutput:
+    def teach(self, batch: Batch, before: bool = False) -> SegOutput:
         """The teacher on a batch, without gradient.
+
+        Args:
+            before: As in `forward`.
 
         Raises:
             RuntimeError: At step 0, which has no teacher.
@@ -66,14 +73,16 @@ class StepContext:
         if self.teacher is None:
             raise RuntimeError("step 0 has no teacher")
         if self.shares_trunk:
-            return self.teacher.classify(*self._trunk(batch))
-        out: SegOutput = self.teacher(batch.images)
+            return self.teacher.classify(*self._trunk(batch, before))
+        out: SegOutput = self.teacher(batch.images, before)
         return out
 
-    def _trunk(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _trunk(
+        self, batch: Batch, before: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         if batch.trunk is None:
             with torch.no_grad():
-                batch.trunk = self.model.features(batch.images)
+                batch.trunk = self.model.features(batch.images, before)
         return batch.trunk
 
     def mean(self, values: Tensor, valid: Tensor) -> Tensor:
@@ -179,7 +188,8 @@ def method_names() -> tuple[str, ...]:
     """Names of the methods that come with segrow."""
     import segrow.methods as package
 
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base"))
+    names = {m.name for m in pkgutil.iter_modules(package.__path__)}
+    return tuple(sorted(names - {"base", "parts"}))
 
 
 def method_class(name: str) -> type[Method]:

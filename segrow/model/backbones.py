@@ -5,6 +5,11 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers.norm_act import BatchNormAct2d
+from timm.models._features import FeatureListNet
+from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.mobilenetv3 import MobileNetV3Features
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from ..errors import UserError, near
@@ -18,6 +23,34 @@ DEFAULT_TAGS = {"resnet50": "tv_in1k", "resnet101": "tv_in1k"}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 EXAMPLES = ("deeplabv3_resnet50", "deeplabv3_resnet101", "deeplabv3_mobilenet", "deeplabv3plus_resnet101")
+
+
+class LastActivation(nn.Module):
+    """The activation that ends a stage; it can keep its input, which timm's in-place one overwrites.
+
+    Attributes:
+        keep: Whether the next forward pass keeps its input.
+        before: That input, B C h w.
+    """
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.act = act
+        self.keep = False
+        self.before: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.keep:
+            self.before, x = x, x.clone()
+        out: Tensor = self.act(x)
+        return out
+
+    def take(self) -> Tensor:
+        """The input that was kept, once."""
+        if self.before is None:
+            raise RuntimeError("no input was kept")
+        before, self.before = self.before, None
+        return before
 
 
 class Backbone(nn.Module):
@@ -46,6 +79,7 @@ class Backbone(nn.Module):
         info = self.net.feature_info
         self.channels: tuple[int, ...] = tuple(info.channels())
         self.reductions: tuple[int, ...] = tuple(info.reduction())
+        self._ends = _take_out_last_activations(self.net)
         if self.reductions[-1] != output_stride:
             raise UserError(
                 f"backbone {name} gives maps at stride {self.reductions[-1]}, expected {output_stride}; "
@@ -55,6 +89,28 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Normalised images B 3 H W -> one map B C_i h_i w_i a stage, after its activation, deepest last."""
         return tuple(self.net(images))
+
+    @property
+    def shows_before(self) -> bool:
+        """Whether `forward_before` can be had: of residual networks and inverted residual ones."""
+        return self._ends is not None
+
+    def forward_before(self, images: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The maps of `forward`, and those of the last four stages before their last activation (PLOP).
+
+        An inverted residual block ends without an activation: there both are the same tensor.
+
+        Raises:
+            RuntimeError: When `shows_before` is False.
+        """
+        if self._ends is None:
+            raise RuntimeError(f"where the stages of {self.name} end is not known")
+        for end in self._ends:
+            end.keep = True
+        maps = self.forward(images)
+        for end in self._ends:
+            end.keep = False
+        return maps, tuple(end.take() for end in self._ends) if self._ends else maps[-4:]
 
     def stage_at(self, reduction: int) -> int:
         """Index of the deepest stage of a given reduction.
@@ -108,6 +164,28 @@ def normalisation(backbone: str, tag: str | None) -> tuple[tuple[float, ...], tu
     if config is None:
         return IMAGENET_MEAN, IMAGENET_STD
     return tuple(config.mean), tuple(config.std)
+
+
+def _take_out_last_activations(net: Any) -> tuple[LastActivation, ...] | None:
+    """Exchange the last activation of each of the four stages of a residual network.
+
+    Returns:
+        Them, shallowest first; () where the stages end without one; None where it is not known.
+    """
+    if isinstance(net, FeatureListNet) and "layer4" in net:
+        blocks = [list(net[f"layer{k}"].children())[-1] for k in (1, 2, 3, 4)]
+        if not all(isinstance(block, BasicBlock | Bottleneck) for block in blocks):
+            return None
+        ends = []
+        for block in blocks:
+            name = "act3" if isinstance(block, Bottleneck) else "act2"
+            ends.append(LastActivation(block.get_submodule(name)))
+            block.set_submodule(name, ends[-1])
+        return tuple(ends)
+    if isinstance(net, EfficientNetFeatures | MobileNetV3Features):
+        last = [[m for m in stage.modules() if isinstance(m, BatchNormAct2d)][-1] for stage in net.blocks.children()]
+        return () if all(isinstance(norm.act, nn.Identity) for norm in last) else None
+    return None
 
 
 def _near_backbone(backbone: str) -> str:

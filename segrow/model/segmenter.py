@@ -1,5 +1,6 @@
 """The network: a trunk that all classes share, and heads that are added step by step."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, final
@@ -24,12 +25,22 @@ class SegOutput(NamedTuple):
         unknown: B 1 h w, or None when the model has no unknown head.
         features: B D h w, the trunk's result before dropout.
         stages: The backbone's maps, deepest last; empty when only heads were run.
+        before: The last four of them before their last activation; only when asked for.
     """
 
     logits: Tensor
     unknown: Tensor | None
     features: Tensor
     stages: tuple[Tensor, ...]
+    before: tuple[Tensor, ...] = ()
+
+
+class TrunkOutput(NamedTuple):
+    """What the trunk says about a batch: `features`, `stages` and `before` of SegOutput."""
+
+    features: Tensor
+    stages: tuple[Tensor, ...] = ()
+    before: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,10 +63,14 @@ class Trunk(nn.Module):
         self.decoder = decoder
         self.channels = decoder.channels
 
-    def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Normalised images B 3 H W -> features B D h w, and the backbone's maps."""
-        stages = self.backbone(images)
-        return self.decoder(stages), stages
+    def forward(self, images: Tensor, before: bool = False) -> TrunkOutput:
+        """Normalised images B 3 H W -> features and maps.
+
+        Args:
+            before: Also the maps before their last activation.
+        """
+        stages, raw = self.backbone.forward_before(images) if before else (self.backbone(images), ())
+        return TrunkOutput(self.decoder(stages), stages, raw)
 
 
 class Head(nn.Module):
@@ -143,12 +158,18 @@ class Segmenter(nn.Module):
         """uint8 B 3 H W, RGB -> (x / 255 - mean) / std in the model's precision."""
         return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
 
-    def features(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The trunk alone: uint8 B 3 H W -> features B D h w before dropout, and the backbone's maps."""
-        features, stages = self.trunk(self.normalise(images))
-        return features, stages
+    def features(self, images: Tensor, before: bool = False) -> TrunkOutput:
+        """The trunk alone: uint8 B 3 H W -> features B D h w before dropout, and the backbone's maps.
 
-    def classify(self, features: Tensor, stages: tuple[Tensor, ...] = ()) -> SegOutput:
+        Args:
+            before: Also the maps before their last activation.
+        """
+        out: TrunkOutput = self.trunk(self.normalise(images), before)
+        return out
+
+    def classify(
+        self, features: Tensor, stages: tuple[Tensor, ...] = (), before: tuple[Tensor, ...] = ()
+    ) -> SegOutput:
         """The heads alone, on features B D h w, which may be cached or shared with another model.
 
         In training one dropout mask stands in front of all heads.
@@ -156,11 +177,15 @@ class Segmenter(nn.Module):
         dropped = self.dropout(features)
         logits = torch.cat([head(dropped) for head in self.heads], 1)
         unknown = None if self.unknown is None else self.unknown(dropped)
-        return SegOutput(logits, unknown, features, stages)
+        return SegOutput(logits, unknown, features, stages, before)
 
-    def forward(self, images: Tensor) -> SegOutput:
-        """uint8 B 3 H W, RGB -> logits at the features' resolution."""
-        return self.classify(*self.features(images))
+    def forward(self, images: Tensor, before: bool = False) -> SegOutput:
+        """uint8 B 3 H W, RGB -> logits at the features' resolution.
+
+        Args:
+            before: Also the maps before their last activation.
+        """
+        return self.classify(*self.features(images, before))
 
     def heads_of(self, *names: str) -> list[Head]:
         """The heads of the named groups, in channel order."""
@@ -201,6 +226,28 @@ class Segmenter(nn.Module):
         head.body.load_state_dict(self.unknown.body.state_dict())
         head.out.weight.copy_(self.unknown.out.weight.expand_as(head.out.weight))
         head.out.bias.copy_(self.unknown.out.bias.expand_as(head.out.bias))
+
+    @torch.no_grad()
+    def initialise_from_background(self, group: int = -1, split: bool = True) -> None:
+        """MiB's initialisation: every class of a head starts as background (METHODS 3, Initialisation).
+
+        The row of background is copied to each of the head's n classes (and, of a conv head, what stands
+        before it).
+
+        Args:
+            split: Lower the biases of these classes and of background by log(n + 1), so that under softmax
+                they share the old background's probability and the old classes keep theirs.
+        """
+        head, source = self.heads[group], self.heads[0]
+        if not isinstance(head, Head) or not isinstance(source, Head):
+            raise TypeError("expected heads")
+        if head.out.bias is None or source.out.bias is None:
+            raise TypeError("expected heads with bias")
+        head.body.load_state_dict(source.body.state_dict())
+        if split:
+            source.out.bias[0] -= math.log(head.out.out_channels + 1)
+        head.out.weight.copy_(source.out.weight[:1].expand_as(head.out.weight))
+        head.out.bias.copy_(source.out.bias[:1].expand_as(head.out.bias))
 
     def freeze(self, *modules: nn.Module, parameters: bool = True, norms: bool = True) -> None:
         """Freeze parts of this model; adds to what is frozen already and survives `.train()`.

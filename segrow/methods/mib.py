@@ -1,0 +1,54 @@
+"""MiB: modelling the background (Cermelli et al., CVPR 2020, arXiv 2002.00718). METHODS section 3 in prose."""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from ..batch import Batch
+from ..errors import UserError
+from ..losses import cross_entropy, distillation, unbiased_cross_entropy, unbiased_distillation, upsample
+from .base import StepContext
+from .parts import Composed, Init
+
+
+@final
+@dataclass
+class Mib(Composed):
+    """Background stands for all old classes in the labels, and for the new ones in the teacher.
+
+    Attributes:
+        kd: Weight of the distillation; 0 = none.
+        unbiased: Whether losses know that background shifts; else they are LwF's.
+    """
+
+    init: Init = "background"
+    kd: float = 10.0
+    unbiased: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kd < 0:
+            raise UserError(f"--method.kd is {self.kd}, expected 0 or more")
+
+    def loss(self, ctx: StepContext, batch: Batch) -> dict[str, Tensor]:
+        size = batch.labels.shape[-2:]
+        logits = upsample(ctx.forward(batch).logits, size)
+        if ctx.teacher is None:
+            return {"ce": cross_entropy(logits, batch.labels).mean()}  # ignored pixels stay in the denominator
+        teacher = ctx.teach(batch)
+        labels = self.targets(ctx, teacher, batch.labels).labels
+        losses = {}
+        if self.unbiased:
+            # only exemplars and pseudo-labels show old classes: they are not to be lost in background
+            values = unbiased_cross_entropy(logits, labels, ctx.known_before, old_as_background=False)
+            losses["unce"] = values.mean()
+        else:
+            losses["ce"] = cross_entropy(logits, labels).mean()
+        if self.kd:
+            distil = unbiased_distillation if self.unbiased else distillation
+            losses["kd"] = self.kd * distil(logits, upsample(teacher.logits, size)).mean()
+        return losses
+
+    def scores(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
+        return logits.softmax(1)
