@@ -102,7 +102,7 @@ POD_SCALES = (1, 2, 4)
 def local_pod(maps: Tensor) -> Tensor:
     """Means over the width and over the height of windows at three scales (PLOP, eq. 3 to 5; METHODS 4).
 
-    At scale s there are s x s windows of W // s pixels; what remains at the right and lower border is dropped.
+    At scale s there are s x s windows of W // s pixels; the rest at the right and below is dropped.
 
     Args:
         maps: B C H W, already squared; H >= W >= 4.
@@ -115,24 +115,29 @@ def local_pod(maps: Tensor) -> Tensor:
     """
     height, width = maps.shape[-2:]
     if width < max(POD_SCALES) or height < width:
-        raise ValueError(f"local POD needs maps of at least 4 x 4 and as high as wide, got {height} x {width}")
+        raise ValueError(
+            f"local POD needs maps of at least 4 x 4 and as high as wide, got {height} x {width}"
+        )
     parts = []
     for s in POD_SCALES:
         side = width // s
-        windows = maps[..., : s * side, : s * side].unflatten(-1, (s, side)).unflatten(-3, (s, side))
+        square = maps[..., : s * side, : s * side]
+        windows = square.reshape(*maps.shape[:2], s, side, s, side)
         parts += [windows.mean(-1).flatten(1), windows.mean(-3).flatten(1)]
     return torch.cat(parts, 1)
 
 
 def pod_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Distance of two maps B C H W in local POD: Euclidean norm, mean over the batch; a scalar (PLOP, eq. 6)."""
+    """Euclidean distance of two maps B C H W in local POD, mean over the batch: a scalar (PLOP, eq. 6)."""
     pair = [local_pod(wide(maps).square()) for maps in (student, teacher)]
-    return torch.linalg.vector_norm(pair[0] - pair[1], dim=1).mean()
+    distance: Tensor = torch.linalg.vector_norm(pair[0] - pair[1], dim=1).mean()
+    return distance
 
 
 def normalised_entropy(p: Tensor) -> Tensor:
     """Entropy of distributions B K H W over their K classes, divided by log K: B H W in [0, 1]."""
-    return torch.special.entr(p).sum(1) / math.log(p.shape[1])
+    entropy: Tensor = torch.special.entr(p).sum(1) / math.log(p.shape[1])
+    return entropy
 
 
 def poly(iteration: int, total: int, warm_up: bool = False) -> float:

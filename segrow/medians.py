@@ -98,7 +98,7 @@ def reference_medians(
         flat = torch.bincount(classes * REFERENCE_BINS + bins, minlength=counts.numel())
         counts = counts.to(flat.device) + flat.view_as(counts)
     rows: list[list[int]] = total(counts).tolist()
-    return torch.tensor([_reference_median(row) for row in rows], device=counts.device)
+    return torch.tensor([_reference_median(row) for row in rows], dtype=torch.float64, device=counts.device)
 
 
 def _reference_median(counts: list[int]) -> float:

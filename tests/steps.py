@@ -4,6 +4,7 @@ model = tiny(); ctx = next_step(method, model, n_new=2, step=1); method.loss(ctx
 """
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -77,12 +78,27 @@ def first_step(method: Method, model: Segmenter) -> StepContext:
     return ctx
 
 
-def next_step(method: Method, model: Segmenter, n_new: int, step: int) -> StepContext:
-    """As the engine does it: copy the teacher, grow, begin, share."""
+def next_step(
+    method: Method, model: Segmenter, n_new: int, step: int, images: Sequence[Batch] | None = None
+) -> StepContext:
+    """As the engine does it: copy the teacher, grow, begin, gather.
+
+    Args:
+        images: What `ctx.scan` shows; default: one batch with labels of the new classes alone.
+    """
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     before = model.n_classes
     model.grow(n_new, step)
     shake(model.heads[-1])
-    ctx = StepContext(step, model, teacher, known=model.n_classes, known_before=before)
+    if images is None:
+        images = [hide_old(make_batch(model.n_classes, seed=step + 100), before)]
+    ctx = StepContext(step, model, teacher, model.n_classes, before, lambda: iter(images))
     method.begin_step(ctx)
+    method.gather(ctx)
     return ctx
+
+
+def hide_old(batch: Batch, known_before: int) -> Batch:
+    """As a step's own images are annotated: old classes are background."""
+    batch.labels[(batch.labels > 0) & (batch.labels < known_before)] = 0
+    return batch

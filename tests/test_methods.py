@@ -23,6 +23,7 @@ from segrow.methods.ssul import Ssul
 from segrow.model.segmenter import Head, Segmenter, SegOutput
 from segrow.scenario import IGNORE, UNKNOWN
 
+
 def two_steps(method: Method, model: Segmenter) -> Iterator[StepContext]:
     """The base step, and when it has been used, the next."""
     yield first_step(method, model)
@@ -54,7 +55,9 @@ def check_update(method: Method, ctx: StepContext) -> None:
     """Loss terms are scalars with a gradient for everything that trains; no gradient reaches the teacher."""
     optimizer = check_groups(method, ctx)
     ctx.model.train()
-    losses = method.loss(ctx, make_batch(ctx.known, seed=ctx.step))
+    losses = method.loss(
+        ctx, make_batch(ctx.known, seed=ctx.step, side=64)
+    )  # local POD needs 4 pixels of features
     assert losses
     for name, value in losses.items():
         assert isinstance(name, str)

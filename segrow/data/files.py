@@ -141,9 +141,9 @@ def _orientation(image: Image.Image) -> int:
 def _opened(path: Path, what: str) -> Iterator[Image.Image]:
     try:
         # a large image is no mistake; PIL's own error at twice that size stays
-        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
-            with Image.open(path) as image:
-                yield image
+        large = Image.DecompressionBombWarning
+        with warnings.catch_warnings(action="ignore", category=large), Image.open(path) as image:
+            yield image
     except UserError:
         raise
     except FileNotFoundError:

@@ -37,7 +37,9 @@ class Ilt(Composed):
         out = ctx.forward(batch)
         logits = upsample(out.logits, size)
         if ctx.teacher is None:
-            return {"ce": cross_entropy(logits, batch.labels).mean()}  # ignored pixels stay in the denominator
+            return {
+                "ce": cross_entropy(logits, batch.labels).mean()
+            }  # ignored pixels stay in the denominator
         teacher = ctx.teach(batch)
         labels = self.targets(ctx, teacher, batch.labels).labels
         losses = {"ce": cross_entropy(logits, labels).mean()}

@@ -32,7 +32,9 @@ class Lwf(Composed):
         size = batch.labels.shape[-2:]
         logits = upsample(ctx.forward(batch).logits, size)
         if ctx.teacher is None:
-            return {"ce": cross_entropy(logits, batch.labels).mean()}  # ignored pixels stay in the denominator
+            return {
+                "ce": cross_entropy(logits, batch.labels).mean()
+            }  # ignored pixels stay in the denominator
         teacher = ctx.teach(batch)
         labels = self.targets(ctx, teacher, batch.labels).labels
         losses = {"ce": cross_entropy(logits, labels).mean()}

@@ -1,4 +1,4 @@
-"""MiB: modelling the background (Cermelli et al., CVPR 2020, arXiv 2002.00718). METHODS section 3 in prose."""
+"""MiB: modelling the background (Cermelli et al., CVPR 2020, arXiv 2002.00718). METHODS section 3."""
 
 from dataclasses import dataclass
 from typing import final
@@ -35,7 +35,9 @@ class Mib(Composed):
         size = batch.labels.shape[-2:]
         logits = upsample(ctx.forward(batch).logits, size)
         if ctx.teacher is None:
-            return {"ce": cross_entropy(logits, batch.labels).mean()}  # ignored pixels stay in the denominator
+            return {
+                "ce": cross_entropy(logits, batch.labels).mean()
+            }  # ignored pixels stay in the denominator
         teacher = ctx.teach(batch)
         labels = self.targets(ctx, teacher, batch.labels).labels
         losses = {}

@@ -1,6 +1,6 @@
 """What methods are made of and can exchange: initialisation, freezing, pseudo-labels.
 
-A method that is a `Composed` has them as options: `--method mib --method.pseudo entropy --method.freeze trunk`.
+They are options of every `Composed` method: `--method mib --method.pseudo entropy --method.freeze trunk`.
 """
 
 import abc
@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..batch import Batch
 from ..errors import UserError
 from ..losses import normalised_entropy, upsample
 from ..medians import class_medians, reference_medians
@@ -47,12 +46,12 @@ class Composed(Method, abc.ABC):
         init: What a new head starts from: background (MiB), unknown (SSUL, needs its unknown head) or random.
         freeze: What stays as it is from step 1 on: none, trunk (with its batch normalisations), or old_heads
             (trunk and heads of earlier steps; a background head of its own goes on training).
-        pseudo: Labels from the teacher where nothing is annotated: none, threshold (its best class, if that is
-            an old one with at least the score `threshold`), entropy (its best class where it is certain,
+        pseudo: Labels from the teacher where nothing is annotated: none, threshold (its best class, if that
+            is an old one with at least the score `threshold`), entropy (its best class where it is certain,
             else ignored: PLOP).
         threshold: Least score of a pseudo-label; only pseudo threshold.
         floor: Least entropy threshold of a class, in [0, 1]; only pseudo entropy.
-        median: Thresholds are exact medians, or what PLOP's reference code takes for them; only pseudo entropy.
+        median: How entropy thresholds are found: exact, or as PLOP's reference code does (METHODS 4).
     """
 
     init: Init = "random"
@@ -108,7 +107,7 @@ class Composed(Method, abc.ABC):
             ctx.model.freeze(ctx.model.trunk, *old, norms=self.freezes_norms)
 
     def gather(self, ctx: StepContext) -> None:
-        """Entropy threshold of every old class: the median over unannotated pixels that the teacher gives it."""
+        """Entropy threshold of an old class: the median over unannotated pixels that the teacher gives it."""
         self._thresholds = None
         if self.pseudo != "entropy" or ctx.step == 0:
             return

@@ -54,7 +54,9 @@ class Plop(Composed):
         size = batch.labels.shape[-2:]
         if ctx.teacher is None:
             logits = upsample(ctx.forward(batch).logits, size)
-            return {"ce": cross_entropy(logits, batch.labels).mean()}  # ignored pixels stay in the denominator
+            return {
+                "ce": cross_entropy(logits, batch.labels).mean()
+            }  # ignored pixels stay in the denominator
         before = self.pod > 0
         out, teacher = ctx.forward(batch, before), ctx.teach(batch, before)
         labels, confident = self.targets(ctx, teacher, batch.labels)
@@ -69,8 +71,8 @@ class Plop(Composed):
         """Local POD of the maps, and of the logits with the new classes summed into background."""
         if out.logits.shape[-1] < 4 or out.logits.shape[-2] < out.logits.shape[-1]:
             raise UserError(
-                f"local POD needs maps of at least 4 x 4 pixels, got {tuple(out.logits.shape[-2:])} from crops "
-                f"of {tuple(size)}; use a larger --train.crop"
+                f"local POD needs maps of at least 4 x 4 pixels, got {tuple(out.logits.shape[-2:])} from "
+                f"crops of {tuple(size)}; use a larger --train.crop"
             )
         # 4 maps of the backbone, the decoder's output, the logits; larger for many old and few new classes
         scale = math.sqrt(ctx.known / (ctx.known - ctx.known_before)) / 6

@@ -183,7 +183,10 @@ def _take_out_last_activations(net: Any) -> tuple[LastActivation, ...] | None:
             block.set_submodule(name, ends[-1])
         return tuple(ends)
     if isinstance(net, EfficientNetFeatures | MobileNetV3Features):
-        last = [[m for m in stage.modules() if isinstance(m, BatchNormAct2d)][-1] for stage in net.blocks.children()]
+        last = [
+            [m for m in stage.modules() if isinstance(m, BatchNormAct2d)][-1]
+            for stage in net.blocks.children()
+        ]
         return () if all(isinstance(norm.act, nn.Identity) for norm in last) else None
     return None
 
