@@ -18,7 +18,7 @@ from ..batch import Batch
 from ..errors import LeakError, UserError
 from ..memory import Exemplar, exemplar_table, unshift
 from ..scenario import Scenario
-from .augment import centre_view, cut_image, cut_map, random_view, whole_view
+from .augment import Augmentation, centre_view, cut_image, cut_map, whole_view
 from .base import SegDataset, Split
 
 
@@ -149,10 +149,8 @@ class StepImages(Dataset[Item | UserError | LeakError]):
         exemplar_labels: str,
         unshifted: bool,
         aux: Sequence[str],
-        crop: int,
-        scale: tuple[float, float],
-        flip: float,
-        mean_colour: tuple[int, int, int],
+        augmentation: Augmentation,
+        void: str,
     ) -> None:
         self.data = data
         self.step = step
@@ -167,15 +165,16 @@ class StepImages(Dataset[Item | UserError | LeakError]):
         ]
         self.unshifted = unshifted
         self.aux = tuple(aux)
-        self.crop = crop
-        self.scale = scale
-        self.flip = flip
-        self.mean_colour = mean_colour
+        self.augmentation = augmentation
+        self.void = void
+        # raw id of padding: 0 is background in every data set
+        self.pad_id = data.ignore_id if augmentation.padding == "ignore" else 0
 
     def plain(self, rank: int, world: int) -> "EvalImages":
         """One process' share of the step's own images: centre views, nothing random, guarded labels."""
         share = self.images[rank::world]
-        return EvalImages(self.data, "train", share, self.table, self.crop, (self.visible, self.step))
+        crop = self.augmentation.crop
+        return EvalImages(self.data, "train", share, self.table, crop, (self.visible, self.step))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -199,19 +198,21 @@ class StepImages(Dataset[Item | UserError | LeakError]):
             raise UserError(
                 f"image {image_id} is {image.shape[:2]}, its mask {mask.shape}; they must be equal"
             )
-        view = random_view(mask.shape, self.crop, self.scale, self.flip, rng)
+        view = self.augmentation.view(mask.shape, rng)
+        if self.void == "background":
+            mask = np.where(mask == self.data.ignore_id, mask.dtype.type(0), mask)
         aux = {}
         if "saliency" in self.aux:
             aux["saliency"] = torch.from_numpy(cut_map(self.data.saliency("train", image_id), view, 0) > 0)
         if "everything" in self.aux:
             aux["everything"] = torch.ones(view.crop, dtype=torch.bool)
-        labels = table[cut_map(mask, view, self.data.ignore_id)]
+        labels = table[cut_map(mask, view, self.pad_id)]
         guard(labels, visible, image_id, self.step)
         if draw.from_memory and self.unshifted:
             labels = unshift(labels)
             # the labels say already what is unknown; class 1, now 0, stays background
             aux = {name: torch.zeros_like(value) for name, value in aux.items()}
-        pixels = torch.from_numpy(cut_image(image, view, self.mean_colour)).permute(2, 0, 1)
+        pixels = torch.from_numpy(cut_image(image, view, self.augmentation.colour)).permute(2, 0, 1)
         return Item(pixels, torch.from_numpy(labels), draw.from_memory, aux, image_id)
 
 

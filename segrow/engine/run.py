@@ -14,6 +14,7 @@ from safetensors.torch import save as tensors_to_bytes
 
 from .. import __version__
 from ..config import RunConfig, RunPaths
+from ..data.augment import Augmentation
 from ..data.loader import StepImages
 from ..errors import NonFiniteLossError, UserError
 from ..evaluate import Matrices, eval_loader, evaluate
@@ -264,10 +265,10 @@ class Run:
             exemplar_labels=self.config.memory.labels,
             unshifted=self.config.memory.unshifted,
             aux=self.method.aux,
-            crop=train.crop,
-            scale=train.scale,
-            flip=train.flip,
-            mean_colour=(red, green, blue),
+            augmentation=Augmentation(
+                train.crop, train.crop_mode, train.scale, train.flip, train.padding, (red, green, blue)
+            ),
+            void=train.void,
         )
 
     def _announce(self, step: int, images: StepImages) -> None:
