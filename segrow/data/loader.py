@@ -19,7 +19,7 @@ from ..errors import LeakError, UserError
 from ..memory import Exemplar, exemplar_table, unshift
 from ..scenario import Scenario
 from .augment import centre_view, cut_image, cut_map, random_view, whole_view
-from .base import SegDataset
+from .base import SegDataset, Split
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,11 @@ class StepImages(Dataset[Item | UserError | LeakError]):
         self.flip = flip
         self.mean_colour = mean_colour
 
+    def plain(self, rank: int, world: int) -> "EvalImages":
+        """One process' share of the step's own images: centre views, nothing random, guarded labels."""
+        share = self.images[rank::world]
+        return EvalImages(self.data, "train", share, self.table, self.crop, (self.visible, self.step))
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -210,34 +215,48 @@ class StepImages(Dataset[Item | UserError | LeakError]):
         return Item(pixels, torch.from_numpy(labels), draw.from_memory, aux, image_id)
 
 
-class EvalImages(Dataset[Item | UserError]):
-    """Whole or centre-cropped images with the labels of a lookup table."""
+class EvalImages(Dataset[Item | UserError | LeakError]):
+    """Whole or centre-cropped images with the labels of a lookup table.
+
+    Args:
+        guarded: Which class indices the labels may show, and in which step; None = all (evaluation).
+    """
 
     def __init__(
-        self, data: SegDataset, split: str, images: Sequence[str], table: np.ndarray, crop: int | None
+        self,
+        data: SegDataset,
+        split: Split,
+        images: Sequence[str],
+        table: np.ndarray,
+        crop: int | None,
+        guarded: tuple[frozenset[int], int] | None = None,
     ) -> None:
         self.data = data
-        self.split = split
+        self.split: Split = split
         self.images = tuple(images)
         self.table = table
         self.crop = crop
+        self.guarded = guarded
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Item | UserError:
+    def __getitem__(self, index: int) -> Item | UserError | LeakError:
         try:
             return self._item(self.images[index])
-        except UserError as error:
+        except (UserError, LeakError) as error:
             return error
 
     def _item(self, image_id: str) -> Item:
-        image = self.data.image(self.split, image_id)  # type: ignore[arg-type]
-        mask = self.data.mask(self.split, image_id)  # type: ignore[arg-type]
+        image = self.data.image(self.split, image_id)
+        mask = self.data.mask(self.split, image_id)
         view = centre_view(mask.shape, self.crop) if self.crop else whole_view(mask.shape)
-        labels = torch.from_numpy(self.table[cut_map(mask, view, self.data.ignore_id)])
+        labels = self.table[cut_map(mask, view, self.data.ignore_id)]
+        if self.guarded:
+            visible, step = self.guarded
+            guard(labels, visible, image_id, step)
         pixels = torch.from_numpy(cut_image(image, view, (0, 0, 0))).permute(2, 0, 1)
-        return Item(pixels, labels, False, {}, image_id)
+        return Item(pixels, torch.from_numpy(labels), False, {}, image_id)
 
 
 Loaded = tuple[Batch, list[str]]

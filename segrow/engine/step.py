@@ -114,7 +114,7 @@ class StepTrainer:
         if resume:
             ctx.model.load_state_dict(resume.model)
             optimizer.load_state_dict(resume.optimizer)
-            method.load_state_dict(resume.method)
+            method.load_state_dict({k: v.to(fabric.device) for k, v in resume.method.items()})
             if resume.scaler:
                 machine.precision.load_state_dict(resume.scaler)
         self.objective, self.optimizer = fabric.setup(Objective(method, ctx), optimizer)

@@ -9,7 +9,7 @@ import abc
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -34,7 +34,13 @@ class StepContext:
     """
 
     def __init__(
-        self, step: int, model: Segmenter, teacher: Segmenter | None, known: int, known_before: int
+        self,
+        step: int,
+        model: Segmenter,
+        teacher: Segmenter | None,
+        known: int,
+        known_before: int,
+        scan: Callable[[], Iterator[Batch]] | None = None,
     ) -> None:
         self.step = step
         self.model = model
@@ -42,6 +48,7 @@ class StepContext:
         self.known = known
         self.known_before = known_before
         self.shares_trunk = False
+        self._scan = scan
 
     def share_frozen_trunk(self) -> None:
         """Run a wholly frozen trunk once an iteration for student and teacher (after `begin_step`)."""
@@ -75,6 +82,29 @@ class StepContext:
             with torch.no_grad():
                 batch.trunk = self.model.features(batch.images)
         return batch.trunk
+
+    def scan(self) -> Iterator[Batch]:
+        """One plain pass over this process' share of the step's own images, the same at every call.
+
+        No exemplars and nothing random: in order, the short side resized to the training crop, the centre
+        cropped, labels as in training, no extra maps; batches of one device's size, the last may be smaller.
+        Processes may get different numbers of batches: call `sum` after the pass, not in it.
+
+        Raises:
+            RuntimeError: In a context without images (the engine's always has them).
+            UserError: When an image cannot be read.
+            LeakError: When labels show what the step may not see.
+        """
+        if self._scan is None:
+            raise RuntimeError("this StepContext was built without `scan`: it has no images to pass over")
+        return self._scan()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over all processes, element by element; with one process `values` itself."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            values = values.clone(memory_format=torch.contiguous_format)
+            torch.distributed.all_reduce(values)
+        return values
 
     def mean(self, values: Tensor, valid: Tensor) -> Tensor:
         """Mean of `values` over the `valid` pixels of the global batch, 0 when there is none.
@@ -124,6 +154,14 @@ class Method(abc.ABC):
         ctx.model.unfreeze()
         if ctx.model.unknown is not None and not self.unknown_head:  # base step of a method that has one
             ctx.model.freeze(ctx.model.unknown)
+
+    def gather(self, ctx: StepContext) -> None:
+        """Measure what the step needs to know of its images (`ctx.scan`) before it trains; default: nothing.
+
+        Called after `begin_step`, with the student in evaluation mode, and only when a step starts afresh:
+        a step that is continued gets back what `state_dict` gave.
+        """
+        return
 
     def parameter_groups(self, ctx: StepContext, lr: float, backbone_lr: float) -> list[ParameterGroup]:
         """What trains and how fast: by default all that is not frozen, the backbone at its own rate."""
