@@ -2,16 +2,19 @@
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from lightning_fabric import Fabric
+from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save as tensors_to_bytes
 
 from .. import __version__
 from ..config import RunConfig, RunPaths
+from ..data.augment import Augmentation
 from ..data.loader import StepImages
 from ..errors import NonFiniteLossError, UserError
 from ..evaluate import Matrices, eval_loader, evaluate
@@ -29,6 +32,7 @@ from .checkpoint import Checkpoint, write_atomic, write_json
 from .cost import Stopwatch, parameter_counts, peak_memory, reset_peak_memory, stored_bytes
 from .exemplars import Chooser
 from .log import Display
+from .scan import scan
 from .setup import (
     Prepared,
     check_base,
@@ -170,29 +174,20 @@ class Run:
         self._evaluate_step(step)
 
     def _train_step(self, step: int) -> None:
-        config, scenario, machine = self.config, self.scenario, self.machine
-        torch.manual_seed(mix_seed(config.seed, step))
+        torch.manual_seed(mix_seed(self.config.seed, step))
         model, teacher, parent, exemplars = self._models(step)
-        ctx = StepContext(
-            step,
-            model,
-            teacher,
-            known=scenario.known(step),
-            known_before=scenario.known(step - 1) if step else 1,
-        )
-        self.method.begin_step(ctx)
-        ctx.share_frozen_trunk()
-        if self.fabric.world_size > 1:
-            synchronise_norms(model, self.fabric.device.type)
         images = self._views(step, model, exemplars)
+        ctx = self._context(step, model, teacher, images)
         resume = Checkpoint.load(self.paths.checkpoint)
         if resume and resume.step != step:
             resume = None
         self._announce(step, images)
-        epochs = config.train.epochs
-        if step == 0 and config.train.step0_epochs is not None:
-            epochs = config.train.step0_epochs
-        trainer = StepTrainer(machine, self.method, ctx, images, epochs, resume)
+        if resume is None:
+            model.eval()
+            self.method.gather(ctx)
+        train = self.config.train
+        epochs = train.epochs if step or train.step0_epochs is None else train.step0_epochs
+        trainer = StepTrainer(self.machine, self.method, ctx, images, epochs, resume)
         seconds = trainer.fit()
         if not all(
             bool(p.isfinite().all()) for p in model.parameters()
@@ -214,6 +209,27 @@ class Run:
             if state := dict(self.method.state_dict()):
                 extra["method.safetensors"] = tensors_to_bytes(state)
             save_model(model, self.paths.model(step), self._meta(step, parent, training), extra)
+
+    def _context(
+        self, step: int, model: Segmenter, teacher: Segmenter | None, images: StepImages
+    ) -> StepContext:
+        """The step as the method sees it, begun: initialised, frozen, ready to train."""
+        before = self.scenario.known(step - 1) if step else 1
+        again = partial(scan, images, self.machine)
+        ctx = StepContext(step, model, teacher, self.scenario.known(step), before, again)
+        self._restore_method(step)
+        self.method.begin_step(ctx)
+        ctx.share_frozen_trunk()
+        if self.fabric.world_size > 1:
+            synchronise_norms(model, self.fabric.device.type)
+        return ctx
+
+    def _restore_method(self, step: int) -> None:
+        """What the method knew at the end of the previous step, also when this process did not train it."""
+        stored = self.paths.model(step - 1) / "method.safetensors"
+        if step and stored.exists():
+            device = str(self.fabric.device)
+            self.method.load_state_dict(load_tensors(stored, device=device))
 
     def _models(self, step: int) -> tuple[Segmenter, Segmenter | None, str | None, tuple[Exemplar, ...]]:
         """Student and teacher on the device, the teacher's hash, and the exemplars to replay."""
@@ -249,10 +265,10 @@ class Run:
             exemplar_labels=self.config.memory.labels,
             unshifted=self.config.memory.unshifted,
             aux=self.method.aux,
-            crop=train.crop,
-            scale=train.scale,
-            flip=train.flip,
-            mean_colour=(red, green, blue),
+            augmentation=Augmentation(
+                train.crop, train.crop_mode, train.scale, train.flip, train.padding, (red, green, blue)
+            ),
+            void=train.void,
         )
 
     def _announce(self, step: int, images: StepImages) -> None:

@@ -91,12 +91,22 @@ def check_ranges(config: RunConfig) -> None:
         "crop",
         "val_batch_size",
         "log_every",
+        "step_size",
     )
     for name in whole:
         value = getattr(train, name)
         if value is not None and value < 1:
             raise UserError(f"--train.{name} should be at least 1, got {value}")
-    rates = ("lr", "backbone_lr", "step0_lr", "step0_backbone_lr", "weight_decay", "clip", "workers")
+    rates = (
+        "lr",
+        "backbone_lr",
+        "step0_lr",
+        "step0_backbone_lr",
+        "lr_floor",
+        "weight_decay",
+        "clip",
+        "workers",
+    )
     named = {f"train.{name}": getattr(train, name) for name in rates}
     named |= {
         "seed": config.seed,
