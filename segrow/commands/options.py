@@ -121,6 +121,12 @@ def parse_run(argv: Sequence[str], command: str, description: str, example: str)
     return RunOptions(config, method, Path(parsed.out) if parsed.out else None, base)
 
 
+def option_names(method: str) -> tuple[str, ...]:
+    """Every option of `segrow train` with that method."""
+    actions = _parser(method, "", "train")._actions
+    return tuple(option for action in actions for option in action.option_strings)
+
+
 def _check_method_options(name: str, args: Sequence[str]) -> None:
     """The parser below would take any `--method.WORD` for a part of `--method` and drop it."""
     known = [f"--method.{f.name}" for f in dataclasses.fields(method_class(name))]  # type: ignore[arg-type]
