@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from trees import folder_tree
 
 from segrow.data import loader as loader_module
-from segrow.data.augment import Augmentation, area_view, padded_view, random_view
+from segrow.data.augment import Augmentation, area_view, centre_view, padded_view, random_view
 from segrow.data.folder import FolderDataset
 from segrow.data.loader import (
     Draw,
@@ -286,6 +286,19 @@ def test_void_can_be_background_and_padding_stays_what_it_is(
         assert (merged.labels.numpy()[void] == 0).all()
         assert torch.equal(kept.labels[torch.from_numpy(~void)], merged.labels[torch.from_numpy(~void)])
         assert (merged.labels == IGNORE).any() == (padding == "ignore")
+
+
+@pytest.mark.parametrize("void", ["ignore", "background"])
+def test_a_plain_pass_reads_void_as_training_does(data: FolderDataset, void: str) -> None:
+    plain = step_images(data, 0, void=void).plain(0, 1)
+    for index, image_id in enumerate(plain.images):
+        item = plain[index]
+        assert isinstance(item, Item), item
+        _, mask, _ = read(data, image_id)
+        view = centre_view(mask.shape, 40)
+        raw = naive.view_map(mask, view.size, view.top, view.left, view.crop, False, 77)
+        meaning = raw_to_index(VISIBLE["new", 0]) | ({255: 0} if void == "background" else {})
+        assert (item.labels.numpy() == np.vectorize(meaning.__getitem__)(raw)).all()
 
 
 def test_parts_of_images_fill_the_crop(data: FolderDataset) -> None:

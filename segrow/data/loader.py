@@ -172,9 +172,11 @@ class StepImages(Dataset[Item | UserError | LeakError]):
 
     def plain(self, rank: int, world: int) -> "EvalImages":
         """One process' share of the step's own images: centre views, nothing random, guarded labels."""
-        share = self.images[rank::world]
-        crop = self.augmentation.crop
-        return EvalImages(self.data, "train", share, self.table, crop, (self.visible, self.step))
+        table = self.table.copy()
+        if self.void == "background":
+            table[self.data.ignore_id] = 0  # a centre view has no padding, which would have this id too
+        share, crop = self.images[rank::world], self.augmentation.crop
+        return EvalImages(self.data, "train", share, table, crop, (self.visible, self.step))
 
     def __len__(self) -> int:
         return len(self.images)
