@@ -121,7 +121,11 @@ def references(row: str, data: str, task: str, memory: bool) -> tuple[Reference,
 
 def _items(kind: str, row: str, data: str, task: str, memory: bool) -> Iterator[Mapping[str, Any]]:
     for item in _entry(row).get(kind, ()):
-        if item.get("data", data) == data and item.get("task", task) == task and (memory or "memory" not in item):
+        if (
+            item.get("data", data) == data
+            and item.get("task", task) == task
+            and (memory or "memory" not in item)
+        ):
             yield item
 
 
@@ -132,7 +136,9 @@ def _entry(row: str) -> Mapping[str, Any]:
 
 @functools.cache
 def _published() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((resources.files(__package__) / "published.yaml").read_text("utf-8"))
+    loaded: dict[str, Any] = yaml.safe_load(
+        (resources.files(__package__) / "published.yaml").read_text("utf-8")
+    )
     return loaded
 
 
@@ -157,7 +163,9 @@ def _cell(data: str, task: str, row: str, setting: Setting) -> Cell:
     short = _published()["data"][data]["short"]
     name = f"{short}-{task}-{row}" + ("" if setting == "overlap" else f"-{setting}")
     value = entry["miou"][data].get(task) if setting == "overlap" else None
-    return Cell(name, row, entry.get("of", row), data, task, setting, value, entry["definition"], entry["source"])
+    return Cell(
+        name, row, entry.get("of", row), data, task, setting, value, entry["definition"], entry["source"]
+    )
 
 
 def cell(name: str) -> Cell | None:
@@ -177,7 +185,11 @@ def rows() -> tuple[str, ...]:
 
 def files() -> tuple[str, ...]:
     """Names of the recipes that are a file each."""
-    found = (f.name.removesuffix(".yaml") for f in resources.files(__package__).iterdir() if f.name.endswith(".yaml"))
+    found = (
+        f.name.removesuffix(".yaml")
+        for f in resources.files(__package__).iterdir()
+        if f.name.endswith(".yaml")
+    )
     return tuple(sorted(name for name in found if name != "published"))
 
 
@@ -213,5 +225,7 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 
 def _read_file(name: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((resources.files(__package__) / f"{name}.yaml").read_text("utf-8"))
+    loaded: dict[str, Any] = yaml.safe_load(
+        (resources.files(__package__) / f"{name}.yaml").read_text("utf-8")
+    )
     return loaded

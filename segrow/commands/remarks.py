@@ -1,0 +1,72 @@
+"""What a reader of a run's numbers should know: how it differs from the paper of its method."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..recipes import deviations, published_settings
+from .options import RunOptions
+
+
+def remarks(options: RunOptions, expected: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """Sentences on a run: standing deviations, what --reference switched on, settings that differ.
+
+    Args:
+        expected: The settings that the run should have; default: those published for its method.
+    """
+    config, method = options.config, options.method
+    data, task, memory = config.data.name, config.task, config.memory.size > 0
+    found = list(deviations(method.name, data, task, memory))
+    for reference in options.reference or ():
+        if reference.otherwise and not differing(options, reference.set):
+            found.append(reference.says)
+    if expected is None:
+        expected = published_settings(method.name, data, task)
+    if changed := differing(options, expected):
+        found.append(f"settings differ from the published ones: {', '.join(changed)}")
+    return tuple(found)
+
+
+def differing(options: RunOptions, expected: Mapping[str, Any]) -> list[str]:
+    """`train.epochs 3 instead of 30` for every setting of a run that is not as expected."""
+    ours = {**dataclasses.asdict(options.config), "method": {"name": options.method.name}}
+    ours["method"] |= options.method.fields()
+    here = dict(flatten(ours))
+    return [
+        f"{key} {show(here[key])} instead of {show(value)}"
+        for key, value in flatten(expected)
+        if show(here[key]) != show(value)
+    ]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """{"train": {"lr": 0.1}} -> ("train.lr", 0.1)"""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def show(value: Any) -> str:
+    """As a flag takes it: lists with commas, numbers without trailing zeros."""
+    if isinstance(value, list | tuple):
+        return ",".join(show(item) for item in value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def reference_lines(options: RunOptions) -> list[str]:
+    """What --reference switched on, a line an option; empty without it."""
+    if options.reference is None:
+        return []
+    if not options.reference:
+        return [f"--reference: nothing to switch on for method {options.method.name} here"]
+    lines = []
+    for reference in options.reference:
+        flags = " ".join(f"--{key} {show(value)}" for key, value in flatten(reference.set))
+        overruled = differing(options, reference.set)
+        says = f"overruled: {', '.join(overruled)}" if overruled else reference.says
+        lines.append(f"--reference: {flags}: {says}")
+    return lines
