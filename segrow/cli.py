@@ -16,12 +16,13 @@ segrow: grow a semantic segmentation model class by class, without forgetting.
 
 usage: segrow COMMAND [options]
 
-  demo       learn handwritten digits in steps on the embedded data: a table, pictures, a page
-  train      train a scenario step by step; the same command again continues
-  scenario   which classes and images each step of a task has
-  results    mIoU of old, new and all classes after every step of one or more runs
-  eval       evaluate a model on a data set
-  predict    label maps and overlays for images
+  demo         learn handwritten digits in steps on the embedded data: a table, pictures, a page
+  train        train a scenario step by step; the same command again continues
+  scenario     which classes and images each step of a task has
+  results      mIoU of old, new and all classes after every step of one or more runs
+  eval         evaluate a model on a data set
+  predict      label maps and overlays for images
+  import-ssul  a checkpoint of the SSUL reference code as a model directory
 
 segrow COMMAND --help says more. Example:
   segrow train --data.root VOCdevkit/VOC2012 --task 15-1 --method ssul --out runs/first
@@ -64,6 +65,12 @@ def _predict(argv: Sequence[str]) -> int:
     return command(argv)
 
 
+def _import_ssul(argv: Sequence[str]) -> int:
+    from .commands.import_ssul import main as command
+
+    return command(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": _demo,
     "train": _train,
@@ -71,6 +78,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "results": _results,
     "eval": _eval,
     "predict": _predict,
+    "import-ssul": _import_ssul,
 }
 
 
@@ -83,27 +91,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] == "--version":
         print(f"segrow {__version__}")
         return 0
+    return guarded(lambda: _dispatch(args))
+
+
+def _dispatch(args: Sequence[str]) -> int:
     command = COMMANDS.get(args[0])
+    if command is None:
+        raise UserError(f'no command "{args[0]}"; there is {", ".join(COMMANDS)}.{near(args[0], COMMANDS)}')
+    return command(args[1:])
+
+
+def guarded(command: Callable[[], int], name: str = "segrow") -> int:
+    """Run something; an error becomes a line on stderr, beginning with `name`, and an exit code."""
     try:
-        if command is None:
-            raise UserError(
-                f'no command "{args[0]}"; there is {", ".join(COMMANDS)}.{near(args[0], COMMANDS)}'
-            )
-        return command(args[1:])
+        return command()
     except SystemExit as stop:  # argparse, after --help
         return stop.code if isinstance(stop.code, int) else 0
     except UserError as error:
-        print(f"segrow: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except LeakError as error:
-        print(f"segrow: label leak: {error}", file=sys.stderr)
+        print(f"{name}: label leak: {error}", file=sys.stderr)
         return 1
     except NonFiniteLossError as error:
-        print(f"segrow: {error}; use a smaller learning rate, or --train.precision 32", file=sys.stderr)
+        print(f"{name}: {error}; use a smaller learning rate, or --train.precision 32", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("segrow: stopped; the same command continues from the last finished epoch", file=sys.stderr)
+        print(f"{name}: stopped; the same command continues from the last finished epoch", file=sys.stderr)
         return 130
+
+
+def seed_main(argv: Sequence[str] | None = None) -> int:
+    """main.py: the reference code's training; exit codes as `main`."""
+
+    def command() -> int:
+        from .commands.seed import main
+
+        return main(sys.argv[1:] if argv is None else argv)
+
+    return guarded(command, "main.py")
+
+
+def seed_eval(argv: Sequence[str] | None = None) -> int:
+    """eval.py: the reference code's evaluation; exit codes as `main`."""
+
+    def command() -> int:
+        from .commands.seed import evaluate
+
+        return evaluate(sys.argv[1:] if argv is None else argv)
+
+    return guarded(command, "eval.py")
 
 
 def entry() -> None:

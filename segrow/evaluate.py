@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .data.base import SegDataset
+from .data.base import SegDataset, Split
 from .data.loader import EvalImages, Loaded, collate, iterate, to_device, worker_count
 from .errors import LeakError, UserError
 from .losses import upsample
@@ -44,7 +44,7 @@ def confusion(truth: Tensor, prediction: Tensor, n_true: int, n_known: int) -> T
 
 def eval_loader(
     data: SegDataset,
-    split: str,
+    split: Split,
     images: tuple[str, ...],
     table: np.ndarray,
     crop: int | None,
@@ -57,6 +57,7 @@ def eval_loader(
         batch_size=batch_size if crop else 1,
         num_workers=worker_count(workers),
         collate_fn=collate,
+        generator=torch.Generator(),  # else an evaluation would move the global random state
     )
 
 

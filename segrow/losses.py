@@ -140,6 +140,20 @@ def normalised_entropy(p: Tensor) -> Tensor:
     return entropy
 
 
+def rate_factor(policy: str, iteration: int, total: int, step_size: int) -> float:
+    """Factor of the learning rate at an update.
+
+    Args:
+        policy: poly, warm_poly or step (a tenth every `step_size` updates).
+        iteration: Index of the update within its step, from 0.
+        total: Number of updates of the step.
+        step_size: Updates between two cuts.
+    """
+    if policy == "step":
+        return float(0.1 ** (iteration // step_size))
+    return poly(iteration, total, warm_up=policy == "warm_poly")
+
+
 def poly(iteration: int, total: int, warm_up: bool = False) -> float:
     """Factor of the learning rate: (1 - i/total)^0.9.
 

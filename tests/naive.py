@@ -346,6 +346,29 @@ def view_image(
     return out
 
 
+def random_part(
+    height: int, width: int, low: float, high: float, rng: np.random.Generator
+) -> tuple[tuple[int, int, int, int], bool]:
+    """Random resized crop as torchvision documents it: top, left, height, width; then a fair flip."""
+    found = None
+    for _ in range(10):
+        area = height * width * rng.uniform(low, high)
+        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if w >= 1 and h >= 1 and w <= width and h <= height:
+            top = int(rng.integers(0, height - h + 1))
+            found = (top, int(rng.integers(0, width - w + 1)), h, w)
+            break
+    if found is None:
+        w, h = width, height
+        if width / height < 3 / 4:
+            h = round(width / (3 / 4))
+        elif width / height > 4 / 3:
+            w = round(height * (4 / 3))
+        found = ((height - h) // 2, (width - w) // 2, h, w)
+    return found, bool(rng.random() < 0.5)
+
+
 def confusion(truth: Labels, prediction: Labels, n_true: int, n_known: int) -> Labels:
     """Count pairs."""
     counts = np.zeros((n_true, n_known), np.int64)

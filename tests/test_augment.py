@@ -9,7 +9,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from segrow.data.augment import View, centre_view, cut_image, cut_map, random_view, whole_view
+from segrow.data.augment import (
+    View,
+    area_view,
+    centre_view,
+    cut_image,
+    cut_map,
+    padded_view,
+    random_view,
+    whole_view,
+)
 
 FILL = (101, 102, 103)
 sides = st.integers(1, 24)
@@ -164,6 +173,66 @@ def test_random_views_use_the_whole_range() -> None:
     assert {v.left for v in same} == {-2, -1, 0}  # the image anywhere in the crop
     assert not any(v.flip for v in same)
     assert all(random_view((10, 4), 6, (1.0, 1.0), 1.0, rng).flip for _ in range(50))
+
+
+@settings(max_examples=200, deadline=None)
+@given(height=sides, width=sides, crop=sides, seed=seeds, high=st.floats(0.5, 3))
+def test_padded_views_equal_padding_on_all_sides(
+    height: int, width: int, crop: int, seed: int, high: float
+) -> None:
+    """The reference's steps one after another: scale, pad for the width, pad for the height, crop, flip."""
+    view = padded_view((height, width), crop, (0.4, high), 0.5, np.random.default_rng(seed))
+    mask = noise((height, width), seed)
+    rng = np.random.default_rng(seed)
+    factor = rng.uniform(0.4, high)
+    size = (max(1, round(height * factor)), max(1, round(width * factor)))
+    scaled = naive.view_map(mask, size, 0, 0, size, False, 0)
+    if scaled.shape[1] < crop:
+        scaled = np.pad(scaled, int((1 + crop - scaled.shape[1]) / 2))
+    if scaled.shape[0] < crop:
+        scaled = np.pad(scaled, int((1 + crop - scaled.shape[0]) / 2))
+    i = int(rng.integers(0, scaled.shape[0] - crop + 1))
+    j = int(rng.integers(0, scaled.shape[1] - crop + 1))
+    expected = scaled[i : i + crop, j : j + crop]
+    if rng.random() < 0.5:
+        expected = expected[:, ::-1]
+    np.testing.assert_array_equal(cut_map(mask, view, 0), expected)
+
+
+@settings(max_examples=200, deadline=None)
+@given(height=sides, width=sides, seed=seeds, low=st.floats(0.05, 1), high=st.floats(1, 3))
+def test_area_views_equal_the_naive_ones(height: int, width: int, seed: int, low: float, high: float) -> None:
+    view = area_view((height, width), 16, (low, high), 0.5, np.random.default_rng(seed))
+    part, flip = naive.random_part(height, width, low, high, np.random.default_rng(seed))
+    assert (view.part, view.flip) == (part, flip)
+    assert (view.size, view.top, view.left, view.crop) == ((16, 16), 0, 0, (16, 16))
+    top, left, h, w = part
+    assert 0 <= top <= top + h <= height
+    assert 0 <= left <= left + w <= width
+    assert h >= 1
+    assert w >= 1
+
+
+def test_area_views_draw_area_and_ratio() -> None:
+    rng = np.random.default_rng(0)
+    parts = [area_view((300, 400), 16, (0.5, 0.9), 0.5, rng).part for _ in range(2000)]
+    sizes = np.array([(p[2], p[3]) for p in parts if p])
+    area, ratio = sizes.prod(1) / 120_000, sizes[:, 1] / sizes[:, 0]
+    assert 0.49 < area.min() < 0.52
+    assert 0.85 < area.max() < 0.91
+    assert 0.74 < ratio.min() < 0.8
+    assert 1.3 < ratio.max() < 1.34
+
+
+def test_area_views_beyond_the_image_show_its_centre() -> None:
+    """Ten tries cannot fit: all of it, or the largest centre part of ratio 3/4 to 4/3."""
+    for shape, part in (
+        ((30, 36), (0, 0, 30, 36)),
+        ((30, 60), (0, 10, 30, 40)),
+        ((60, 30), (10, 0, 40, 30)),
+        ((1, 9), (0, 4, 1, 1)),
+    ):
+        assert area_view(shape, 16, (2.0, 3.0), 0.0, np.random.default_rng(0)).part == part
 
 
 @settings(max_examples=100, deadline=None)

@@ -258,6 +258,26 @@ def test_poly_rates_with_their_floor(root: Path, tmp_path: Path, monkeypatch: py
     assert logged == [pytest.approx(r[0], rel=1e-5) for _, r in seen]
 
 
+def test_step_rates_and_poly_without_floor(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = _record_rates(monkeypatch)
+    more = ("--method", "finetune", "--task", "3-1", "--train.epochs", "2")
+    policy = ("--train.policy", "step", "--train.step_size", "3")
+    assert start(root, tmp_path / "step", *more, *policy) == 0
+    base = [r for s, r in seen if s == 0]
+    assert base == [
+        pytest.approx([0.001 * 0.1 ** (i // 3), 0.01 * 0.1 ** (i // 3)]) for i in range(len(base))
+    ]
+    assert len(base) > 6
+    seen.clear()
+    floor = ("--train.lr_floor", "0", "--train.step0_backbone_lr", "1e-7")
+    assert start(root, tmp_path / "poly", *more, *floor) == 0
+    base = [r for s, r in seen if s == 0]
+    n = len(base)
+    assert base == [pytest.approx([1e-7 * _poly(i, n), 0.01 * _poly(i, n)]) for i in range(n)]
+
+
 def test_warm_poly_rates_and_backbone_rate_of_increments(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--train.devices", "0"], "--train.devices should be at least 1, got 0"),
         (["--train.lr", "-1"], "--train.lr should be 0 or more, got -1"),
         (["--train.lr", "nan"], "Got value: nan"),
+        (["--train.lr_floor", "-1"], "--train.lr_floor should be 0 or more, got -1"),
+        (["--train.step_size", "0"], "--train.step_size should be at least 1, got 0"),
         (["--train.workers", "-1"], "--train.workers should be 0 or more, got -1"),
         (["--seed", "-1"], "--seed should be 0 or more, got -1"),
         (["--data.order_seed", "-1"], "--data.order_seed should be 0 or more, got -1"),

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import naive
 import numpy as np
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 from trees import folder_tree
 
 from segrow.data import loader as loader_module
-from segrow.data.augment import random_view
+from segrow.data.augment import Augmentation, area_view, centre_view, padded_view, random_view
 from segrow.data.folder import FolderDataset
 from segrow.data.loader import (
     Draw,
@@ -162,6 +163,9 @@ def step_images(
     crop: int = 40,
     scale: tuple[float, float] = (1.0, 1.0),
     flip: float = 0.0,
+    mode: Literal["scale", "area"] = "scale",
+    padding: Literal["ignore", "background"] = "ignore",
+    void: str = "ignore",
 ) -> StepImages:
     """By default the whole image, padded to 40 x 40."""
     return StepImages(
@@ -173,10 +177,8 @@ def step_images(
         exemplar_labels=exemplar_labels,
         unshifted=unshifted,
         aux=aux,
-        crop=crop,
-        scale=scale,
-        flip=flip,
-        mean_colour=MEAN,
+        augmentation=Augmentation(crop, mode, scale, flip, padding, MEAN),
+        void=void,
     )
 
 
@@ -242,6 +244,82 @@ def test_padding_is_mean_colour_ignored_and_not_salient(data: FolderDataset) -> 
     assert not item.aux["saliency"][~inside].any()
     assert (item.image[:, ~inside] == torch.tensor(MEAN)[:, None]).all()
     assert (item.labels[inside] != IGNORE).sum() == 23 * 32  # the tree's masks end in an ignored row
+
+
+def test_padding_as_the_reference_has_it_is_black_background_and_not_salient(data: FolderDataset) -> None:
+    seed = (1, 0, 0, 0, 0)
+    item = item_of(step_images(data, 0, padding="background"), Draw(0, False, seed))
+    view = padded_view((24, 32), 40, (1.0, 1.0), 0.0, np.random.default_rng(seed))
+    inside = torch.zeros(40, 40, dtype=torch.bool)
+    inside[max(-view.top, 0) : 24 - view.top, max(-view.left, 0) : 32 - view.left] = True
+    assert (~inside).any()
+    assert (item.labels[~inside] == 0).all()
+    assert not item.aux["saliency"][~inside].any()
+    assert (item.image[:, ~inside] == 0).all()
+    assert (item.labels[inside] == IGNORE).any()  # what is annotated as no class stays ignored
+
+
+def test_padding_is_unknown_where_every_background_pixel_is(data: FolderDataset) -> None:
+    """METHODS 2: the reference's padding is background on VOC, unknown on ADE20K."""
+    images = step_images(data, 0, aux=("everything",), padding="background")
+    item = item_of(images, Draw(0, False, (1, 0, 0, 0, 0)))
+    black = (item.image == 0).all(0)
+    assert black.any()
+    assert (item.aux["everything"] & (item.labels == 0))[black].all()
+
+
+@pytest.mark.parametrize("padding", ["ignore", "background"])
+def test_void_can_be_background_and_padding_stays_what_it_is(
+    data: FolderDataset, padding: Literal["ignore", "background"]
+) -> None:
+    for index in range(5):
+        draw = Draw(index, False, (1, 0, 0, index, 0))
+        kept = item_of(step_images(data, 0, padding=padding), draw)
+        images = step_images(data, 0, padding=padding, void="background")
+        merged = item_of(images, draw)
+        _, mask, _ = read(data, images.images[index])
+        view = images.augmentation.view(mask.shape, np.random.default_rng(draw.seed))
+        place = (view.size, view.top, view.left, view.crop, view.flip)
+        void = naive.view_map(mask, *place, 0) == 255  # padding aside
+        assert void.any()
+        assert (kept.labels.numpy()[void] == IGNORE).all()
+        assert (merged.labels.numpy()[void] == 0).all()
+        assert torch.equal(kept.labels[torch.from_numpy(~void)], merged.labels[torch.from_numpy(~void)])
+        assert (merged.labels == IGNORE).any() == (padding == "ignore")
+
+
+@pytest.mark.parametrize("void", ["ignore", "background"])
+def test_a_plain_pass_reads_void_as_training_does(data: FolderDataset, void: str) -> None:
+    plain = step_images(data, 0, void=void).plain(0, 1)
+    for index, image_id in enumerate(plain.images):
+        item = plain[index]
+        assert isinstance(item, Item), item
+        _, mask, _ = read(data, image_id)
+        view = centre_view(mask.shape, 40)
+        raw = naive.view_map(mask, view.size, view.top, view.left, view.crop, False, 77)
+        meaning = raw_to_index(VISIBLE["new", 0]) | ({255: 0} if void == "background" else {})
+        assert (item.labels.numpy() == np.vectorize(meaning.__getitem__)(raw)).all()
+
+
+def test_parts_of_images_fill_the_crop(data: FolderDataset) -> None:
+    """MiB's augmentation: no padding; image, labels and saliency show the same part."""
+    images = step_images(data, 0, crop=20, mode="area", scale=(0.5, 2.0), flip=0.5)
+    meaning = raw_to_index(VISIBLE["new", 0])
+    for index in range(5):
+        for k in range(6):
+            seed = (1, 0, k, index, 0)
+            item = item_of(images, Draw(index, False, seed))
+            image, mask, saliency = read(data, images.images[index])
+            view = area_view(mask.shape, 20, (0.5, 2.0), 0.5, np.random.default_rng(seed))
+            assert view.part is not None
+            top, left, height, width = view.part
+            cut = np.s_[top : top + height, left : left + width]
+            place = ((20, 20), 0, 0, (20, 20), view.flip)
+            expected = np.vectorize(meaning.__getitem__)(naive.view_map(mask[cut], *place, 77))
+            assert (item.labels.numpy() == expected).all()
+            assert (item.aux["saliency"].numpy() == naive.view_map(saliency[cut], *place, False)).all()
+            colours = naive.view_image(image[cut], *place, MEAN)
+            assert np.abs(item.image.permute(1, 2, 0).numpy() - colours).max() <= 1.01
 
 
 def test_which_images_a_step_has(data: FolderDataset) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from segrow.config import ModelConfig
 from segrow.evaluate import confusion
-from segrow.losses import cross_entropy, focal, one_vs_rest, poly, upsample
+from segrow.losses import cross_entropy, focal, one_vs_rest, poly, rate_factor, upsample
 from segrow.methods.base import StepContext
 from segrow.model.segmenter import build_segmenter
 
@@ -158,6 +158,17 @@ def test_schedules_by_hand() -> None:
     assert abs(poly(5, 100, warm_up=True) - 0.5005 * 0.95**0.9) < 1e-15
     assert poly(10, 100, warm_up=True) == poly(10, 100)
     assert 0 < poly(4, 5, warm_up=True) == poly(4, 5)  # too short for a tenth
+
+
+@given(iteration=st.integers(0, 99), size=st.integers(1, 60))
+def test_rates_by_policy(iteration: int, size: int) -> None:
+    assert rate_factor("poly", iteration, 100, size) == poly(iteration, 100)
+    assert rate_factor("warm_poly", iteration, 100, size) == poly(iteration, 100, warm_up=True)
+    expected = 1.0
+    for i in range(1, iteration + 1):
+        if i % size == 0:
+            expected /= 10
+    assert abs(rate_factor("step", iteration, 100, size) / expected - 1) < 1e-12
 
 
 # --- the mean of a step ---------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -21,6 +22,33 @@ from ..protocol import definition, summarise
 from ..report.tables import percent
 from ..scenario import build_scenario
 from .parser import OneLineParser
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """On what a model is evaluated, and how.
+
+    Attributes:
+        name: Data set; None: the one it was trained on.
+        root: Folder of the data set.
+        scenes: Number of training scenes; only for digits.
+        split: train or val.
+        batch_size: Images of one batch, when they are cropped.
+        workers: Loader processes.
+        allow_code: Import a method from outside segrow.
+        crop: Side of the centre crop in pixels, None for whole images, or as the model's run evaluated.
+        device: auto, cpu or cuda.
+    """
+
+    name: str | None = None
+    root: str | None = None
+    scenes: int = 1200
+    split: Literal["train", "val"] = "val"
+    batch_size: int = 16
+    workers: int = 2
+    allow_code: bool = False
+    crop: int | Literal["stored"] | None = "stored"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +77,10 @@ def main(argv: Sequence[str]) -> int:
     definition(args.definition)
     if args.out and not Path(args.out).resolve().parent.is_dir():
         raise UserError(f"--out {args.out}: its folder does not exist; make it first")
-    results = _evaluate(find_model(Path(args.model)), args, progress=not args.json)
+    options = EvalOptions(
+        args.name, args.root, args.scenes, args.split, args.batch_size, args.workers, args.allow_code
+    )
+    results = evaluate_model(find_model(Path(args.model)), options, progress=not args.json)
     summary = summarise(results, args.definition)
     if args.out:
         write_json(Path(args.out), results)
@@ -95,18 +126,22 @@ def load_with_method(folder: Path, allow_code: bool) -> tuple[Segmenter, dict[st
     return model, meta, make_method(stored["name"], stored["fields"])
 
 
-def _evaluate(folder: Path, args: Any, progress: bool) -> dict[str, Any]:
-    """The model's matrices in the form of results.json, with one step."""
-    model, meta, method = load_with_method(folder, args.allow_code)
+def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[str, Any]:
+    """A model's matrices in the form of results.json, with one step.
+
+    Raises:
+        UserError: When there is no model or data, or they do not fit.
+    """
+    model, meta, method = load_with_method(folder, options.allow_code)
     origin, protocol = meta["scenario"], meta["protocol"]
-    data = open_dataset(args.name or origin["data"], args.root, args.scenes)
-    presence = data.presence(args.split, progress)
+    data = open_dataset(options.name or origin["data"], options.root, options.scenes)
+    presence = data.presence(options.split, progress)
     missing = [name for name in origin["classes"][1 : model.n_classes] if name not in data.class_names]
     if missing:
         raise UserError(f"{data.root} lacks classes that the model knows: {', '.join(missing)}")
     columns = [data.class_names.index(name) for name in origin["classes"][1 : model.n_classes]]
     if not presence.present[:, columns].any():
-        raise UserError(f"no {args.split} image of {data.root} shows a class that the model knows")
+        raise UserError(f"no {options.split} image of {data.root} shows a class that the model knows")
     scenario = build_scenario(
         data.name,
         data.class_names,
@@ -119,11 +154,15 @@ def _evaluate(folder: Path, args: Any, progress: bool) -> dict[str, Any]:
     known = model.n_classes
     raw = list(scenario.raw_ids[1:known])
     with_known = frozenset(i for i, row in zip(presence.ids, presence.present, strict=True) if row[raw].any())
-    crop = protocol["crop"] if protocol["crop_val"] else None
+    stored = protocol["crop"] if protocol["crop_val"] else None
+    crop = stored if options.crop == "stored" else options.crop
     loader = eval_loader(
-        data, args.split, presence.ids, scenario.eval_table(), crop, args.batch_size, args.workers
+        data, options.split, presence.ids, scenario.eval_table(), crop, options.batch_size, options.workers
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--train.device cuda, but torch sees no GPU; use --train.device cpu")
+    gpu = options.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
     matrices = evaluate(
         model.to(device),
         method.scores,
@@ -140,7 +179,7 @@ def _evaluate(folder: Path, args: Any, progress: bool) -> dict[str, Any]:
         "classes": list(scenario.classes),
         "base_known": meta["class_steps"].count(0),
         "model": str(folder),
-        "split": args.split,
+        "split": options.split,
         "n_images": len(presence.ids),
         "steps": [{**record, "matrix": matrices.all.tolist(), "matrix_known": matrices.known.tolist()}],
     }

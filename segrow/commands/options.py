@@ -155,6 +155,12 @@ def _on_gpu(config: RunConfig) -> bool:
     return config.train.device == "cuda" or (config.train.device == "auto" and torch.cuda.is_available())
 
 
+def option_names(method: str) -> tuple[str, ...]:
+    """Every option of `segrow train` with that method."""
+    actions = _parser(method, "", "train")._actions
+    return tuple(option for action in actions for option in action.option_strings)
+
+
 def _check_method_options(name: str, args: Sequence[str]) -> None:
     """The parser below would take any `--method.WORD` for a part of `--method` and drop it."""
     known = [f"--method.{f.name}" for f in dataclasses.fields(method_class(name))]  # type: ignore[arg-type]
@@ -178,7 +184,9 @@ def _parser(method: str, description: str, command: str) -> ArgumentParser:
         parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--reference", action="store_true", help=REFERENCE_HELP)
     parser.add_argument("--out", type=str | None, default=None, help="the run's folder")
-    parser.add_argument("--base", type=str | None, default=None, help="share the base step of this run")
+    parser.add_argument(
+        "--base", type=str | None, default=None, help="share the base step of this run or model"
+    )
     parser.add_class_arguments(RunConfig)
     if dataclasses.fields(kind):  # type: ignore[arg-type]
         # not as a group: --method itself is the name, read before this parser is built

@@ -1,6 +1,7 @@
 """argparse that reports a mistake as one line."""
 
 import argparse
+import re
 from typing import NoReturn
 
 from ..errors import UserError, near
@@ -19,4 +20,7 @@ class OneLineParser(argparse.ArgumentParser):
         if "unrecognized arguments: " in message:
             word = message.split("unrecognized arguments: ")[1].split()[0].split("=")[0]
             hint = near(word, [option for action in self._actions for option in action.option_strings])
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if choice:
+            hint = near(choice[1], re.findall(r"[\w.-]+", choice[2]))
         raise UserError(f"{message}.{hint}" if hint else message)

@@ -3,7 +3,9 @@
 Only the part of the image that the crop shows is resized. Masks stay raw ids throughout.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -11,14 +13,15 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class View:
-    """A crop of a resized image.
+    """A crop of a resized image, or of a resized part of it.
 
     Attributes:
-        size: Height and width the whole image is resized to.
+        size: Height and width the whole image, or the part, is resized to.
         top: First row of the crop in the resized image; negative = padding above.
         left: First column; negative = padding on the left.
         crop: Height and width of the crop.
         flip: Mirror left and right afterwards.
+        part: Top, left, height and width of the part, in pixels of the image; None = the whole image.
     """
 
     size: tuple[int, int]
@@ -26,6 +29,14 @@ class View:
     left: int
     crop: tuple[int, int]
     flip: bool = False
+    part: tuple[int, int, int, int] | None = None
+
+    def source(self, image: np.ndarray) -> np.ndarray:
+        """The part of H W ... that the view shows; no copy."""
+        if self.part is None:
+            return image
+        top, left, height, width = self.part
+        return image[top : top + height, left : left + width]
 
 
 def random_view(
@@ -45,6 +56,95 @@ def random_view(
     height, width = (max(1, round(side * factor)) for side in shape)
     top, left = (int(rng.integers(min(0, side - crop), max(0, side - crop) + 1)) for side in (height, width))
     return View((height, width), top, left, (crop, crop), bool(rng.random() < flip))
+
+
+def padded_view(
+    shape: tuple[int, int], crop: int, scale: tuple[float, float], flip: float, rng: np.random.Generator
+) -> View:
+    """As `random_view`, but padded as the SSUL reference code does (METHODS 2, Augmentation).
+
+    Where the scaled image is narrower than the crop all four sides are padded by half of what its width
+    lacks, rounded up; where its height is then still too small, all four again by half of what that lacks.
+    The crop may lie anywhere in the result, so more padding is seen than is missing.
+    """
+    factor = rng.uniform(*scale)
+    height, width = (max(1, round(side * factor)) for side in shape)
+    pad = max(0, (1 + crop - width) // 2)
+    pad += max(0, (1 + crop - (height + 2 * pad)) // 2)
+    top, left = (int(rng.integers(0, side + 2 * pad - crop + 1)) - pad for side in (height, width))
+    return View((height, width), top, left, (crop, crop), bool(rng.random() < flip))
+
+
+def area_view(
+    shape: tuple[int, int], crop: int, area: tuple[float, float], flip: float, rng: np.random.Generator
+) -> View:
+    """A random part of the image, resized to the crop (METHODS 3, Recipe; torchvision's RandomResizedCrop).
+
+    Its area is a uniform fraction of the image's, width over height log-uniform in 3/4 to 4/3. Ten tries to
+    fit one, else the largest centre part of a permitted ratio.
+
+    Args:
+        shape: Height and width of the image.
+        crop: Side of the crop in pixels.
+        area: Range of the fraction; above 1 it can only fail to fit.
+        flip: Probability of a flip.
+    """
+    part = _random_part(shape, area, rng)
+    return View((crop, crop), 0, 0, (crop, crop), bool(rng.random() < flip), part)
+
+
+_NARROWEST, _WIDEST = 3 / 4, 4 / 3
+
+
+def _random_part(
+    shape: tuple[int, int], area: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    for _ in range(10):
+        pixels = shape[0] * shape[1] * rng.uniform(*area)
+        ratio = math.exp(rng.uniform(math.log(_NARROWEST), math.log(_WIDEST)))
+        height, width = round(math.sqrt(pixels / ratio)), round(math.sqrt(pixels * ratio))
+        if 0 < height <= shape[0] and 0 < width <= shape[1]:
+            top, left = (int(rng.integers(0, s - p + 1)) for s, p in zip(shape, (height, width), strict=True))
+            return top, left, height, width
+    height, width = shape
+    if width / height < _NARROWEST:
+        height = round(width / _NARROWEST)
+    elif width / height > _WIDEST:
+        width = round(height * _WIDEST)
+    return (shape[0] - height) // 2, (shape[1] - width) // 2, height, width
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training views are drawn and filled.
+
+    Attributes:
+        crop: Side of the square crop in pixels.
+        mode: scale or area (`--train.crop_mode`).
+        scale: Range of the linear scale, or of the area.
+        flip: Probability of a flip.
+        padding: ignore or background (`--train.padding`).
+        mean_colour: What padding looks like where it is ignored; else it is black.
+    """
+
+    crop: int
+    mode: Literal["scale", "area"]
+    scale: tuple[float, float]
+    flip: float
+    padding: Literal["ignore", "background"]
+    mean_colour: tuple[int, int, int]
+
+    def view(self, shape: tuple[int, int], rng: np.random.Generator) -> View:
+        """A random view of an image of height and width `shape`."""
+        if self.mode == "area":
+            return area_view(shape, self.crop, self.scale, self.flip, rng)
+        draw = random_view if self.padding == "ignore" else padded_view
+        return draw(shape, self.crop, self.scale, self.flip, rng)
+
+    @property
+    def colour(self) -> tuple[int, int, int]:
+        """Of padding."""
+        return self.mean_colour if self.padding == "ignore" else (0, 0, 0)
 
 
 def centre_view(shape: tuple[int, int], crop: int) -> View:
@@ -83,6 +183,7 @@ def _place(part: np.ndarray, view: View, fill: int | tuple[int, ...]) -> np.ndar
 
 def cut_image(image: np.ndarray, view: View, fill: tuple[int, int, int]) -> np.ndarray:
     """Bilinear (antialiased) view of a uint8 H W 3 image; padding has the colour `fill`."""
+    image = view.source(image)
     top, left, bottom, right = _visible(view)
     if image.shape[:2] == view.size:
         return _place(image[top:bottom, left:right], view, fill)
@@ -94,6 +195,7 @@ def cut_image(image: np.ndarray, view: View, fill: tuple[int, int, int]) -> np.n
 
 def cut_map(mask: np.ndarray, view: View, fill: int) -> np.ndarray:
     """Nearest-neighbour view of an H W map of ids; padding has the value `fill`."""
+    mask = view.source(mask)
     top, left, bottom, right = _visible(view)
     if mask.shape == view.size:
         return _place(mask[top:bottom, left:right], view, fill)

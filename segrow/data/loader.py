@@ -18,8 +18,8 @@ from ..batch import Batch
 from ..errors import LeakError, UserError
 from ..memory import Exemplar, exemplar_table, unshift
 from ..scenario import Scenario
-from .augment import centre_view, cut_image, cut_map, random_view, whole_view
-from .base import SegDataset
+from .augment import Augmentation, centre_view, cut_image, cut_map, whole_view
+from .base import SegDataset, Split
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,8 @@ class StepImages(Dataset[Item | UserError | LeakError]):
         exemplar_labels: str,
         unshifted: bool,
         aux: Sequence[str],
-        crop: int,
-        scale: tuple[float, float],
-        flip: float,
-        mean_colour: tuple[int, int, int],
+        augmentation: Augmentation,
+        void: str,
     ) -> None:
         self.data = data
         self.step = step
@@ -167,10 +165,18 @@ class StepImages(Dataset[Item | UserError | LeakError]):
         ]
         self.unshifted = unshifted
         self.aux = tuple(aux)
-        self.crop = crop
-        self.scale = scale
-        self.flip = flip
-        self.mean_colour = mean_colour
+        self.augmentation = augmentation
+        self.void = void
+        # raw id of padding: 0 is background in every data set
+        self.pad_id = data.ignore_id if augmentation.padding == "ignore" else 0
+
+    def plain(self, rank: int, world: int) -> "EvalImages":
+        """One process' share of the step's own images: centre views, nothing random, guarded labels."""
+        table = self.table.copy()
+        if self.void == "background":
+            table[self.data.ignore_id] = 0  # a centre view has no padding, which would have this id too
+        share, crop = self.images[rank::world], self.augmentation.crop
+        return EvalImages(self.data, "train", share, table, crop, (self.visible, self.step))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -194,50 +200,66 @@ class StepImages(Dataset[Item | UserError | LeakError]):
             raise UserError(
                 f"image {image_id} is {image.shape[:2]}, its mask {mask.shape}; they must be equal"
             )
-        view = random_view(mask.shape, self.crop, self.scale, self.flip, rng)
+        view = self.augmentation.view(mask.shape, rng)
+        if self.void == "background":
+            mask = np.where(mask == self.data.ignore_id, mask.dtype.type(0), mask)
         aux = {}
         if "saliency" in self.aux:
             aux["saliency"] = torch.from_numpy(cut_map(self.data.saliency("train", image_id), view, 0) > 0)
         if "everything" in self.aux:
             aux["everything"] = torch.ones(view.crop, dtype=torch.bool)
-        labels = table[cut_map(mask, view, self.data.ignore_id)]
+        labels = table[cut_map(mask, view, self.pad_id)]
         guard(labels, visible, image_id, self.step)
         if draw.from_memory and self.unshifted:
             labels = unshift(labels)
             # the labels say already what is unknown; class 1, now 0, stays background
             aux = {name: torch.zeros_like(value) for name, value in aux.items()}
-        pixels = torch.from_numpy(cut_image(image, view, self.mean_colour)).permute(2, 0, 1)
+        pixels = torch.from_numpy(cut_image(image, view, self.augmentation.colour)).permute(2, 0, 1)
         return Item(pixels, torch.from_numpy(labels), draw.from_memory, aux, image_id)
 
 
-class EvalImages(Dataset[Item | UserError]):
-    """Whole or centre-cropped images with the labels of a lookup table."""
+class EvalImages(Dataset[Item | UserError | LeakError]):
+    """Whole or centre-cropped images with the labels of a lookup table.
+
+    Args:
+        guarded: Which class indices the labels may show, and in which step; None = all (evaluation).
+    """
 
     def __init__(
-        self, data: SegDataset, split: str, images: Sequence[str], table: np.ndarray, crop: int | None
+        self,
+        data: SegDataset,
+        split: Split,
+        images: Sequence[str],
+        table: np.ndarray,
+        crop: int | None,
+        guarded: tuple[frozenset[int], int] | None = None,
     ) -> None:
         self.data = data
-        self.split = split
+        self.split: Split = split
         self.images = tuple(images)
         self.table = table
         self.crop = crop
+        self.guarded = guarded
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Item | UserError:
+    def __getitem__(self, index: int) -> Item | UserError | LeakError:
         try:
             return self._item(self.images[index])
-        except UserError as error:
+        except (UserError, LeakError) as error:
             return error
 
     def _item(self, image_id: str) -> Item:
-        image = self.data.image(self.split, image_id)  # type: ignore[arg-type]
-        mask = self.data.mask(self.split, image_id)  # type: ignore[arg-type]
+        image = self.data.image(self.split, image_id)
+        mask = self.data.mask(self.split, image_id)
         view = centre_view(mask.shape, self.crop) if self.crop else whole_view(mask.shape)
-        labels = torch.from_numpy(self.table[cut_map(mask, view, self.data.ignore_id)])
+        labels = self.table[cut_map(mask, view, self.data.ignore_id)]
+        if self.guarded:
+            visible, step = self.guarded
+            guard(labels, visible, image_id, step)
         pixels = torch.from_numpy(cut_image(image, view, (0, 0, 0))).permute(2, 0, 1)
-        return Item(pixels, labels, False, {}, image_id)
+        return Item(pixels, torch.from_numpy(labels), False, {}, image_id)
 
 
 Loaded = tuple[Batch, list[str]]

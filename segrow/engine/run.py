@@ -2,16 +2,19 @@
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from lightning_fabric import Fabric
+from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save as tensors_to_bytes
 
 from .. import __version__
 from ..config import RunConfig, RunPaths
+from ..data.augment import Augmentation
 from ..data.loader import StepImages
 from ..errors import NonFiniteLossError, UserError
 from ..evaluate import Matrices, eval_loader, evaluate
@@ -21,7 +24,7 @@ from ..memory import (
     from_json,
     to_json,
 )
-from ..methods.base import Method, StepContext
+from ..methods.base import Method, StepContext, make_method
 from ..model.norm import synchronise_norms
 from ..model.segmenter import Segmenter, build_segmenter
 from ..model.store import load_model, save_model
@@ -29,6 +32,7 @@ from .checkpoint import Checkpoint, write_atomic, write_json
 from .cost import Stopwatch, parameter_counts, peak_memory, reset_peak_memory, stored_bytes
 from .exemplars import Chooser
 from .log import Display
+from .scan import scan
 from .setup import (
     Prepared,
     check_base,
@@ -59,7 +63,8 @@ def train(
         config: What to do.
         method: How.
         out: The run's folder.
-        base: Another run whose base step is shared; its network and protocol must match.
+        base: Another run whose base step is shared; its network and protocol must match. Or a model
+            directory of step 0, which is evaluated here.
         remarks: Sentences that every table of the results shows, such as how the run differs from a paper.
 
     Raises:
@@ -92,6 +97,7 @@ class Run:
         self.fabric: Fabric = machine.fabric
         self.results: dict[str, Any] = {}
         self._fresh: Segmenter | None = None
+        self._base: Path | None = None  # a model directory that stands for the base step
 
     # ---- the folder
 
@@ -107,7 +113,7 @@ class Run:
         self.results = self._empty_results()
         self.results["remarks"] = self._remarks(remarks)
         adopted = None if base is None else check_base(base, plain, self.results, self.method, self.scenario)
-        if adopted is None:
+        if base is None:
             self._fresh = self._base_model()  # fails here, before anything is written, if it must fail
             self.method.check(self._fresh)
         if self.fabric.is_global_zero:
@@ -118,7 +124,7 @@ class Run:
                     f"{self.paths.root} cannot be made ({error.strerror}); use another --out"
                 ) from None
             write_atomic(self.paths.config, yaml.safe_dump(dict(plain), sort_keys=False).encode())
-        if base is not None and adopted is not None:
+        if base is not None:
             self._adopt(base, adopted)
 
     def end(self) -> None:
@@ -155,12 +161,17 @@ class Run:
             given += (f"a memory of {size} images, which method {method.name} was published without",)
         return list(given)
 
-    def _adopt(self, base: Path, record: dict[str, Any]) -> None:
+    def _adopt(self, base: Path, record: dict[str, Any] | None) -> None:
+        """Copy the base step; without a record it still has to be evaluated."""
         if self.fabric.is_global_zero:
-            model, meta = load_model(RunPaths(base).model(0))
+            model, meta = load_model(base if record is None else RunPaths(base).model(0))
             exemplars = self._keep(0, model, ())
             ours = {key: meta[key] for key in META}
             save_model(model, self.paths.model(0), ours, {"memory.json": to_json(exemplars)})
+        if record is None:
+            self._base = base
+            self.fabric.barrier()
+            return
         self.results["steps"] = [{**record, "from_base": str(base)}]
         self._write_results()
 
@@ -183,29 +194,20 @@ class Run:
         self._evaluate_step(step)
 
     def _train_step(self, step: int) -> None:
-        config, scenario, machine = self.config, self.scenario, self.machine
-        torch.manual_seed(mix_seed(config.seed, step))
+        torch.manual_seed(mix_seed(self.config.seed, step))
         model, teacher, parent, exemplars = self._models(step)
-        ctx = StepContext(
-            step,
-            model,
-            teacher,
-            known=scenario.known(step),
-            known_before=scenario.known(step - 1) if step else 1,
-        )
-        self.method.begin_step(ctx)
-        ctx.share_frozen_trunk()
-        if self.fabric.world_size > 1:
-            synchronise_norms(model, self.fabric.device.type)
         images = self._views(step, model, exemplars)
+        ctx = self._context(step, model, teacher, images)
         resume = Checkpoint.load(self.paths.checkpoint)
         if resume and resume.step != step:
             resume = None
         self._announce(step, images)
-        epochs = config.train.epochs
-        if step == 0 and config.train.step0_epochs is not None:
-            epochs = config.train.step0_epochs
-        trainer = StepTrainer(machine, self.method, ctx, images, epochs, resume)
+        if resume is None:
+            model.eval()
+            self.method.gather(ctx)
+        train = self.config.train
+        epochs = train.epochs if step or train.step0_epochs is None else train.step0_epochs
+        trainer = StepTrainer(self.machine, self.method, ctx, images, epochs, resume)
         seconds = trainer.fit()
         if not all(
             bool(p.isfinite().all()) for p in model.parameters()
@@ -227,6 +229,27 @@ class Run:
             if state := dict(self.method.state_dict()):
                 extra["method.safetensors"] = tensors_to_bytes(state)
             save_model(model, self.paths.model(step), self._meta(step, parent, training), extra)
+
+    def _context(
+        self, step: int, model: Segmenter, teacher: Segmenter | None, images: StepImages
+    ) -> StepContext:
+        """The step as the method sees it, begun: initialised, frozen, ready to train."""
+        before = self.scenario.known(step - 1) if step else 1
+        again = partial(scan, images, self.machine)
+        ctx = StepContext(step, model, teacher, self.scenario.known(step), before, again)
+        self._restore_method(step)
+        self.method.begin_step(ctx)
+        ctx.share_frozen_trunk()
+        if self.fabric.world_size > 1:
+            synchronise_norms(model, self.fabric.device.type)
+        return ctx
+
+    def _restore_method(self, step: int) -> None:
+        """What the method knew at the end of the previous step, also when this process did not train it."""
+        stored = self.paths.model(step - 1) / "method.safetensors"
+        if step and stored.exists():
+            device = str(self.fabric.device)
+            self.method.load_state_dict(load_tensors(stored, device=device))
 
     def _models(self, step: int) -> tuple[Segmenter, Segmenter | None, str | None, tuple[Exemplar, ...]]:
         """Student and teacher on the device, the teacher's hash, and the exemplars to replay."""
@@ -262,10 +285,10 @@ class Run:
             exemplar_labels=self.config.memory.labels,
             unshifted=self.config.memory.unshifted,
             aux=self.method.aux,
-            crop=train.crop,
-            scale=train.scale,
-            flip=train.flip,
-            mean_colour=(red, green, blue),
+            augmentation=Augmentation(
+                train.crop, train.crop_mode, train.scale, train.flip, train.padding, (red, green, blue)
+            ),
+            void=train.void,
         )
 
     def _announce(self, step: int, images: StepImages) -> None:
@@ -304,7 +327,7 @@ class Run:
         model, meta = load_model(self.paths.model(step))
         watch = Stopwatch()
         with watch:
-            matrices = self._matrices(step, model.to(self.fabric.device))
+            matrices = self._matrices(step, model.to(self.fabric.device), self._reader(meta))
         val = self.present["val"]
         taught = scenario.steps[step]
         training = meta["training"]
@@ -328,7 +351,7 @@ class Run:
                     "eval_s": watch.seconds,
                     "stored_bytes": stored_bytes(self.paths.model(step), files),
                 },
-                "from_base": None,
+                "from_base": str(self._base) if self._base and step == 0 else None,
             }
         )
         self._write_results()
@@ -339,7 +362,13 @@ class Run:
         val = self.present["val"]
         return frozenset(i for i, row in zip(val.ids, val.present, strict=True) if row[known].any())
 
-    def _matrices(self, step: int, model: Segmenter) -> Matrices:
+    def _reader(self, meta: Mapping[str, Any]) -> Method:
+        """The method whose scores a model is read with: of a base from elsewhere its own."""
+        if meta["step"] or self._base is None:
+            return self.method
+        return make_method(meta["method"]["name"], meta["method"]["fields"])
+
+    def _matrices(self, step: int, model: Segmenter, method: Method) -> Matrices:
         train, scenario = self.config.train, self.scenario
         images = self.present["val"].ids[self.fabric.global_rank :: self.fabric.world_size]
         crop = train.crop if train.crop_val else None
@@ -348,7 +377,7 @@ class Run:
         )
         return evaluate(
             model,
-            self.method.scores,
+            method.scores,
             loader,
             len(scenario.classes),
             self._with_known(step),

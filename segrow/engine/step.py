@@ -24,13 +24,11 @@ from ..data.loader import (
     worker_count,
 )
 from ..errors import LeakError, NonFiniteLossError, UserError
-from ..losses import poly
+from ..losses import rate_factor
 from ..methods.base import Method, StepContext
 from .checkpoint import Checkpoint
 from .cost import Stopwatch
 from .log import Display, RunLog, TrainingBar
-
-LR_FLOOR = 1e-6  # of poly, METHODS 2; warm_poly has none
 
 
 class Objective(nn.Module):
@@ -114,7 +112,7 @@ class StepTrainer:
         if resume:
             ctx.model.load_state_dict(resume.model)
             optimizer.load_state_dict(resume.optimizer)
-            method.load_state_dict(resume.method)
+            method.load_state_dict({k: v.to(fabric.device) for k, v in resume.method.items()})
             if resume.scaler:
                 machine.precision.load_state_dict(resume.scaler)
         self.objective, self.optimizer = fabric.setup(Objective(method, ctx), optimizer)
@@ -205,10 +203,11 @@ class StepTrainer:
         return terms
 
     def _set_rates(self, update: int) -> None:
-        warm = self.machine.train.policy == "warm_poly"
-        factor = poly(update, self.epochs * len(self.batches), warm_up=warm)
+        train = self.machine.train
+        factor = rate_factor(train.policy, update, self.epochs * len(self.batches), train.step_size)
+        floor = train.lr_floor if train.policy == "poly" else 0.0
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = max(rate * factor, 0.0 if warm or not rate else LR_FLOOR)
+            group["lr"] = max(rate * factor, floor if rate else 0.0)
 
     def _checkpoint(self, epochs_done: int) -> Checkpoint:
         return Checkpoint(

@@ -1,0 +1,11 @@
+"""The evaluation of the SSUL reference code, verbatim, on segrow (segrow/commands/seed.py).
+
+python eval.py --data_root VOC2012 --model deeplabv3_resnet101 --task 15-1 --overlap --crop_val --unknown
+"""
+
+import sys
+
+from segrow.cli import seed_eval
+
+if __name__ == "__main__":
+    sys.exit(seed_eval())
