@@ -161,6 +161,12 @@ def option_names(method: str) -> tuple[str, ...]:
     return tuple(option for action in actions for option in action.option_strings)
 
 
+def option_help(method: str) -> dict[str, str]:
+    """What every option of `segrow train` with that method does, by its name without dashes."""
+    actions = _parser(method, "", "train")._actions
+    return {a.dest: " ".join(str(a.help or "").split()) for a in actions if a.option_strings}
+
+
 def _check_method_options(name: str, args: Sequence[str]) -> None:
     """The parser below would take any `--method.WORD` for a part of `--method` and drop it."""
     known = [f"--method.{f.name}" for f in dataclasses.fields(method_class(name))]  # type: ignore[arg-type]

@@ -1,10 +1,10 @@
 """What a reader of a run's numbers should know: how it differs from the paper of its method."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from ..recipes import deviations, published_settings
+from ..recipes import deviations, flatten, published_settings, show
 from .options import RunOptions
 
 
@@ -37,24 +37,6 @@ def differing(options: RunOptions, expected: Mapping[str, Any]) -> list[str]:
         for key, value in flatten(expected)
         if show(here[key]) != show(value)
     ]
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """{"train": {"lr": 0.1}} -> ("train.lr", 0.1)"""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def show(value: Any) -> str:
-    """As a flag takes it: lists with commas, numbers without trailing zeros."""
-    if isinstance(value, list | tuple):
-        return ",".join(show(item) for item in value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def reference_lines(options: RunOptions) -> list[str]:

@@ -18,8 +18,8 @@ from .remarks import differing, reference_lines, remarks
 
 EXAMPLE = "segrow reproduce voc-15-1-ssul-m --data.root VOCdevkit/VOC2012"
 DESCRIPTION = (
-    "Train a recipe of the published tables (segrow recipes lists them), count it as its paper does, and print "
-    "measured beside published. The same command again continues. Takes every option of segrow train."
+    "Train a recipe of the published tables (segrow recipes lists them), count it as its paper does, and "
+    "print measured beside published. The same command again continues. Takes every option of segrow train."
 )
 QUICK_REMARK = "quick: a shortened run on a tiny network, not comparable with any published number"
 BATCH = {"voc": 4, "ade20k": 6}  # what the smallest step of the tiny data has, and even for exemplars
@@ -124,19 +124,14 @@ def _n_steps(results: Mapping[str, Any]) -> int:
 def comments(chosen: Cell, options: RunOptions, quick: bool) -> tuple[str, ...]:
     """All that stands between a measured and the published number, sentences for results.json."""
     config = options.config
-    expected = read_recipe(chosen.name)
     found = [QUICK_REMARK] if quick else []
     # what --quick shortens is no news; everything else that differs from the recipe is
-    found += remarks(options, {} if quick else _without_precision(expected, options))
+    found += remarks(options, {} if quick else read_recipe(chosen.name))
     for reference in references(options.method.name, chosen.data, chosen.task, config.memory.size > 0):
         if reference.otherwise and differing(options, reference.set):
             found.append(reference.otherwise)
     found += notes(chosen.row, chosen.data, chosen.task, config.memory.size > 0)
     return tuple(found)
-
-
-def _without_precision(expected: Mapping[str, Any], options: RunOptions) -> Mapping[str, Any]:
-    return expected
 
 
 def compared(chosen: Cell, summary: Summary, comparable: bool) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
     compose(Path("quick/data/voc"), "voc")        # then --data.root quick/data/voc
 
-Every class has images in which no class of a higher number appears, so that every step of every task has images
-in the overlap and in the disjoint setting. Nothing can be learnt from it that is worth a number.
+Every class has images in which no class of a higher number appears, so that every step of every task has
+images in the overlap and in the disjoint setting. Nothing can be learnt from it that is worth a number.
 """
 
 import shutil

@@ -74,6 +74,24 @@ def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """{"train": {"lr": 0.1}} -> ("train.lr", 0.1)"""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def show(value: Any) -> str:
+    """As a flag takes it: lists with commas, numbers without trailing zeros."""
+    if isinstance(value, list | tuple):
+        return ",".join(show(item) for item in value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
 # ---- the published settings
 
 
