@@ -22,6 +22,9 @@ usage: segrow COMMAND [options]
   results      mIoU of old, new and all classes after every step of one or more runs
   eval         evaluate a model on a data set
   predict      label maps and overlays for images
+  recipes      every cell of the published tables with its mIoU, and measured experiments
+  reproduce    train a recipe of the tables; measured beside published
+  methods      the methods: paper, exchangeable parts, hyper-parameters
   import-ssul  a checkpoint of the SSUL reference code as a model directory
 
 segrow COMMAND --help says more. Example:
@@ -71,6 +74,24 @@ def _import_ssul(argv: Sequence[str]) -> int:
     return command(argv)
 
 
+def _recipes(argv: Sequence[str]) -> int:
+    from .commands.recipes import main as command
+
+    return command(argv)
+
+
+def _reproduce(argv: Sequence[str]) -> int:
+    from .commands.reproduce import main as command
+
+    return command(argv)
+
+
+def _methods(argv: Sequence[str]) -> int:
+    from .commands.methods import main as command
+
+    return command(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": _demo,
     "train": _train,
@@ -78,6 +99,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "results": _results,
     "eval": _eval,
     "predict": _predict,
+    "recipes": _recipes,
+    "reproduce": _reproduce,
+    "methods": _methods,
     "import-ssul": _import_ssul,
 }
 

@@ -193,10 +193,14 @@ class StepSummary(TypedDict):
 
 
 class Summary(TypedDict):
-    """A run counted by one definition; JSON-able. `rules` says in one line how. See `summarise`."""
+    """A run counted by one definition; JSON-able. `rules` says in one line how. See `summarise`.
+
+    `remarks`: sentences to print with the numbers: how the run differs from its method's paper.
+    """
 
     definition: str
     rules: str
+    remarks: list[str]
     steps: list[StepSummary]
     forgetting: float | None
     forgetting_per_class: dict[str, float | None]
@@ -313,6 +317,7 @@ def summarise(results: Mapping[str, Any], definition_name: str) -> Summary:
     return {
         "definition": rules.name,
         "rules": rules.describe(data),
+        "remarks": [str(remark) for remark in results.get("remarks", ())],
         "steps": steps,
         "forgetting": steps[-1]["forgetting"],
         "forgetting_per_class": dropped,

@@ -1,4 +1,7 @@
-"""Options of the commands that take a whole run: recipe, then --config, then flags."""
+"""Options of the commands that take a whole run.
+
+From weak to strong: what was published for the method on the data set, recipe, --config, --reference, flags.
+"""
 
 import argparse
 import dataclasses
@@ -6,50 +9,33 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ..config import RunConfig
 from ..errors import UserError, near
 from ..methods.base import Method, make_method, method_class, method_names
+from ..recipes import Reference, merge, published_settings, read_recipe, references
 
 DEFAULT_METHOD = "ssul"
+QUICK_HELP = "the same code path shortened; composes tiny data without --data.root; no number is comparable"
+REFERENCE_HELP = "follow the method's released code where it differs (segrow recipes NAME says in what)"
 LISTS: dict[str, type] = {"--data.classes": str, "--model.rates": int, "--train.scale": float}
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a command line asked for."""
+    """What a command line asked for; `reference` is what --reference switched on, None without it."""
 
     config: RunConfig
     method: Method
     out: Path | None
     base: Path | None
-
-
-def recipe_names() -> tuple[str, ...]:
-    """Names of the recipes that come with segrow."""
-    folder = resources.files("segrow") / "recipes"
-    return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
-
-
-def read_recipe(name: str) -> dict[str, Any]:
-    """A recipe as plain values, without its `about`.
-
-    Raises:
-        UserError: When there is no such recipe.
-    """
-    if name not in recipe_names():
-        known = ", ".join(recipe_names())
-        raise UserError(f'no recipe "{name}"; there is {known}.{near(name, recipe_names())}')
-    text = (resources.files("segrow") / "recipes" / f"{name}.yaml").read_text()
-    values: dict[str, Any] = yaml.safe_load(text)
-    values.pop("about", None)
-    return values
+    reference: tuple[Reference, ...] | None = None
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -65,66 +51,120 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return values
 
 
-def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(low)
-    for key, value in high.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def parse_run(argv: Sequence[str], command: str, description: str, example: str) -> RunOptions:
-    """Recipe, then config file, then flags -> a run. `--help` exits with 0.
+def parse_run(
+    argv: Sequence[str],
+    command: str,
+    description: str,
+    example: str,
+    recipe: str | None = None,
+    shorten: Mapping[str, Any] | None = None,
+) -> RunOptions:
+    """Published settings, then recipe, config file and flags -> a run. `--help` exits with 0.
 
     Args:
         argv: Options behind the command.
         command: Name of the command, for `--help`.
         description: What it does.
         example: A line one can copy.
+        recipe: The recipe that the command is about; None where `--recipe` and `--method` may choose.
+        shorten: Options that stand above the recipe's and below the user's.
 
     Raises:
         UserError: For everything that does not fit, in one line.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for flag in ("--recipe", "--config", "--method"):
-        first.add_argument(flag)
-    try:
-        early, rest = first.parse_known_args(list(argv))
-    except argparse.ArgumentError as error:
-        raise UserError(str(error)) from None
-    values = read_recipe(early.recipe) if early.recipe else {}
-    if early.config:
-        values = _merge(values, _read_yaml(early.config))
-    stored = values.pop("method", {})
-    if not isinstance(stored, Mapping):
-        stored = {"name": stored}
-    name = early.method or stored.get("name") or DEFAULT_METHOD
-    # hyper-parameters of another method than the one asked for mean nothing
-    fields = {k: v for k, v in stored.items() if k != "name"} if stored.get("name", name) == name else {}
+    early, rest = _read_early(argv, choose=recipe is None)
+    named = recipe or early.recipe
+    low = merge(read_recipe(named) if named else {}, shorten or {})
+    high = _read_yaml(early.config) if early.config else {}
+    values, name, fields = _join(low, high, early.method)
     _check_method_options(name, [*(f"--method.{key}" for key in fields), *rest])
-    parser = _parser(name, f"{description}\n\nExample: {example}", command)
-    # by their whole names: `method` itself would take the mapping as it is, unchecked
-    values |= {f"method.{key}": value for key, value in fields.items()}
-    if values:
-        rest = ["--config", json.dumps(values), *rest]
     printing = any(arg.split("=")[0] == "--print_config" for arg in rest)
-    parsed = _parse(parser, [arg for arg in rest if arg.split("=")[0] != "--print_config"])
-    chosen = parsed.get("method")
-    method = make_method(name, vars(chosen) if isinstance(chosen, Namespace) else {})
-    config = RunConfig(**{f.name: parsed[f.name] for f in dataclasses.fields(RunConfig)})
+    rest = [arg for arg in rest if arg.split("=")[0] != "--print_config"]
+    parser = _parser(name, f"{description}\n\nExample: {example}", command)
+    # once without what was published, to learn of which data set, task and memory it is wanted
+    draft, _, _ = _build(parser, name, values, rest)
+    if low.get("train", {}).get("precision") == "16" and not _on_gpu(draft):
+        # float16 trains on a GPU only; whoever asks for it in a file or by a flag is told so by the engine
+        values, _, _ = _join(merge(low, {"train": {"precision": "32"}}), high, early.method)
+    values = merge(published_settings(name, draft.data.name, draft.task), values)
+    chosen = None
+    if early.reference:
+        chosen = references(name, draft.data.name, draft.task, draft.memory.size > 0)
+    for reference in chosen or ():
+        values = merge(values, reference.set)
+    config, method, parsed = _build(parser, name, values, rest)
     base = Path(parsed.base) if parsed.base else None
     if printing:  # the parser's own would leave out the method's name
         from ..engine.setup import configuration
 
         print(yaml.safe_dump(configuration(config, method, base), sort_keys=False), end="")
         raise SystemExit(0)
-    return RunOptions(config, method, Path(parsed.out) if parsed.out else None, base)
+    return RunOptions(config, method, Path(parsed.out) if parsed.out else None, base, chosen)
+
+
+def _read_early(argv: Sequence[str], choose: bool) -> tuple[argparse.Namespace, list[str]]:
+    """What decides which other options there are, and the rest of the words."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag in ("--config", "--recipe", "--method") if choose else ("--config",):
+        first.add_argument(flag)
+    first.add_argument("--reference", action="store_true")
+    first.set_defaults(recipe=None, method=None)
+    try:
+        return first.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from None
+
+
+def _join(
+    low: Mapping[str, Any], high: Mapping[str, Any], asked: str | None
+) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """Two layers as one: options of the run, the method's name, and the method's options (in the first, too).
+
+    Args:
+        asked: The method of `--method`.
+    """
+    below, above = _stored_method(low), _stored_method(high)
+    name = asked or above.get("name") or below.get("name") or DEFAULT_METHOD
+    # hyper-parameters of another method than the one chosen mean nothing
+    fields: dict[str, Any] = {}
+    for stored in (below, above):
+        if stored.get("name", name) == name:
+            fields |= {key: value for key, value in stored.items() if key != "name"}
+    return {**merge(low, high), "method": fields}, name, fields
+
+
+def _stored_method(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    stored = values.get("method", {})
+    return stored if isinstance(stored, Mapping) else {"name": stored}
+
+
+def _build(
+    parser: ArgumentParser, name: str, values: Mapping[str, Any], flags: Sequence[str]
+) -> tuple[RunConfig, Method, Namespace]:
+    """The run of these options with the flags on top."""
+    # a method's by their whole names: `method` itself would take the mapping as it is, unchecked
+    flat = {key: value for key, value in values.items() if key != "method"}
+    flat |= {f"method.{key}": value for key, value in values.get("method", {}).items()}
+    parsed = _parse(parser, ["--config", json.dumps(flat), *flags] if flat else flags)
+    chosen = parsed.get("method")
+    method = make_method(name, vars(chosen) if isinstance(chosen, Namespace) else {})
+    return RunConfig(**{f.name: parsed[f.name] for f in dataclasses.fields(RunConfig)}), method, parsed
+
+
+def _on_gpu(config: RunConfig) -> bool:
+    return config.train.device == "cuda" or (config.train.device == "auto" and torch.cuda.is_available())
 
 
 def option_names(method: str) -> tuple[str, ...]:
     """Every option of `segrow train` with that method."""
     actions = _parser(method, "", "train")._actions
     return tuple(option for action in actions for option in action.option_strings)
+
+
+def option_help(method: str) -> dict[str, str]:
+    """What every option of `segrow train` with that method does, by its name without dashes."""
+    actions = _parser(method, "", "train")._actions
+    return {a.dest: " ".join(str(a.help or "").split()) for a in actions if a.option_strings}
 
 
 def _check_method_options(name: str, args: Sequence[str]) -> None:
@@ -138,10 +178,17 @@ def _check_method_options(name: str, args: Sequence[str]) -> None:
 
 def _parser(method: str, description: str, command: str) -> ArgumentParser:
     kind = method_class(method)
-    parser = ArgumentParser(prog=f"segrow {command}", description=description, exit_on_error=False)
+    prog = f"segrow {command}{' NAME' if command == 'reproduce' else ''}"
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file of options, such as a run's config.yaml")
-    parser.add_argument("--recipe", help=f"options of an experiment: {', '.join(recipe_names())}")
-    parser.add_argument("--method", help=f"{', '.join(method_names())}, or package.module (default: ssul)")
+    if command == "train":
+        parser.add_argument("--recipe", help="options of an experiment (segrow recipes lists them)")
+        names = f"{', '.join(method_names())}, or package.module"
+        parser.add_argument("--method", help=f"{names} (default: {DEFAULT_METHOD}; segrow methods)")
+    if command == "reproduce":
+        parser.add_argument("--quick", action="store_true", help=QUICK_HELP)
+        parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--reference", action="store_true", help=REFERENCE_HELP)
     parser.add_argument("--out", type=str | None, default=None, help="the run's folder")
     parser.add_argument(
         "--base", type=str | None, default=None, help="share the base step of this run or model"

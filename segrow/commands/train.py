@@ -7,6 +7,7 @@ from rich.console import Console
 
 from ..protocol import summarise
 from .options import RunOptions, parse_run
+from .remarks import reference_lines, remarks
 
 EXAMPLE = "segrow train --data.root VOCdevkit/VOC2012 --task 15-1 --method ssul --memory.size 100"
 DESCRIPTION = (
@@ -23,10 +24,13 @@ def main(argv: Sequence[str]) -> int:
     from ..report.tables import results_table
 
     out = options.out or default_folder(options)
-    results = train(options.config, options.method, out, options.base)
+    console = Console()
+    if is_first_process():
+        for line in reference_lines(options):
+            console.print(line, highlight=False, soft_wrap=True)
+    results = train(options.config, options.method, out, options.base, remarks(options))
     if not is_first_process():
         return 0
-    console = Console()
     console.print(results_table([(out.name, summarise(results, "ssul"))]))
     console.print(f"run folder: {out}", highlight=False, soft_wrap=True)
     return 0

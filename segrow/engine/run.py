@@ -52,7 +52,9 @@ from .step import Machine, StepTrainer, mix_seed
 META = ("step", "class_names", "scenario", "method", "protocol", "training", "parent")
 
 
-def train(config: RunConfig, method: Method, out: Path, base: Path | None = None) -> dict[str, Any]:
+def train(
+    config: RunConfig, method: Method, out: Path, base: Path | None = None, remarks: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Train every step that is not done yet, evaluate after each; returns the content of results.json.
 
     The same call again continues where the last one stopped.
@@ -63,6 +65,7 @@ def train(config: RunConfig, method: Method, out: Path, base: Path | None = None
         out: The run's folder.
         base: Another run whose base step is shared; its network and protocol must match. Or a model
             directory of step 0, which is evaluated here.
+        remarks: Sentences that every table of the results shows, such as how the run differs from a paper.
 
     Raises:
         UserError: For every mistake in the options, the data or the folder, before anything is written.
@@ -76,7 +79,7 @@ def train(config: RunConfig, method: Method, out: Path, base: Path | None = None
     with Display(quiet=not fabric.is_global_zero) as display:
         machine = Machine(fabric, precision, config.train, config.seed, out, display)
         run = Run(config, method, prepared, machine)
-        run.begin(plain, base)
+        run.begin(plain, base, remarks)
         for step in prepared.scenario.steps[: config.steps]:
             run.step(step.index)
         run.say_what_is_left()
@@ -99,15 +102,17 @@ class Run:
 
     # ---- the folder
 
-    def begin(self, plain: Mapping[str, Any], base: Path | None) -> None:
+    def begin(self, plain: Mapping[str, Any], base: Path | None, remarks: tuple[str, ...] = ()) -> None:
         """Read what is there, or start the folder (with the base step of another run)."""
         there = self.paths.results.exists()
         self.fabric.barrier()  # all processes have looked before the first one writes
         if there:
             self.results = read_results(self.paths.root)
             check_data(self.results, self._empty_results(), self.scenario)
+            self.results["remarks"] = self._remarks(remarks)
             return
         self.results = self._empty_results()
+        self.results["remarks"] = self._remarks(remarks)
         adopted = None if base is None else check_base(base, plain, self.results, self.method, self.scenario)
         if base is None:
             self._fresh = self._base_model()  # fails here, before anything is written, if it must fail
@@ -157,8 +162,16 @@ class Run:
                 "images": len(self.present["val"].ids),
                 "images_hash": images_hash(self.present["val"].ids),
             },
+            "remarks": [],
             "steps": [],
         }
+
+    def _remarks(self, given: tuple[str, ...]) -> list[str]:
+        """What a reader of the results should know; the engine itself sees to the memory."""
+        size, method = self.config.memory.size, self.method
+        if size and not method.paper_memory:
+            given += (f"a memory of {size} images, which method {method.name} was published without",)
+        return list(given)
 
     def _adopt(self, base: Path, record: dict[str, Any] | None) -> None:
         """Copy the base step; without a record it still has to be evaluated."""

@@ -132,6 +132,9 @@ class Method(abc.ABC):
     sees: ClassVar[Literal["new", "seen"]] = "new"
     """Which classes are annotated in training: the step's own, or all so far (joint)."""
 
+    paper_memory: ClassVar[bool] = False
+    """Whether the method was published with a memory; if not, the results of a run with one say so."""
+
     @property
     def name(self) -> str:
         """The name on the command line: the file's name, or the whole module path outside segrow."""

@@ -4,7 +4,7 @@ With `--memory.size` it is SSUL-M. METHODS section 2 in prose; the switches are 
 """
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class Ssul(Composed):
         loss_type: bce (one-vs-rest), ce or focal (softmax, gamma 2).
         background_lr: Rate of the background head in increments, relative to the new head's.
     """
+
+    paper_memory: ClassVar[bool] = True
 
     init: Init = "unknown"
     freeze: Freeze = "old_heads"

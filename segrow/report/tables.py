@@ -116,7 +116,7 @@ def as_markdown(summaries: Summaries) -> str:
 
 
 def notes(summaries: Summaries) -> list[str]:
-    """What stands below a table: how it was counted, and which classes had nothing to count."""
+    """What stands below a table: how it was counted, which classes had nothing to count, remarks on runs."""
     first = definition_of(summaries)
     lines = [first["rules"]]
     absent: dict[str, None] = {}
@@ -124,7 +124,11 @@ def notes(summaries: Summaries) -> list[str]:
         absent |= dict.fromkeys(name for step in summary["steps"] for name in step["absent"])
     if absent:
         lines.append(f"in some step without a pixel in the truth: {', '.join(absent)}")
-    return lines
+    by_remark: dict[str, list[str]] = {}  # what several runs share is said once
+    for name, summary in summaries:
+        for remark in summary["remarks"]:
+            by_remark.setdefault(remark, []).append(name)
+    return lines + [f"{', '.join(names)}: {remark}" for remark, names in by_remark.items()]
 
 
 def _row(name: str, step: StepSummary) -> Row:

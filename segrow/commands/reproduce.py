@@ -1,0 +1,183 @@
+"""`segrow reproduce`."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..errors import UserError, near
+from ..protocol import Summary, summarise
+from ..recipes import NOT_PUBLISHED, Cell, cell, cells, files, notes, read_recipe, references
+from .options import RunOptions, parse_run
+from .remarks import differing, reference_lines, remarks
+
+EXAMPLE = "segrow reproduce voc-15-1-ssul-m --data.root VOCdevkit/VOC2012"
+DESCRIPTION = (
+    "Train a recipe of the published tables (segrow recipes lists them), count it as its paper does, and "
+    "print measured beside published. The same command again continues. Takes every option of segrow train."
+)
+QUICK_REMARK = "quick: a shortened run on a tiny network, not comparable with any published number"
+BATCH = {"voc": 4, "ade20k": 6}  # what the smallest step of the tiny data has, and even for exemplars
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train, evaluate, compare."""
+    name = argv[0] if argv else ""
+    if name.startswith("-") and {"-h", "--help"} & set(argv):
+        parse_run(["--help"], "reproduce", DESCRIPTION, EXAMPLE, cells()[0].name)
+    chosen = _find(name)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--quick", action="store_true")
+    early.add_argument("--json", action="store_true")
+    flags, rest = early.parse_known_args(list(argv[1:]))
+    for word in rest:
+        if word.partition("=")[0] in ("--recipe", "--method"):
+            raise UserError(f"{word}: the recipe {name} says it; use another recipe, or segrow train")
+    shorten = _shortened(chosen) if flags.quick else {}
+    options = parse_run(rest, "reproduce", DESCRIPTION, EXAMPLE, name, shorten)
+    return _run(chosen, options, flags.quick, flags.json)
+
+
+def _find(name: str) -> Cell:
+    """The recipe that a command line begins with.
+
+    Raises:
+        UserError: When there is none.
+    """
+    found = cell(name)
+    if found:
+        return found
+    if name in files():
+        raise UserError(f"recipe {name} has no published number; use segrow train --recipe {name}")
+    if not name or name.startswith("-"):
+        got = name or "nothing"
+        raise UserError(f"expected the name of a recipe first, got {got}; `segrow recipes` lists them")
+    names = [found.name for found in cells()]
+    raise UserError(f'no recipe "{name}"; `segrow recipes` lists all.{near(name, names)}')
+
+
+def _shortened(chosen: Cell) -> dict[str, Any]:
+    """Options of --quick: two steps of one epoch, a network without pretrained weights, small crops."""
+    memory = read_recipe(chosen.name).get("memory", {}).get("size", 0)
+    return {
+        "steps": 2,
+        "model": {"name": "deeplabv3_test_resnet", "weights": "none", "width": 8},
+        "memory": {"size": min(memory, 8)},
+        # 64: local POD wants maps of 4 x 4 pixels at output stride 16
+        "train": {"epochs": 1, "step0_epochs": 1, "batch_size": BATCH[chosen.data], "crop": 64, "workers": 0},
+    }
+
+
+def _run(chosen: Cell, options: RunOptions, quick: bool, as_json: bool) -> int:
+    from dataclasses import replace
+
+    from ..engine.run import train
+    from ..engine.setup import is_first_process
+
+    out = options.out or Path("runs") / (f"{chosen.name}-quick" if quick else chosen.name)
+    config, run = options.config, out
+    if quick and config.data.root is None:
+        from ..data.tiny import compose
+
+        run = out / "run"
+        root = compose(_make(out / "data") / chosen.data, chosen.data)
+        config = replace(config, data=replace(config.data, root=str(root)))
+    said = comments(chosen, options, quick)
+    console = Console(stderr=as_json)
+    if is_first_process():
+        for line in reference_lines(options):
+            console.print(line, highlight=False, soft_wrap=True)
+    results = train(config, options.method, run, options.base, said)
+    if not is_first_process():
+        return 0
+    summary = summarise(results, chosen.definition)
+    done, steps = len(summary["steps"]), _n_steps(results)
+    if done < steps and not quick:
+        summary["remarks"].append(f"{done} of {steps} steps are done: not comparable yet")
+    if as_json:
+        print(json.dumps(compared(chosen, summary, done == steps and not quick)))
+    else:
+        console.print(comparison(chosen, summary, done == steps and not quick))
+        console.print(f"run folder: {run}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _make(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}); use another --out") from None
+    return folder
+
+
+def _n_steps(results: Mapping[str, Any]) -> int:
+    """Number of steps of the whole task."""
+    base, increment = map(int, str(results["task"]).split("_")[0].split("-"))
+    return 1 + (len(results["classes"]) - 1 - base) // increment
+
+
+def comments(chosen: Cell, options: RunOptions, quick: bool) -> tuple[str, ...]:
+    """All that stands between a measured and the published number, sentences for results.json."""
+    config = options.config
+    found = [QUICK_REMARK] if quick else []
+    # what --quick shortens is no news; everything else that differs from the recipe is
+    found += remarks(options, {} if quick else read_recipe(chosen.name))
+    for reference in references(options.method.name, chosen.data, chosen.task, config.memory.size > 0):
+        if reference.otherwise and differing(options, reference.set):
+            found.append(reference.otherwise)
+    found += notes(chosen.row, chosen.data, chosen.task, config.memory.size > 0)
+    return tuple(found)
+
+
+def compared(chosen: Cell, summary: Summary, comparable: bool) -> dict[str, Any]:
+    """The comparison as plain values; mIoU in %.
+
+    Args:
+        comparable: Whether a difference may be formed.
+    """
+    value = summary["steps"][-1]["all"]
+    measured = None if value is None else 100 * value
+    pair = comparable and measured is not None and chosen.published is not None
+    return {
+        "recipe": chosen.name,
+        "definition": summary["definition"],
+        "rules": summary["rules"],
+        "steps": len(summary["steps"]),
+        "published": chosen.published,
+        "source": chosen.source if chosen.published is not None else None,
+        "measured": measured,
+        "difference": measured - chosen.published if pair else None,  # type: ignore[operator]
+        "comparable": comparable,
+        "remarks": summary["remarks"],
+    }
+
+
+def comparison(chosen: Cell, summary: Summary, comparable: bool) -> Table:
+    """Measured beside published, for the terminal."""
+    values = compared(chosen, summary, comparable)
+    title = f"{chosen.name}: mIoU in %, definition {summary['definition']}"
+    table = Table(title=title if comparable else f"{title} (not comparable)", caption_justify="left")
+    table.add_column("after the last step" if comparable else f"after step {summary['steps'][-1]['step']}")
+    for heading in ("published", "measured", "difference"):
+        table.add_column(heading, justify="right")
+    last = summary["steps"][-1]
+    for part in ("old", "new"):
+        table.add_row(part, "", _number(last[part] and 100 * last[part]), "")  # type: ignore[literal-required, operator]
+    published = NOT_PUBLISHED if chosen.published is None else _number(chosen.published)
+    difference = values["difference"]
+    shown = "" if chosen.published is None else "n/a" if difference is None else f"{difference:+.2f}"
+    table.add_row("all", published, _number(values["measured"]), shown if comparable else "not comparable")
+    lines = [summary["rules"]]
+    if chosen.published is not None:
+        lines.append(f"published: {chosen.source}")
+    table.caption = escape("\n".join([*lines, *summary["remarks"]]))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.2f}"
