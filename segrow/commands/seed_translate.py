@@ -199,8 +199,8 @@ def _differences(seed: Seed) -> list[str]:
         )
     if not seed.unknown:
         lines.append(
-            f"background has a head of its own here{' (frozen)' if seed.freeze else ''}; without --unknown the "
-            "reference code has one head for it and the base classes"
+            f"background has a head of its own here{' (frozen)' if seed.freeze else ''}; without --unknown "
+            "the reference code has one head for it and the base classes"
         )
     if later and seed.mem_size > 0 and (not seed.pseudo or seed.pseudo_thresh != REFERENCE_THRESHOLD):
         rule = f"at {seed.pseudo_thresh:g}" if seed.pseudo else "not at all"
@@ -209,9 +209,7 @@ def _differences(seed: Seed) -> list[str]:
             f"{REFERENCE_THRESHOLD} there whatever is said"
         )
     if seed.reference and not seed.unknown and later and seed.mem_size > 0:
-        lines.append(
-            "--reference: without --unknown exemplar labels need no shift, so memory.unshifted is off"
-        )
+        lines.append("--reference: without --unknown there is no shift of exemplar labels to leave out")
     return lines
 
 
