@@ -16,12 +16,13 @@ segrow: grow a semantic segmentation model class by class, without forgetting.
 
 usage: segrow COMMAND [options]
 
-  demo       learn handwritten digits in steps on the embedded data: a table, pictures, a page
-  train      train a scenario step by step; the same command again continues
-  scenario   which classes and images each step of a task has
-  results    mIoU of old, new and all classes after every step of one or more runs
-  eval       evaluate a model on a data set
-  predict    label maps and overlays for images
+  demo         learn handwritten digits in steps on the embedded data: a table, pictures, a page
+  train        train a scenario step by step; the same command again continues
+  scenario     which classes and images each step of a task has
+  results      mIoU of old, new and all classes after every step of one or more runs
+  eval         evaluate a model on a data set
+  predict      label maps and overlays for images
+  import-ssul  a checkpoint of the SSUL reference code as a model directory
 
 segrow COMMAND --help says more. Example:
   segrow train --data.root VOCdevkit/VOC2012 --task 15-1 --method ssul --out runs/first
@@ -64,6 +65,12 @@ def _predict(argv: Sequence[str]) -> int:
     return command(argv)
 
 
+def _import_ssul(argv: Sequence[str]) -> int:
+    from .commands.import_ssul import main as command
+
+    return command(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": _demo,
     "train": _train,
@@ -71,6 +78,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "results": _results,
     "eval": _eval,
     "predict": _predict,
+    "import-ssul": _import_ssul,
 }
 
 

@@ -57,6 +57,7 @@ def eval_loader(
         batch_size=batch_size if crop else 1,
         num_workers=worker_count(workers),
         collate_fn=collate,
+        generator=torch.Generator(),  # else an evaluation would move the global random state
     )
 
 

@@ -162,14 +162,7 @@ def build_scenario(
     if setting not in SETTINGS:
         hint = near(setting, SETTINGS)
         raise UserError(f'unknown setting "{setting}", expected overlap, disjoint or partitioned.{hint}')
-    raw = _select(data, class_names, classes)
-    base, increment, letter = _parse_task(task, len(raw))
-    if letter:
-        raw = _named_order(data, len(class_names), letter, task, classes, order_seed)
-    elif order_seed is not None:
-        raw = [raw[i] for i in np.random.default_rng(order_seed).permutation(len(raw))]
-    sizes = _step_sizes(data, task, len(raw), base, increment)
-
+    raw, sizes = divide_classes(data, class_names, task, classes, order_seed)
     shown = np.asarray(presence.present)[:, raw]  # images x classes in learning order
     if setting == "partitioned":
         shown = _partition(presence.ids, shown, raw, seed)
@@ -190,6 +183,27 @@ def build_scenario(
     return Scenario(
         data, task, setting, names, (0, *raw), ignore_id, n_raw, tuple(steps), tuple(presence.ids)
     )
+
+
+def divide_classes(
+    data: str,
+    class_names: Sequence[str],
+    task: str,
+    classes: Sequence[str] | None = None,
+    order_seed: int | None = None,
+) -> tuple[list[int], list[int]]:
+    """Raw ids in learning order, and how many of them each step teaches; arguments of `build_scenario`.
+
+    Raises:
+        UserError: Unknown or repeated names, a task that does not add up.
+    """
+    raw = _select(data, class_names, classes)
+    base, increment, letter = _parse_task(task, len(raw))
+    if letter:
+        raw = _named_order(data, len(class_names), letter, task, classes, order_seed)
+    elif order_seed is not None:
+        raw = [raw[i] for i in np.random.default_rng(order_seed).permutation(len(raw))]
+    return raw, _step_sizes(data, task, len(raw), base, increment)
 
 
 def _select(data: str, class_names: Sequence[str], classes: Sequence[str] | None) -> list[int]:

@@ -5,10 +5,15 @@ build_tree(root); start(root, out, "--memory.size", "6") == 0; weights(out)
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import safetensors.torch
 from PIL import Image
 from torch import Tensor
@@ -18,6 +23,7 @@ from segrow import cli
 
 NAMES = ("aeroplane", "bicycle", "bird", "boat")
 STEPS = 3  # of the task 2-1 on four classes
+LIMIT_S = 150  # of a run in processes of its own
 
 Tensors = dict[str, Tensor]
 
@@ -57,6 +63,25 @@ def options(root: Path, out: Path, *more: str) -> list[str]:
 def start(root: Path, out: Path, *more: str) -> int:
     """Run it; the exit code."""
     return cli.main(options(root, out, *more))
+
+
+def run_processes(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """`python -m segrow …`; a hang fails the test and leaves no process behind."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "segrow", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        out, err = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        pytest.fail(f"still running after {LIMIT_S} s: {err[-2000:]}")
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def model(out: Path, step: int) -> Path:

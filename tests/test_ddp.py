@@ -1,37 +1,13 @@
 """Two processes on the CPU do what one does with the same global batch."""
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from runs import STEPS, build_tree, log, matrices, model, options, results, start, tensors
+from runs import STEPS, build_tree, log, matrices, model, options, results, run_processes, start, tensors
 
-LIMIT_S = 150
 SAME = ("--memory.size", "6", "--model.dropout", "0", "--train.log_every", "1", "--train.epochs", "1")
-
-
-def run_processes(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """`python -m segrow …`; a hang fails the test and leaves no process behind."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "segrow", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    try:
-        out, err = process.communicate(timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
-        pytest.fail(f"still running after {LIMIT_S} s: {err[-2000:]}")
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")

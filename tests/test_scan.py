@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from runs import STEPS, build_tree, matrices, model, results, start, weights
+from runs import STEPS, build_tree, matrices, model, results, start, tensors, weights
 from test_resume import Stopper
 
 from segrow.batch import Batch
@@ -127,3 +127,27 @@ def test_a_scan_is_guarded_against_leaks(root: Path, tmp_path: Path) -> None:
         patch.setattr(loader, "guard", leaky)
         patch.setattr(StepTrainer, "fit", lambda self: 0.0)
         assert start(root, tmp_path / "run", *PLOP) == 1
+
+
+@pytest.mark.parametrize("name", ["mib", "lwf", "ilt", "plop", "ssul", "finetune"])
+@pytest.mark.parametrize("head", ["linear", "conv"])
+def test_every_method_trains_every_head_with_a_memory(
+    name: str, head: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also frozen, and with pseudo-labels that it does not have by itself."""
+    more = ("--memory.size", "6", "--train.epochs", "1", "--train.crop", "64", "--model.head", head)
+    mixed = () if name == "finetune" else ("--method.freeze", "trunk", "--method.pseudo", "entropy")
+    code = start(root, tmp_path / "run", "--method", name, *more, *mixed)
+    if (name, head) == ("ssul", "linear"):
+        assert code == 2
+        assert "needs a background head of its own" in capsys.readouterr().err
+        return
+    assert code == 0
+    found = results(tmp_path / "run")
+    assert [step["exemplars"] for step in found["steps"]] == [0, 6, 6]
+    if mixed:
+        assert len(thresholds(tmp_path / "run", 2)) == 4
+        a, b = tensors(tmp_path / "run", 0), tensors(tmp_path / "run", 2)
+        trunk = [key for key in a if key.startswith("trunk.")]
+        assert trunk
+        assert all(torch.equal(a[key], b[key]) for key in trunk)

@@ -143,7 +143,9 @@ def _parser(method: str, description: str, command: str) -> ArgumentParser:
     parser.add_argument("--recipe", help=f"options of an experiment: {', '.join(recipe_names())}")
     parser.add_argument("--method", help=f"{', '.join(method_names())}, or package.module (default: ssul)")
     parser.add_argument("--out", type=str | None, default=None, help="the run's folder")
-    parser.add_argument("--base", type=str | None, default=None, help="share the base step of this run")
+    parser.add_argument(
+        "--base", type=str | None, default=None, help="share the base step of this run or model"
+    )
     parser.add_class_arguments(RunConfig)
     if dataclasses.fields(kind):  # type: ignore[arg-type]
         # not as a group: --method itself is the name, read before this parser is built

@@ -75,10 +75,15 @@ class Ade20kDataset(SegDataset):
         return (folder if folder.is_dir() else folder.parent) / f"{image_id}.png"
 
 
+def default_names() -> tuple[str, ...]:
+    """Names of the 150 classes without the data set at hand."""
+    return tuple(" ".join(name.split()) for name in NAMES.split(","))
+
+
 def _names(info: Path) -> tuple[str, ...]:
     """The first synonym of every class, from objectInfo150.txt (tab-separated, name last) if there."""
     if not info.is_file():
-        return tuple(" ".join(name.split()) for name in NAMES.split(","))
+        return default_names()
     rows = [line.split("\t") for line in info.read_text("utf-8-sig").splitlines()[1:] if line.strip()]
     numbers = [row[0].strip() for row in rows]
     if numbers != [str(number) for number in range(1, 151)]:

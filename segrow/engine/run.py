@@ -24,7 +24,7 @@ from ..memory import (
     from_json,
     to_json,
 )
-from ..methods.base import Method, StepContext
+from ..methods.base import Method, StepContext, make_method
 from ..model.norm import synchronise_norms
 from ..model.segmenter import Segmenter, build_segmenter
 from ..model.store import load_model, save_model
@@ -61,7 +61,8 @@ def train(config: RunConfig, method: Method, out: Path, base: Path | None = None
         config: What to do.
         method: How.
         out: The run's folder.
-        base: Another run whose base step is shared; its network and protocol must match.
+        base: Another run whose base step is shared; its network and protocol must match. Or a model
+            directory of step 0, which is evaluated here.
 
     Raises:
         UserError: For every mistake in the options, the data or the folder, before anything is written.
@@ -93,6 +94,7 @@ class Run:
         self.fabric: Fabric = machine.fabric
         self.results: dict[str, Any] = {}
         self._fresh: Segmenter | None = None
+        self._base: Path | None = None  # a model directory that stands for the base step
 
     # ---- the folder
 
@@ -106,7 +108,7 @@ class Run:
             return
         self.results = self._empty_results()
         adopted = None if base is None else check_base(base, plain, self.results, self.method, self.scenario)
-        if adopted is None:
+        if base is None:
             self._fresh = self._base_model()  # fails here, before anything is written, if it must fail
             self.method.check(self._fresh)
         if self.fabric.is_global_zero:
@@ -117,7 +119,7 @@ class Run:
                     f"{self.paths.root} cannot be made ({error.strerror}); use another --out"
                 ) from None
             write_atomic(self.paths.config, yaml.safe_dump(dict(plain), sort_keys=False).encode())
-        if base is not None and adopted is not None:
+        if base is not None:
             self._adopt(base, adopted)
 
     def end(self) -> None:
@@ -146,12 +148,17 @@ class Run:
             "steps": [],
         }
 
-    def _adopt(self, base: Path, record: dict[str, Any]) -> None:
+    def _adopt(self, base: Path, record: dict[str, Any] | None) -> None:
+        """Copy the base step; without a record it still has to be evaluated."""
         if self.fabric.is_global_zero:
-            model, meta = load_model(RunPaths(base).model(0))
+            model, meta = load_model(base if record is None else RunPaths(base).model(0))
             exemplars = self._keep(0, model, ())
             ours = {key: meta[key] for key in META}
             save_model(model, self.paths.model(0), ours, {"memory.json": to_json(exemplars)})
+        if record is None:
+            self._base = base
+            self.fabric.barrier()
+            return
         self.results["steps"] = [{**record, "from_base": str(base)}]
         self._write_results()
 
@@ -307,7 +314,7 @@ class Run:
         model, meta = load_model(self.paths.model(step))
         watch = Stopwatch()
         with watch:
-            matrices = self._matrices(step, model.to(self.fabric.device))
+            matrices = self._matrices(step, model.to(self.fabric.device), self._reader(meta))
         val = self.present["val"]
         taught = scenario.steps[step]
         training = meta["training"]
@@ -331,7 +338,7 @@ class Run:
                     "eval_s": watch.seconds,
                     "stored_bytes": stored_bytes(self.paths.model(step), files),
                 },
-                "from_base": None,
+                "from_base": str(self._base) if self._base and step == 0 else None,
             }
         )
         self._write_results()
@@ -342,7 +349,13 @@ class Run:
         val = self.present["val"]
         return frozenset(i for i, row in zip(val.ids, val.present, strict=True) if row[known].any())
 
-    def _matrices(self, step: int, model: Segmenter) -> Matrices:
+    def _reader(self, meta: Mapping[str, Any]) -> Method:
+        """The method whose scores a model is read with: of a base from elsewhere its own."""
+        if meta["step"] or self._base is None:
+            return self.method
+        return make_method(meta["method"]["name"], meta["method"]["fields"])
+
+    def _matrices(self, step: int, model: Segmenter, method: Method) -> Matrices:
         train, scenario = self.config.train, self.scenario
         images = self.present["val"].ids[self.fabric.global_rank :: self.fabric.world_size]
         crop = train.crop if train.crop_val else None
@@ -351,7 +364,7 @@ class Run:
         )
         return evaluate(
             model,
-            self.method.scores,
+            method.scores,
             loader,
             len(scenario.classes),
             self._with_known(step),

@@ -19,7 +19,7 @@ from ..data import open_dataset
 from ..data.base import Presence, SegDataset
 from ..errors import UserError
 from ..methods.base import Method
-from ..model.store import load_model
+from ..model.store import RECORD, load_model
 from ..scenario import Scenario, build_scenario
 from .step import make_precision
 
@@ -195,7 +195,7 @@ def configuration(config: RunConfig, method: Method, base: Path | None) -> dict[
     """A run's configuration as plain values, as config.yaml holds it.
 
     Args:
-        base: The run whose base step is shared.
+        base: The run, or model directory, whose base step is shared.
     """
     plain: dict[str, Any] = _plain({"segrow": __version__, **asdict(config)})
     plain["base"] = str(base.resolve()) if base else None
@@ -305,19 +305,46 @@ def check_data(stored: Mapping[str, Any], ours: Mapping[str, Any], scenario: Sce
         raise UserError(f"the data have changed since the run began ({'; '.join(found)}); use another --out")
 
 
+def is_model_directory(base: Path) -> bool:
+    """Whether `--base` is a model directory, not a run."""
+    return (base / RECORD).is_file()
+
+
 def check_base(
     base: Path, plain: Mapping[str, Any], ours: Mapping[str, Any], method: Method, scenario: Scenario
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """The base step's record of another run, whose network, classes, images and protocol must match.
 
     Args:
-        base: That run's folder.
+        base: That run's folder; or a model directory of step 0, of which only network and classes are known.
         plain: Our configuration.
         ours: Our results.json, still without steps.
+
+    Returns:
+        The record; None for a model directory, which has none.
 
     Raises:
         UserError: Showing all that differs.
     """
+    record = None
+    if is_model_directory(base):
+        folder, found = base, _model_differences(base, plain, method, scenario)
+    else:
+        folder = RunPaths(base).model(0)
+        record, found = _run_differences(base, plain, ours, scenario)
+    model, _ = load_model(folder)
+    if method.unknown_head and model.unknown is None:
+        found.append(f"unknown head: none there, method {method.name} needs one")
+    method.check(model)
+    if found:
+        raise UserError(f"the base step of {base} cannot be shared: {'; '.join(found)}")
+    return record
+
+
+def _run_differences(
+    base: Path, plain: Mapping[str, Any], ours: Mapping[str, Any], scenario: Scenario
+) -> tuple[dict[str, Any], list[str]]:
+    """The base step's record of a run, and what differs from ours."""
     there = read_results(base)
     if not there["steps"]:
         raise UserError(f"{base} has not finished its base step yet")
@@ -333,13 +360,23 @@ def check_base(
             f"base step: {len(record['classes'])} classes and {record['images']} images there, "
             f"{len(step.classes)} classes and {len(step.images)} images here, or other images"
         )
-    model, _ = load_model(RunPaths(base).model(0))
-    if method.unknown_head and model.unknown is None:
-        found.append(f"unknown head: none there, method {method.name} needs one")
-    method.check(model)
-    if found:
-        raise UserError(f"the base step of {base} cannot be shared: {'; '.join(found)}")
-    return record
+    return record, found
+
+
+def _model_differences(base: Path, plain: Mapping[str, Any], method: Method, scenario: Scenario) -> list[str]:
+    """What differs between a model directory and our base step; where its backbone began is no matter."""
+    model, meta = load_model(base)
+    there = _plain(asdict(model.config))
+    found = [f"model.{row}" for row in differences(there, plain["model"], frozenset({"weights"}))]
+    if meta["step"] != 0:
+        found.append(f"step: {meta['step']} there, 0 here")
+    wanted = list(scenario.classes[: scenario.known(0)])
+    if meta["class_names"] != wanted:
+        found.append(f"classes: {', '.join(meta['class_names'])} there, {', '.join(wanted)} here")
+    name = meta["method"]["name"]
+    if "." in name and name != method.name:
+        found.append(f"method: {name} there, which is code outside segrow, {method.name} here")
+    return found
 
 
 def images_hash(images: tuple[str, ...]) -> str:

@@ -13,13 +13,31 @@ from .backbones import Backbone
 LOW_LEVEL = 48  # channels of the stride-4 projection of DeepLabV3+
 
 
-class ConvNormAct(nn.Sequential):
-    """Convolution without bias, batch normalisation, ReLU: B C_in h w -> B C_out h w."""
+class SeparableConv(nn.Sequential):
+    """A k x k convolution of each channel alone, then 1x1 over channels, both without bias."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int) -> None:
         padding = dilation * (kernel // 2)
         super().__init__(
-            nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False),
+            nn.Conv2d(inputs, inputs, kernel, 1, padding, dilation, groups=inputs, bias=False),
+            nn.Conv2d(inputs, outputs, 1, bias=False),
+        )
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution without bias, batch normalisation, ReLU: B C_in h w -> B C_out h w.
+
+    With `separable` a kernel larger than 1 is a SeparableConv.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 1, dilation: int = 1, separable: bool = False
+    ) -> None:
+        padding = dilation * (kernel // 2)
+        super().__init__(
+            SeparableConv(inputs, outputs, kernel, dilation)
+            if separable and kernel > 1
+            else nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False),
             nn.BatchNorm2d(outputs),
             nn.ReLU(inplace=True),
         )
@@ -57,12 +75,12 @@ class ASPP(nn.Module):
     function of the image.
     """
 
-    def __init__(self, inputs: int, width: int, rates: tuple[int, ...]) -> None:
+    def __init__(self, inputs: int, width: int, rates: tuple[int, ...], separable: bool = False) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
             [
                 ConvNormAct(inputs, width),
-                *(ConvNormAct(inputs, width, 3, rate) for rate in rates),
+                *(ConvNormAct(inputs, width, 3, rate, separable) for rate in rates),
                 ImagePooling(inputs, width),
             ]
         )
@@ -81,9 +99,11 @@ class DeepLabV3(nn.Module):
         channels: Channels of the result (width).
     """
 
-    def __init__(self, backbone: Backbone, width: int, rates: tuple[int, ...]) -> None:
+    def __init__(
+        self, backbone: Backbone, width: int, rates: tuple[int, ...], separable: bool = False
+    ) -> None:
         super().__init__()
-        self.aspp = ASPP(backbone.channels[-1], width, rates)
+        self.aspp = ASPP(backbone.channels[-1], width, rates, separable)
         self.channels = width
         self.apply(init_v3)
 
@@ -100,10 +120,12 @@ class DeepLabV3Plus(nn.Module):
         channels: Channels of the result (width + 48).
     """
 
-    def __init__(self, backbone: Backbone, width: int, rates: tuple[int, ...]) -> None:
+    def __init__(
+        self, backbone: Backbone, width: int, rates: tuple[int, ...], separable: bool = False
+    ) -> None:
         super().__init__()
         self.low = backbone.stage_at(4)
-        self.aspp = ASPP(backbone.channels[-1], width, rates)
+        self.aspp = ASPP(backbone.channels[-1], width, rates, separable)
         self.project = ConvNormAct(backbone.channels[self.low], LOW_LEVEL)
         self.channels = width + LOW_LEVEL
         self.apply(init_v3plus)
@@ -123,6 +145,12 @@ def init_v3(module: nn.Module) -> None:
 
 
 def init_v3plus(module: nn.Module) -> None:
-    """Normal convolutions with deviation 0.001; biases and normalisations keep torch's default."""
-    if isinstance(module, nn.Conv2d):
+    """Normal convolutions with deviation 0.001; biases and normalisations keep torch's default.
+
+    Separable ones are kaiming-normal, as in the reference code, which exchanges them in afterwards: two
+    factors of 0.001 would leave nothing. (`Module.apply` comes to a module after its children.)
+    """
+    if isinstance(module, SeparableConv):
+        module.apply(init_v3)
+    elif isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.001)

@@ -77,14 +77,18 @@ class Head(nn.Module):
     """Features B D h w -> logits B n h w.
 
     Attributes:
-        body: conv form: 3x3 without bias, BN, ReLU; linear form: nothing.
+        body: conv form: 3x3 (or separable) without bias, BN, ReLU; linear form: nothing.
         out: The 1x1 convolution; row i of its weight and bias belongs to the head's i-th class.
     """
 
-    def __init__(self, channels: int, width: int, classes: int, form: str, plus: bool) -> None:
+    def __init__(
+        self, channels: int, width: int, classes: int, form: str, plus: bool, separable: bool = False
+    ) -> None:
         super().__init__()
         conv = form == "conv"
-        self.body: nn.Module = ConvNormAct(channels, width, 3) if conv else nn.Identity()
+        self.body: nn.Module = nn.Identity()
+        if conv:
+            self.body = ConvNormAct(channels, width, 3, separable=separable)
         self.out = nn.Conv2d(width if conv else channels, classes, 1)
         if conv:  # a linear head is MiB's and PLOP's: torch's own initialisation (METHODS 5)
             self.apply(init_v3plus if plus else init_v3)
@@ -136,7 +140,7 @@ class Segmenter(nn.Module):
         self.config = config
         self._plus = plus
         self.layout = layout
-        self.trunk = Trunk(backbone, family(backbone, config.width, tuple(rates)))
+        self.trunk = Trunk(backbone, family(backbone, config.width, tuple(rates), config.separable))
         self.heads = nn.ModuleList([self._head(group.stop - group.start, group.form) for group in layout])
         self.unknown = self._head(1, config.head) if unknown else None
         self.dropout = nn.Dropout(config.dropout)
@@ -147,7 +151,8 @@ class Segmenter(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def _head(self, classes: int, form: str) -> Head:
-        return Head(self.trunk.channels, self.config.width, classes, form, self._plus)
+        config = self.config
+        return Head(self.trunk.channels, config.width, classes, form, self._plus, config.separable)
 
     @property
     def n_classes(self) -> int:

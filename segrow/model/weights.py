@@ -171,7 +171,7 @@ def _fill(
     unused = [name for name in tensors if name not in used]
     bad = [key for key in missing if key.rpartition(".")[2] not in MAY_LACK]
     if bad:
-        raise UserError(f"{origin} does not fit backbone {backbone.name}: it lacks {_listed(bad)}")
+        raise UserError(f"{origin} does not fit backbone {backbone.name}: it lacks {listed(bad)}")
     for key, source in chosen.items():
         if source is not None and tensors[source].shape != expected[key].shape:
             got, wanted = tuple(tensors[source].shape), tuple(expected[key].shape)
@@ -180,14 +180,14 @@ def _fill(
             )
     extra = [name for name in unused if not name.startswith(MAY_HAVE)]
     if extra:
-        raise UserError(f"{origin} does not fit backbone {backbone.name}: it also has {_listed(extra)}")
+        raise UserError(f"{origin} does not fit backbone {backbone.name}: it also has {listed(extra)}")
     state = {key: tensors[source] for key, source in chosen.items() if source is not None}
     backbone.net.load_state_dict(expected | state)
     line = f"backbone {backbone.name}: {len(state)} of {len(expected)} tensors from {origin}"
     if missing:  # one name for all that end alike: every norm has a counter
         ends = sorted({key.rpartition(".")[2] for key in missing})
         line += f"; not in it: {len(missing)} {', '.join(ends)}"
-    line += f"; unused: {_listed(unused)}" if unused else ""
+    line += f"; unused: {listed(unused)}" if unused else ""
     report(line)
 
 
@@ -199,7 +199,7 @@ def _source_name(key: str, tensors: Mapping[str, Tensor]) -> str | None:
     return next((name for name in (key, nested) if name in tensors), None)
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
     """The first names, and how many more."""
     head = ", ".join(names[:4])
     return head if len(names) <= 4 else f"{head} and {len(names) - 4} more"
