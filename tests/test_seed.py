@@ -15,6 +15,7 @@ import torch
 import yaml
 from runs import NAMES, build_tree, matrices, only_line, results, snapshot, start, tensors, weights
 from runs import model as model_dir
+from seed_tables import cells, naive_report
 from trees import ade_tree, voc_tree
 
 from segrow import cli
@@ -73,13 +74,6 @@ def evaluate(root: Path, *words: str) -> int:
 def stored(out: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.safe_load((out / "config.yaml").read_text())
     return loaded
-
-
-def cells(text: str) -> dict[str, tuple[str, ...]]:
-    """Rows of the last table of a text by their first cell."""
-    table = text.rpartition("┏")[2]
-    rows = [line.strip("│").split("│") for line in table.splitlines() if line.startswith("│")]
-    return {row[0].strip(): tuple(cell.strip() for cell in row[1:]) for row in rows}
 
 
 # --- each option, trained -------------------------------------------------------------------------------
@@ -209,32 +203,6 @@ def test_a_second_run_with_other_options_is_refused(
 
 
 # --- evaluation ------------------------------------------------------------------------------------------
-
-
-def naive_report(matrix: list[list[int]], known: int, base: int) -> dict[str, tuple[str, str]]:
-    """IoU and accuracy in percent as the reference code averages them, by loops."""
-    iou, accuracy, hits, seen = [], [], 0, 0
-    for c in range(known):
-        hit = matrix[c][c]
-        truth = sum(matrix[c][p] for p in range(known))
-        predicted = sum(matrix[t][c] for t in range(known))
-        iou.append(hit / (truth + predicted - hit) if truth else 0.0)
-        accuracy.append(hit / truth if truth else 0.0)
-        hits, seen = hits + hit, seen + truth
-
-    def show(values: list[float]) -> str:
-        return f"{100 * sum(values) / len(values):.2f}"
-
-    names = ["background", *NAMES]
-    rows = {names[c]: (show(iou[c : c + 1]), show(accuracy[c : c + 1])) for c in range(known)}
-    rows[f"before: 0 to {base - 1}"] = (show(iou[:base]), show(accuracy[:base]))
-    if known > base:
-        rows[f"after: {base} to {known - 1}"] = (show(iou[base:]), show(accuracy[base:]))
-    else:
-        rows["after"] = ("n/a", "n/a")
-    rows["all"] = (show(iou), show(accuracy))
-    rows["all pixels"] = ("", show([hits / seen]))
-    return rows
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, None])

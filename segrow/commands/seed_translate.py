@@ -77,7 +77,6 @@ def _data_and_network(seed: Seed) -> dict[str, str]:
         "--model.weights": "timm",
         "--model.output_stride": str(seed.output_stride),
         "--model.width": "256",
-        "--model.rates": "12,24,36" if seed.output_stride == 8 else "6,12,18",
         "--model.head": "conv",
         "--model.separable": _word(seed.separable_conv and seed.plus),
         "--model.dropout": "0.1",
@@ -192,7 +191,7 @@ def _differences(seed: Seed) -> list[str]:
             "--loss_type focal_loss has gamma 2 here; the reference code left gamma at 0, which is "
             "cross-entropy (ce_loss)"
         )
-    if seed.model.endswith("mobilenet") and seed.segrow("--model.weights") is None:
+    if seed.model.endswith("mobilenet") and seed.ckpt is None and seed.segrow("--model.weights") is None:
         lines.append(
             "the backbone starts from timm's MobileNetV2 weights, which are not torchvision's; "
             "those load with --model.weights file:PATH"
