@@ -30,6 +30,7 @@ from .cost import Stopwatch, parameter_counts, peak_memory, reset_peak_memory, s
 from .exemplars import Chooser
 from .log import Display
 from .setup import (
+    META,
     Prepared,
     check_base,
     check_data,
@@ -43,9 +44,6 @@ from .setup import (
     read_results,
 )
 from .step import Machine, StepTrainer, mix_seed
-
-# what the engine writes into model.json; the rest is the model's own
-META = ("step", "class_names", "scenario", "method", "protocol", "training", "parent")
 
 
 def train(config: RunConfig, method: Method, out: Path, base: Path | None = None) -> dict[str, Any]:
