@@ -153,7 +153,8 @@ class RunConfig:
         task: BASE-INCREMENT in foreground classes (15-1), an order of SSUL (15-1_b), or offline (one step).
         setting: overlap, disjoint or partitioned.
         seed: Of everything random.
-        steps: Stop after this many steps; the run can be continued with more.
+        steps: Stop after this many steps (1 = the base step alone); more than the task has is all of
+            them. The same command with more, or without, continues.
     """
 
     task: str = "15-1"

@@ -74,6 +74,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--train.lr_floor", "-1"], "--train.lr_floor should be 0 or more, got -1"),
         (["--train.step_size", "0"], "--train.step_size should be at least 1, got 0"),
         (["--train.workers", "-1"], "--train.workers should be 0 or more, got -1"),
+        (
+            ["--steps", "0"],
+            "--steps should be at least 1 (1 trains the base step alone), got 0; leave it out",
+        ),
+        (
+            ["--steps", "-1"],
+            "--steps should be at least 1 (1 trains the base step alone), got -1; leave it out",
+        ),
+        (["--steps", "some"], "Given value: some"),
         (["--seed", "-1"], "--seed should be 0 or more, got -1"),
         (["--data.order_seed", "-1"], "--data.order_seed should be 0 or more, got -1"),
         (["--train.momentum", "1"], "--train.momentum should be from 0 to below 1, got 1"),

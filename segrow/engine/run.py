@@ -80,8 +80,9 @@ def train(
         machine = Machine(fabric, precision, config.train, config.seed, out, display)
         run = Run(config, method, prepared, machine)
         run.begin(plain, base, remarks)
-        for step in range(len(prepared.scenario.steps)):
-            run.step(step)
+        for step in prepared.scenario.steps[: config.steps]:
+            run.step(step.index)
+        run.say_what_is_left()
     run.end()
     return run.results
 
@@ -123,9 +124,20 @@ class Run:
                 raise UserError(
                     f"{self.paths.root} cannot be made ({error.strerror}); use another --out"
                 ) from None
-            write_atomic(self.paths.config, yaml.safe_dump(dict(plain), sort_keys=False).encode())
+            # how far one call goes is no part of what the run is: the next call may go further
+            stored = {key: value for key, value in plain.items() if key != "steps"}
+            write_atomic(self.paths.config, yaml.safe_dump(stored, sort_keys=False).encode())
         if base is not None:
             self._adopt(base, adopted)
+
+    def say_what_is_left(self) -> None:
+        """A line when the task goes further than the run."""
+        done, all_steps = len(self.results["steps"]), len(self.scenario.steps)
+        if done < all_steps:
+            self.machine.display.say(
+                f"{done} of {all_steps} steps done, as --steps {self.config.steps} asked; "
+                "the same command with more, or without it, continues"
+            )
 
     def end(self) -> None:
         """Leave the process group in order."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,20 @@ from ..data.base import Presence, SegDataset
 from ..errors import UserError
 from ..methods.base import Method
 from ..model.store import RECORD, load_model
-from ..scenario import Scenario, build_scenario
+from ..scenario import Scenario, Step, build_scenario
 from .step import make_precision
 
 # may change between a run and its continuation: they do not change what is learnt
 FREE = frozenset(
-    {"segrow", "data.root", "train.workers", "train.log_every", "train.val_batch_size", "train.device"}
+    {
+        "segrow",
+        "steps",
+        "data.root",
+        "train.workers",
+        "train.log_every",
+        "train.val_batch_size",
+        "train.device",
+    }
 )
 
 
@@ -70,7 +78,7 @@ def prepare(config: RunConfig, method: Method, progress: bool = True) -> Prepare
         config.data.order_seed,
         config.seed,
     )
-    _check_batches(config.train, scenario)
+    _check_batches(config.train, scenario.steps[: config.steps])
     _check_memory(config, scenario, method)
     return Prepared(data, scenario, train, val)
 
@@ -97,6 +105,11 @@ def check_ranges(config: RunConfig) -> None:
         value = getattr(train, name)
         if value is not None and value < 1:
             raise UserError(f"--train.{name} should be at least 1, got {value}")
+    if config.steps is not None and config.steps < 1:
+        raise UserError(
+            f"--steps should be at least 1 (1 trains the base step alone), got {config.steps}; "
+            "leave it out to train all steps"
+        )
     rates = (
         "lr",
         "backbone_lr",
@@ -125,7 +138,7 @@ def check_ranges(config: RunConfig) -> None:
         raise UserError(f"--train.scale should be LOW,HIGH with 0 < LOW <= HIGH, got {low},{high}")
 
 
-def _check_batches(train: TrainConfig, scenario: Scenario) -> None:
+def _check_batches(train: TrainConfig, steps: Sequence[Step]) -> None:
     parts = train.devices * train.accumulate
     if train.batch_size % parts:
         raise UserError(
@@ -136,7 +149,7 @@ def _check_batches(train: TrainConfig, scenario: Scenario) -> None:
             f"--train.batch_size {train.batch_size} leaves fewer than 2 images in a forward pass, "
             "which batch normalisation cannot train on; use a larger batch or a smaller --train.accumulate"
         )
-    for step in scenario.steps:
+    for step in steps:
         if train.batch_size > len(step.images):
             raise UserError(
                 f"step {step.index} ({', '.join(step.classes)}) has {len(step.images)} images, fewer than "
