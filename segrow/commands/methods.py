@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..errors import UserError, near
 from ..methods.base import Method, method_class, method_names
-from ..recipes import flatten, losses, paper, published_settings, show, titles
+from ..recipes import exceptions, flatten, losses, paper, published_settings, show, titles
 from .options import option_help
 from .parser import OneLineParser
 
@@ -63,6 +63,10 @@ def described(name: str) -> dict[str, Any]:
             for key, value in fields.items()
         ],
         "published_settings": {data: dict(flatten(published_settings(name, data, ""))) for data in titles()},
+        "exceptions": {
+            data: {task: dict(flatten(options)) for task, options in tasks.items()}
+            for data, tasks in exceptions(name).items()
+        },
         "example": f"segrow train --method {name} --data.root VOCdevkit/VOC2012 --task 15-1",
     }
 
@@ -91,12 +95,17 @@ def _lines(found: dict[str, Any]) -> list[str]:
     lines += ["", "hyper-parameters and their defaults"]
     for item in found["hyper_parameters"]:
         lines += [f"  --{item['name']} {show(item['default'])}", f"      {item['doc']}"]
+    usual = {item["name"]: item["default"] for item in found["hyper_parameters"]}
     voc, ade = found["published_settings"].values()
     lines += ["", "published settings: the defaults with --method " + found["name"]]
     if not voc and not ade:
         lines.append("  none of its own: those of segrow train --help")
     for key in dict.fromkeys([*voc, *ade]):
-        here, there = show(voc.get(key, "-")), show(ade.get(key, "-"))
+        here, there = (show(settings.get(key, usual.get(key, NO_PART))) for settings in (voc, ade))
         value = here if here == there else f"{here} (VOC and others), {there} (ADE)"
         lines.append(f"  --{key} {value}")
+    for data, tasks in found["exceptions"].items():
+        for task, options in tasks.items():
+            flags = " ".join(f"--{key} {show(value)}" for key, value in options.items())
+            lines.append(f"  {flags} ({titles()[data]} {task})")
     return [*lines, "", "example", f"  {found['example']}"]

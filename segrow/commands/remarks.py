@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ..recipes import deviations, flatten, published_settings, show
+from ..recipes import deviations, flatten, merge, published_settings, show
 from .options import RunOptions
 
 
@@ -17,26 +17,32 @@ def remarks(options: RunOptions, expected: Mapping[str, Any] | None = None) -> t
     config, method = options.config, options.method
     data, task, memory = config.data.name, config.task, config.memory.size > 0
     found = list(deviations(method.name, data, task, memory))
-    for reference in options.reference or ():
-        if reference.otherwise and not differing(options, reference.set):
-            found.append(reference.says)
-    if expected is None:
-        expected = published_settings(method.name, data, task)
-    if changed := differing(options, expected):
+    switched = [r for r in options.reference or () if r.otherwise and not differing(options, r.set)]
+    found += [reference.says for reference in switched]
+    if expected is None and (expected := published_settings(method.name, data, task)):
+        expected = merge({"method": type(method)().fields()}, expected)
+    wanted = expected or {}
+    for reference in switched:
+        wanted = merge(wanted, reference.set)
+    if changed := differing(options, wanted):
         found.append(f"settings differ from the published ones: {', '.join(changed)}")
     return tuple(found)
 
 
 def differing(options: RunOptions, expected: Mapping[str, Any]) -> list[str]:
     """`train.epochs 3 instead of 30` for every setting of a run that is not as expected."""
-    ours = {**dataclasses.asdict(options.config), "method": {"name": options.method.name}}
-    ours["method"] |= options.method.fields()
-    here = dict(flatten(ours))
+    here = dict(flatten(all_settings(options)))
     return [
         f"{key} {show(here[key])} instead of {show(value)}"
         for key, value in flatten(expected)
         if show(here[key]) != show(value)
     ]
+
+
+def all_settings(options: RunOptions) -> dict[str, Any]:
+    """Every option of a run, the method's with its name."""
+    method = {"name": options.method.name, **options.method.fields()}
+    return {**dataclasses.asdict(options.config), "method": method}
 
 
 def reference_lines(options: RunOptions) -> list[str]:

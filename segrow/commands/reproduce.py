@@ -3,18 +3,18 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..errors import UserError, near
 from ..protocol import Summary, summarise
-from ..recipes import NOT_PUBLISHED, Cell, cell, cells, files, notes, read_recipe, references
+from ..recipes import NOT_PUBLISHED, Cell, cell, cells, files, merge, notes, read_recipe, references
 from .options import RunOptions, parse_run
-from .remarks import differing, reference_lines, remarks
+from .remarks import all_settings, differing, reference_lines, remarks
 
 EXAMPLE = "segrow reproduce voc-15-1-ssul-m --data.root VOCdevkit/VOC2012"
 DESCRIPTION = (
@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"{word}: the recipe {name} says it; use another recipe, or segrow train")
     shorten = _shortened(chosen) if flags.quick else {}
     options = parse_run(rest, "reproduce", DESCRIPTION, EXAMPLE, name, shorten)
+    _check(chosen, options)
     return _run(chosen, options, flags.quick, flags.json)
 
 
@@ -61,6 +62,18 @@ def _find(name: str) -> Cell:
     raise UserError(f'no recipe "{name}"; `segrow recipes` lists all.{near(name, names)}')
 
 
+def _check(chosen: Cell, options: RunOptions) -> None:
+    """What makes the recipe cannot be changed.
+
+    Raises:
+        UserError: Saying what was.
+    """
+    fixed = {"task": chosen.task, "setting": chosen.setting, "data": {"name": chosen.data}}
+    changed = differing(options, {**fixed, "method": {"name": chosen.method}})
+    if changed:
+        raise UserError(f"recipe {chosen.name}, but {changed[0]}; use another recipe, or segrow train")
+
+
 def _shortened(chosen: Cell) -> dict[str, Any]:
     """Options of --quick: two steps of one epoch, a network without pretrained weights, small crops."""
     memory = read_recipe(chosen.name).get("memory", {}).get("size", 0)
@@ -74,8 +87,6 @@ def _shortened(chosen: Cell) -> dict[str, Any]:
 
 
 def _run(chosen: Cell, options: RunOptions, quick: bool, as_json: bool) -> int:
-    from dataclasses import replace
-
     from ..engine.run import train
     from ..engine.setup import is_first_process
 
@@ -99,11 +110,15 @@ def _run(chosen: Cell, options: RunOptions, quick: bool, as_json: bool) -> int:
     done, steps = len(summary["steps"]), _n_steps(results)
     if done < steps and not quick:
         summary["remarks"].append(f"{done} of {steps} steps are done: not comparable yet")
+    comparable = done == steps and not quick
     if as_json:
-        print(json.dumps(compared(chosen, summary, done == steps and not quick)))
-    else:
-        console.print(comparison(chosen, summary, done == steps and not quick))
-        console.print(f"run folder: {run}", highlight=False, soft_wrap=True)
+        print(json.dumps(compared(chosen, summary, comparable)))
+        return 0
+    console.print(comparison(chosen, summary, comparable))
+    source = [] if chosen.published is None else [f"published: {chosen.source}"]
+    for line in [f"counted as {summary['rules']}", *source, *summary["remarks"]]:
+        console.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"run folder: {run}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -126,12 +141,23 @@ def comments(chosen: Cell, options: RunOptions, quick: bool) -> tuple[str, ...]:
     config = options.config
     found = [QUICK_REMARK] if quick else []
     # what --quick shortens is no news; everything else that differs from the recipe is
-    found += remarks(options, {} if quick else read_recipe(chosen.name))
+    found += remarks(options, {} if quick else _whole(chosen.name))
     for reference in references(options.method.name, chosen.data, chosen.task, config.memory.size > 0):
         if reference.otherwise and differing(options, reference.set):
             found.append(reference.otherwise)
     found += notes(chosen.row, chosen.data, chosen.task, config.memory.size > 0)
     return tuple(found)
+
+
+def _whole(name: str) -> dict[str, Any]:
+    """Every option that a recipe sets, or leaves as it is, and that changes what is learnt or counted."""
+    plain = all_settings(parse_run([], "reproduce", "", "", name))
+    where = {"train": ("device", "devices", "workers", "val_batch_size", "channels_last", "log_every")}
+    for group, names in {**where, "data": ("root", "scenes")}.items():
+        for word in names:
+            del plain[group][word]
+    del plain["steps"]  # a run that has not come to its end is not compared
+    return merge(plain, read_recipe(name))  # also what this machine cannot do, such as float16
 
 
 def compared(chosen: Cell, summary: Summary, comparable: bool) -> dict[str, Any]:
@@ -140,9 +166,9 @@ def compared(chosen: Cell, summary: Summary, comparable: bool) -> dict[str, Any]
     Args:
         comparable: Whether a difference may be formed.
     """
-    value = summary["steps"][-1]["all"]
-    measured = None if value is None else 100 * value
-    pair = comparable and measured is not None and chosen.published is not None
+    measured, difference = _percent(summary["steps"][-1]["all"]), None
+    if comparable and measured is not None and chosen.published is not None:
+        difference = measured - chosen.published
     return {
         "recipe": chosen.name,
         "definition": summary["definition"],
@@ -151,7 +177,7 @@ def compared(chosen: Cell, summary: Summary, comparable: bool) -> dict[str, Any]
         "published": chosen.published,
         "source": chosen.source if chosen.published is not None else None,
         "measured": measured,
-        "difference": measured - chosen.published if pair else None,  # type: ignore[operator]
+        "difference": difference,
         "comparable": comparable,
         "remarks": summary["remarks"],
     }
@@ -161,22 +187,22 @@ def comparison(chosen: Cell, summary: Summary, comparable: bool) -> Table:
     """Measured beside published, for the terminal."""
     values = compared(chosen, summary, comparable)
     title = f"{chosen.name}: mIoU in %, definition {summary['definition']}"
-    table = Table(title=title if comparable else f"{title} (not comparable)", caption_justify="left")
+    table = Table(title=title if comparable else f"{title} (not comparable)", title_justify="left")
     table.add_column("after the last step" if comparable else f"after step {summary['steps'][-1]['step']}")
     for heading in ("published", "measured", "difference"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     last = summary["steps"][-1]
-    for part in ("old", "new"):
-        table.add_row(part, "", _number(last[part] and 100 * last[part]), "")  # type: ignore[literal-required, operator]
+    table.add_row("old", "", _number(_percent(last["old"])), "")
+    table.add_row("new", "", _number(_percent(last["new"])), "")
     published = NOT_PUBLISHED if chosen.published is None else _number(chosen.published)
     difference = values["difference"]
-    shown = "" if chosen.published is None else "n/a" if difference is None else f"{difference:+.2f}"
+    shown = "" if difference is None else f"{difference:+.2f}"
     table.add_row("all", published, _number(values["measured"]), shown if comparable else "not comparable")
-    lines = [summary["rules"]]
-    if chosen.published is not None:
-        lines.append(f"published: {chosen.source}")
-    table.caption = escape("\n".join([*lines, *summary["remarks"]]))
     return table
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
 
 
 def _number(value: float | None) -> str:

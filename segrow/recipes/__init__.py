@@ -105,8 +105,13 @@ def published_settings(row: str, data: str, task: str) -> dict[str, Any]:
     """
     settings = _entry(row).get("settings", {})
     known = data if data in _published()["data"] else FALLBACK
-    exceptions = settings.get("tasks", {}).get(data, {})
-    return merge(merge(settings.get("common", {}), settings.get(known, {})), exceptions.get(task, {}))
+    usual = merge(settings.get("common", {}), settings.get(known, {}))
+    return merge(usual, exceptions(row).get(data, {}).get(task, {}))
+
+
+def exceptions(row: str) -> dict[str, dict[str, Any]]:
+    """Settings that differ for single tasks: data set -> task -> options."""
+    return dict(_entry(row).get("settings", {}).get("tasks", {}))
 
 
 def paper(row: str) -> str | None:
