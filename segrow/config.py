@@ -40,6 +40,7 @@ class ModelConfig:
         separable: Depthwise separable 3x3 convolutions in decoder and heads.
         dropout: Probability in front of the heads.
         norm_momentum: Momentum of the backbone's batch normalisation.
+        reference_padding: MobileNetV2 pads where the SSUL reference code does (set by import-ssul).
     """
 
     name: str = "deeplabv3_resnet101"
@@ -51,6 +52,7 @@ class ModelConfig:
     separable: bool = False
     dropout: float = 0.1
     norm_momentum: float = 0.01
+    reference_padding: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from segrow.config import ModelConfig
 from segrow.errors import UserError
 from segrow.model.backbones import Backbone, split_name
 from segrow.model.segmenter import Group, Segmenter, build_segmenter
+from segrow.model.store import load_model, save_model
 
 torch.set_num_threads(1)  # tiny tensors: threads only wait for each other
 
@@ -211,6 +212,81 @@ def test_works_under_autocast_and_channels_last() -> None:
         half = model(images)
     assert half.logits.dtype == torch.bfloat16
     torch.testing.assert_close(half.logits.float(), plain, rtol=0.1, atol=0.05)
+
+
+# --- separable convolutions ------------------------------------------------------------------------------
+
+
+def separable_restated(x: Tensor, state: dict[str, Tensor], prefix: str, dilation: int) -> Tensor:
+    """Each channel alone with its own 3x3 kernel, then one matrix over channels, then norm and ReLU."""
+    alone = state[f"{prefix}.0.0.weight"]
+    x = torch.cat(
+        [
+            F.conv2d(x[:, c : c + 1], alone[c : c + 1], padding=dilation, dilation=dilation)
+            for c in range(x.shape[1])
+        ],
+        1,
+    )
+    x = torch.einsum("oc,bchw->bohw", state[f"{prefix}.0.1.weight"][:, :, 0, 0], x)
+    norm = {key: state[f"{prefix}.1.{key}"] for key in ("running_mean", "running_var", "weight", "bias")}
+    scale = norm["weight"] / torch.sqrt(norm["running_var"] + 1e-5)
+    x = (x - norm["running_mean"].view(1, -1, 1, 1)) * scale.view(1, -1, 1, 1)
+    return torch.relu(x + norm["bias"].view(1, -1, 1, 1))
+
+
+@pytest.mark.parametrize("family", ["deeplabv3", "deeplabv3plus"])
+def test_separable_convolutions_in_decoder_and_heads(family: str) -> None:
+    model = tiny(name=f"{family}_test_resnet", separable=True, rates=(2, 3)).double().eval()
+    shake(model)
+    state = model.state_dict()
+    out = model(pictures())
+    deep = model.trunk.backbone((pictures().double() / 255 - model.mean) / model.std)[-1]
+    with torch.no_grad():
+        for i, rate in enumerate((2, 3), start=1):
+            branch = model.trunk.decoder.aspp.branches[i]
+            expected = separable_restated(deep, state, f"trunk.decoder.aspp.branches.{i}", rate)
+            torch.testing.assert_close(branch(deep), expected)
+        body = separable_restated(out.features, state, "heads.1.body", 1)
+        expected = F.conv2d(body, state["heads.1.out.weight"], state["heads.1.out.bias"])
+        torch.testing.assert_close(out.logits[:, 1:], expected)
+    inside = [m for part in (model.trunk.decoder, *model.heads, model.unknown) for m in part.modules()]
+    wide = [m for m in inside if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
+    assert len(wide) == 2 + 3  # two branches, three heads
+    assert all(m.groups == m.in_channels and m.bias is None for m in wide)
+    backbone = [m for m in model.trunk.backbone.modules() if isinstance(m, nn.Conv2d)]
+    assert all(m.groups == 1 for m in backbone)
+
+
+@pytest.mark.parametrize("family", ["deeplabv3", "deeplabv3plus"])
+def test_separable_convolutions_start_kaiming_normal(family: str) -> None:
+    """Also in V3+, whose other convolutions have deviation 0.001."""
+    model = tiny(name=f"{family}_test_resnet", separable=True)
+    alone, across = (model.trunk.decoder.aspp.branches[1][0][i].weight for i in (0, 1))
+    assert alone.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.1)
+    assert across.std().item() == pytest.approx((2 / 96) ** 0.5, rel=0.1)
+    model.grow(2, step=1)
+    assert model.heads[-1].body[0][0].weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.25)
+    project = model.trunk.decoder.aspp.project[0].weight.std().item()
+    assert project == pytest.approx(0.001 if family == "deeplabv3plus" else (2 / 80) ** 0.5, rel=0.1)
+
+
+def test_separable_heads_grow_and_start_from_unknown(tmp_path: Path) -> None:
+    model = tiny(name="deeplabv3plus_test_resnet", separable=True)
+    train_a_little(model, 2)
+    before = model.eval()(pictures())
+    model.grow(2, step=1)
+    model.initialise_from_unknown()
+    after = model(pictures())
+    assert torch.equal(after.logits[:, :4], before.logits)
+    torch.testing.assert_close(after.logits[:, 4:], after.unknown.expand(-1, 2, -1, -1))
+    save_model(model, tmp_path / "model", {"class_names": list("abcdef")})
+    loaded, _ = load_model(tmp_path / "model")
+    assert torch.equal(loaded(pictures()).logits, after.logits)
+
+
+def test_linear_heads_have_nothing_to_separate() -> None:
+    plain, separable = tiny(head="linear"), tiny(head="linear", separable=True)
+    assert plain.heads.state_dict().keys() == separable.heads.state_dict().keys()
 
 
 # --- growing and freezing --------------------------------------------------------------------------------
@@ -451,6 +527,29 @@ def test_pth_files_plain_and_wrapped(tmp_path: Path, resnet10t: dict[str, Tensor
     assert all(torch.equal(net[name], resnet10t[name]) for name in net)
     assert lines == [f"backbone resnet10t: {len(net)} of {len(net)} tensors from {path}; "
                      "unused: fc.weight, fc.bias"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_torchvisions_resnet_files_give_torchvisions_maps(tmp_path: Path, name: str) -> None:
+    """Before the stages that the output stride dilates; those are compared above."""
+    torch.manual_seed(6)
+    theirs = getattr(torchvision.models, name)(weights=None)
+    shake(theirs)
+    torch.save(theirs.eval().state_dict(), tmp_path / f"{name}.pth")
+    model, lines = load(f"deeplabv3_{name}", f"file:{tmp_path / f'{name}.pth'}")
+    total = len(theirs.state_dict()) - 2
+    assert f"{total} of {total} tensors" in lines[0]
+    assert "unused: fc.weight, fc.bias" in lines[0]
+    images = model.normalise(pictures(1, 65))
+    with torch.no_grad():
+        x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images))))
+        maps = model.eval().trunk.backbone(images)
+        for layer, ours in zip((theirs.layer1, theirs.layer2, theirs.layer3), maps[1:4], strict=True):
+            x = layer(x)
+            torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            model.trunk.backbone.net.layer4.state_dict(), theirs.layer4.state_dict(), rtol=0, atol=0
+        )
 
 
 def test_flattened_extractors_find_their_tensors(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A run that was stopped continues as if it had not been; a base step is shared; labels do not leak."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from runs import (
 from segrow.data import loader
 from segrow.engine.checkpoint import Checkpoint
 from segrow.engine.run import Run
+from segrow.engine.setup import META
 from segrow.engine.step import StepTrainer
 from segrow.memory import Exemplar
 from segrow.model.store import load_model, save_model
@@ -270,6 +272,126 @@ def test_a_base_without_an_unknown_head(
 def test_a_base_that_is_no_run(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert start(root, tmp_path / "run", "--base", str(tmp_path / "nothing")) == 2
     assert "nothing has no results.json" in only_line(capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+# --- a model directory as base ----------------------------------------------------------------------------
+
+
+def test_a_model_directory_stands_for_the_base_step(root: Path, whole: Path, tmp_path: Path) -> None:
+    """As the whole run would be shared, but evaluated here; exemplars too."""
+    copied = tmp_path / "models" / "base"
+    shutil.copytree(model(whole, 0), copied)
+    (copied / "memory.json").unlink()
+    _forget_memory(copied)
+    assert start(root, tmp_path / "run", *MEMORY, "--base", str(copied)) == 0
+    ours, theirs = results(tmp_path / "run")["steps"], results(whole)["steps"]
+    assert ours[0]["from_base"] == str(copied)
+    assert ours[1]["from_base"] is None
+    assert matrices(tmp_path / "run") == matrices(whole)
+    assert weights(tmp_path / "run") == weights(whole)
+    skip = ("from_base", "cost")
+    assert {k: v for k, v in ours[0].items() if k not in skip} == {
+        k: v for k, v in theirs[0].items() if k not in skip
+    }
+
+
+def _forget_memory(directory: Path) -> None:
+    """Write it again as a writer without exemplars does."""
+    meta = json.loads((directory / "model.json").read_text())
+    files = meta["hashes"]["files"]
+    del files["memory.json"]
+    (directory / "model.json").write_text(json.dumps(meta))
+
+
+def test_a_model_of_another_method_is_read_as_its_own_reads_it(
+    root: Path, whole: Path, tmp_path: Path
+) -> None:
+    """At the base step finetune's arg max over logits would be another prediction than ssul's scores."""
+    more = ("--method", "finetune", "--train.epochs", "1", "--base", str(model(whole, 0)))
+    assert start(root, tmp_path / "run", *more) == 0
+    assert matrices(tmp_path / "run")[0] == matrices(whole)[0]
+    assert record(tmp_path / "run", 0)["method"]["name"] == "ssul"
+    assert record(tmp_path / "run", 1)["method"]["name"] == "finetune"
+
+
+def test_a_run_from_a_model_directory_is_continued(
+    root: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, out = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(model(whole, 0), base)
+    more = ("--train.epochs", "1", "--base", str(base))
+    assert start(root, out, *more) == 0
+    complete = weights(out), matrices(out)
+    # killed between the copy and its evaluation: nothing is in the results yet
+    (out / "results.json").unlink()
+    shutil.rmtree(out / "steps" / "01")
+    shutil.rmtree(out / "steps" / "02")
+    assert start(root, out, *more) == 0
+    assert (weights(out), matrices(out)) == complete
+    assert results(out)["steps"][0]["from_base"] == str(base)
+    # once it is in the results, the base is no longer needed
+    shutil.rmtree(base)
+    shutil.rmtree(out / "steps" / "02")
+    kept = results(out)
+    kept["steps"] = kept["steps"][:2]
+    (out / "results.json").write_text(json.dumps(kept))
+    capsys.readouterr()
+    assert start(root, out, *more) == 0
+    assert "step 0  done before" in capsys.readouterr().err
+    assert (weights(out), matrices(out)) == complete
+
+
+def test_weights_of_the_backbone_are_no_difference(root: Path, whole: Path, tmp_path: Path) -> None:
+    more = ("--train.epochs", "1", "--model.weights", "timm", "--base", str(model(whole, 0)))
+    assert start(root, tmp_path / "run", *more) == 0
+
+
+@pytest.mark.parametrize(
+    ("step", "more", "expected"),
+    [
+        (1, (), "step: 1 there, 0 here"),
+        (0, ("--model.width", "16"), "model.width: 8 there, 16 here"),
+        (0, ("--data.classes", "boat,bicycle,bird,aeroplane"), "classes: background, aeroplane, bicycle there, "),
+        (0, ("--task", "3-1"), "background, aeroplane, bicycle, bird here"),
+    ],
+)  # fmt: skip
+def test_a_model_directory_that_does_not_fit(
+    root: Path,
+    whole: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    step: int,
+    more: tuple[str, ...],
+    expected: str,
+) -> None:
+    base = model(whole, step)
+    assert start(root, tmp_path / "run", *more, "--train.batch_size", "2", "--base", str(base)) == 2
+    line = only_line(capsys.readouterr().err)
+    assert f"the base step of {base} cannot be shared: " in line
+    assert expected in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_directory_of_a_method_that_cannot_be_imported(
+    root: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, expected in (("elsewhere.mine", "code outside segrow"), ("sul", 'no method "sul"')):
+        network, meta = load_model(model(whole, 0))
+        ours = {key: meta[key] for key in META} | {"method": {"name": name, "fields": {}}}
+        save_model(network, tmp_path / name, ours)
+        assert start(root, tmp_path / "run", "--base", str(tmp_path / name)) == 2
+        assert expected in only_line(capsys.readouterr().err)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_model_directory_that_does_not_say_enough(
+    root: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, meta = load_model(model(whole, 0))
+    save_model(network, tmp_path / "bare", {"class_names": meta["class_names"]})
+    assert start(root, tmp_path / "run", "--base", str(tmp_path / "bare")) == 2
+    assert "model.json lacks step, scenario, method" in only_line(capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
 
 

@@ -26,10 +26,6 @@ MODELS = tuple(
 DATASETS = {"voc": "voc", "ade": "ade20k"}  # the reference's name -> ours
 LOSSES = ("bce_loss", "ce_loss", "focal_loss")
 CROP = 513
-MOBILENET_NOTE = (
-    "note: the reference code pads MobileNetV2 in another way (nothing at the first convolution, and before "
-    "the expansion of each block); that is not copied, so outputs are close, not equal"
-)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -136,8 +132,8 @@ def import_checkpoint(
         f"{out}: {model}, {network.n_classes} classes after step {step} of {task}, "
         f"{'no unknown head' if network.unknown is None else 'with unknown head'}, from {path}"
     )
-    if model.endswith("mobilenet"):
-        report(MOBILENET_NOTE)
+    if network.config.reference_padding:
+        report("it pads as the reference code; to train on, give segrow train --model.reference_padding true")
 
 
 def _check(model: str, dataset: str, loss_type: str, crop: int | None) -> None:

@@ -143,7 +143,20 @@ def _named_step(seed: Seed, path: Path) -> int:
 
 def import_words(seed: Seed, source: Path, step: int, out: Path) -> list[str]:
     """Words behind `segrow import-ssul` that do what `import_file` does."""
-    raise NotImplementedError
+    values = {
+        "--task": seed.task,
+        "--step": str(step),
+        "--model": seed.model,
+        "--dataset": seed.dataset,
+        "--setting": seed.setting,
+        "--output_stride": str(seed.output_stride),
+        "--loss_type": seed.loss_type,
+        "--crop_size": str(seed.crop_size),
+        "--out": str(out),
+    }
+    flags = {"--separable_conv": seed.separable_conv and seed.plus, "--no_crop_val": not seed.crop_val}
+    words = [word for pair in values.items() for word in pair]
+    return [str(source), *words, *(flag for flag, on in flags.items() if on)]
 
 
 def import_file(seed: Seed, source: Path, step: int, out: Path) -> None:
@@ -152,7 +165,9 @@ def import_file(seed: Seed, source: Path, step: int, out: Path) -> None:
     Raises:
         UserError: When it cannot be read, or does not fit the options.
     """
-    raise NotImplementedError
+    from .import_ssul import main
+
+    main(import_words(seed, source, step, out))
 
 
 def report(results: Mapping[str, Any]) -> Table:

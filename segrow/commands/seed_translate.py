@@ -77,7 +77,6 @@ def _data_and_network(seed: Seed) -> dict[str, str]:
         "--model.weights": "timm",
         "--model.output_stride": str(seed.output_stride),
         "--model.width": "256",
-        "--model.rates": "12,24,36" if seed.output_stride == 8 else "6,12,18",
         "--model.head": "conv",
         "--model.separable": _word(seed.separable_conv and seed.plus),
         "--model.dropout": "0.1",
@@ -192,15 +191,15 @@ def _differences(seed: Seed) -> list[str]:
             "--loss_type focal_loss has gamma 2 here; the reference code left gamma at 0, which is "
             "cross-entropy (ce_loss)"
         )
-    if seed.model.endswith("mobilenet") and seed.segrow("--model.weights") is None:
+    if seed.model.endswith("mobilenet") and seed.ckpt is None and seed.segrow("--model.weights") is None:
         lines.append(
             "the backbone starts from timm's MobileNetV2 weights, which are not torchvision's; "
             "those load with --model.weights file:PATH"
         )
     if not seed.unknown:
         lines.append(
-            f"background has a head of its own here{' (frozen)' if seed.freeze else ''}; without --unknown the "
-            "reference code has one head for it and the base classes"
+            f"background has a head of its own here{' (frozen)' if seed.freeze else ''}; without --unknown "
+            "the reference code has one head for it and the base classes"
         )
     if later and seed.mem_size > 0 and (not seed.pseudo or seed.pseudo_thresh != REFERENCE_THRESHOLD):
         rule = f"at {seed.pseudo_thresh:g}" if seed.pseudo else "not at all"
@@ -209,9 +208,7 @@ def _differences(seed: Seed) -> list[str]:
             f"{REFERENCE_THRESHOLD} there whatever is said"
         )
     if seed.reference and not seed.unknown and later and seed.mem_size > 0:
-        lines.append(
-            "--reference: without --unknown exemplar labels need no shift, so memory.unshifted is off"
-        )
+        lines.append("--reference: without --unknown there is no shift of exemplar labels to leave out")
     return lines
 
 

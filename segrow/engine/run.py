@@ -34,6 +34,7 @@ from .exemplars import Chooser
 from .log import Display
 from .scan import scan
 from .setup import (
+    META,
     Prepared,
     check_base,
     check_data,
@@ -47,9 +48,6 @@ from .setup import (
     read_results,
 )
 from .step import Machine, StepTrainer, mix_seed
-
-# what the engine writes into model.json; the rest is the model's own
-META = ("step", "class_names", "scenario", "method", "protocol", "training", "parent")
 
 
 def train(

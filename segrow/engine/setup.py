@@ -18,7 +18,7 @@ from ..config import RunConfig, RunPaths, TrainConfig
 from ..data import open_dataset
 from ..data.base import Presence, SegDataset
 from ..errors import UserError
-from ..methods.base import Method
+from ..methods.base import Method, make_method
 from ..model.store import RECORD, load_model
 from ..scenario import Scenario, Step, build_scenario
 from .step import make_precision
@@ -35,6 +35,9 @@ FREE = frozenset(
         "train.device",
     }
 )
+
+# what the engine writes into model.json; the rest is the model's own
+META = ("step", "class_names", "scenario", "method", "protocol", "training", "parent")
 
 
 @dataclass(frozen=True)
@@ -379,6 +382,10 @@ def _run_differences(
 def _model_differences(base: Path, plain: Mapping[str, Any], method: Method, scenario: Scenario) -> list[str]:
     """What differs between a model directory and our base step; where its backbone began is no matter."""
     model, meta = load_model(base)
+    if missing := [key for key in META if key not in meta]:
+        raise UserError(
+            f"{base / RECORD} lacks {', '.join(missing)}; give a model that segrow train or import made"
+        )
     there = _plain(asdict(model.config))
     found = [f"model.{row}" for row in differences(there, plain["model"], frozenset({"weights"}))]
     if meta["step"] != 0:
@@ -389,6 +396,8 @@ def _model_differences(base: Path, plain: Mapping[str, Any], method: Method, sce
     name = meta["method"]["name"]
     if "." in name and name != method.name:
         found.append(f"method: {name} there, which is code outside segrow, {method.name} here")
+    else:  # it is read with its own method: fails here if it must fail
+        make_method(name, meta["method"]["fields"])
     return found
 
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from ..errors import UserError, near
 
-SHORT = {"mobilenet": "mobilenetv2_100"}
+MOBILENET = "mobilenetv2_100"
+
+SHORT = {"mobilenet": MOBILENET}
 """Names of the reference command line that differ from timm's."""
 
 # The reference networks start from torchvision's first ImageNet weights; timm's own defaults are later ones.
@@ -125,6 +127,24 @@ class Backbone(nn.Module):
                 "deeplabv3plus needs; use deeplabv3"
             )
         return found[-1]
+
+
+def pad_as_reference(backbone: Backbone) -> None:
+    """Pad MobileNetV2 where the SSUL reference code does: before the expansion of each block, and not at the
+    first convolution.
+
+    Zeros that go through the expansion and its normalisation are zeros no more, in every block: the same
+    weights give about half of the foreground another class under the other padding.
+
+    Raises:
+        UserError: For another backbone.
+    """
+    if backbone.name != MOBILENET:
+        raise UserError(f"--model.reference_padding is for deeplabv3_mobilenet only, not for {backbone.name}")
+    backbone.net.conv_stem.padding = (0, 0)
+    for stage in list(backbone.net.blocks)[1:]:  # the first has no expansion
+        for block in stage:
+            block.conv_pw.padding, block.conv_dw.padding = block.conv_dw.padding, (0, 0)
 
 
 def split_name(name: str) -> tuple[bool, str]:

@@ -5,6 +5,7 @@ Heads stand in the order unknown, background, base, step 1, …; without an unkn
 background and base classes together. It becomes two heads here, with the same 3x3 convolution each.
 """
 
+import dataclasses
 import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +18,12 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..errors import UserError
-from .backbones import IMAGENET_MEAN, IMAGENET_STD, split_name
+from .backbones import IMAGENET_MEAN, IMAGENET_STD, MOBILENET, split_name
 from .segmenter import Group, Segmenter
 from .weights import MAY_LACK, listed
 
 _ALL = slice(None)
 _RESNETS = {6: "resnet50", 23: "resnet101"}  # by blocks of the third stage
-_MOBILENET = "mobilenetv2_100"
 _MOBILENET_STAGES = (1, 2, 3, 4, 3, 3, 1)  # blocks; the reference numbers them through, from 1
 _MOBILENET_LOW = 4  # features below this number are its low_level_features
 _MOBILENET_FIRST = {"conv_dw": "0.0", "bn1": "0.1", "conv_pw": "1", "bn2": "2"}  # without expansion
@@ -44,7 +44,8 @@ def read_reference_checkpoint(path: Path, config: ModelConfig, steps: Sequence[i
 
     Args:
         path: A file that the reference code saved.
-        config: The network it holds: name, output_stride, separable; the reference has width 256.
+        config: The network it holds: name, output_stride, separable; the reference has width 256. Its
+            MobileNetV2 is given the reference's padding.
         steps: Number of foreground classes of step 0, 1, … up to the step it was saved after.
 
     Returns:
@@ -55,7 +56,7 @@ def read_reference_checkpoint(path: Path, config: ModelConfig, steps: Sequence[i
         ValueError: For a network that the reference code has not.
     """
     plus, backbone = split_name(config.name)
-    if config.head != "conv" or not (backbone.startswith("resnet") or backbone == _MOBILENET):
+    if config.head != "conv" or not (backbone.startswith("resnet") or backbone == MOBILENET):
         raise ValueError(f"the reference code has no {config.name} with {config.head} heads")
     tensors = _read(path)
     _check_network(path, tensors, plus, backbone, config.separable)
@@ -64,6 +65,7 @@ def read_reference_checkpoint(path: Path, config: ModelConfig, steps: Sequence[i
     for step, size in enumerate(steps):
         start = layout[-1].stop
         layout.append(Group(f"step {step}" if step else "base", start, start + size, "conv", step))
+    config = dataclasses.replace(config, reference_padding=backbone == MOBILENET)
     with torch.random.fork_rng(devices=[]):
         model = Segmenter(config, tuple(layout), unknown, IMAGENET_MEAN, IMAGENET_STD)
     _fill(path, model, tensors, config.name)
@@ -133,7 +135,7 @@ def _check_network(
 ) -> None:
     """Refuse another network in the words of the options, where the names tell which it is."""
     found = _network(tensors)
-    wanted = _options(plus, "mobilenet" if backbone == _MOBILENET else backbone, separable)
+    wanted = _options(plus, "mobilenet" if backbone == MOBILENET else backbone, separable)
     if found and found != wanted:
         raise UserError(f"{path} holds another network than {wanted}; use {found}")
 
@@ -195,7 +197,7 @@ def _fill(path: Path, model: Segmenter, tensors: Mapping[str, Tensor], wanted: s
     state: dict[str, Tensor] = {}
     used: set[str] = set()
     lacking: list[str] = []
-    mobile = model.trunk.backbone.name == _MOBILENET
+    mobile = model.trunk.backbone.name == MOBILENET
     for name, mine in model.state_dict().items():
         source, rows = _source(name, model.unknown is not None, mobile)
         theirs = tensors.get(source)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..errors import UserError
-from .backbones import Backbone, normalisation, split_name
+from .backbones import Backbone, normalisation, pad_as_reference, split_name
 from .decoder import ConvNormAct, DeepLabV3, DeepLabV3Plus, init_v3, init_v3plus
 from .weights import load_backbone_weights, parse_weights
 
@@ -132,6 +132,8 @@ class Segmenter(nn.Module):
         _check(config)
         plus, name = split_name(config.name)
         backbone = Backbone(name, config.output_stride)
+        if config.reference_padding:
+            pad_as_reference(backbone)
         for module in backbone.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = config.norm_momentum
