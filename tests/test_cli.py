@@ -103,6 +103,10 @@ def surface() -> str:
                 parser = run_options._parser(method, "", "train")
                 lines += [f"train ({method}) {name}" for name in _names(parser)]
             continue
+        if command == "reproduce":  # takes all of train's but these
+            only = [name for name in _names(run_options._parser("ssul", "", command)) if "." not in name]
+            lines += [f"{command} {name}" for name in ["NAME", *only]]
+            continue
         found: list[argparse.ArgumentParser] = []
 
         def capture(self: OneLineParser, args: object, found: list[argparse.ArgumentParser] = found) -> None:
@@ -228,12 +232,12 @@ def test_the_default_folder_names_the_run(
     [
         (
             ["trian"],
-            'no command "trian"; there is demo, train, scenario, results, eval, predict. '
-            'Did you mean "train"?',
+            'no command "trian"; there is demo, train, scenario, results, eval, predict, recipes, reproduce, '
+            'methods, import-ssul. Did you mean "train"?',
         ),
         (
             ["train", "--method", "sul"],
-            'no method "sul"; there is finetune, joint, ssul. Did you mean "ssul"?',
+            'no method "sul"; there is finetune, ilt, joint, lwf, mib, plop, ssul. Did you mean "ssul"?',
         ),
         (["train", "--recipe", "animals-4-1-sul"], 'Did you mean "animals-4-1-ssul"?'),
         (["train", "--trian.lr", "3"], 'Did you mean "--train.lr"?'),
@@ -243,7 +247,7 @@ def test_the_default_folder_names_the_run(
         (["train", "--setting", "overlapp"], 'Got value: overlapp. Did you mean "overlap"?'),
         (
             ["train", "--method.thresold", "1"],
-            "no option --method.thresold; method ssul has --method.unknown",
+            "no option --method.thresold; method ssul has --method.init",
         ),
         (["train", "--method.thresold=1"], 'Did you mean "--method.threshold"?'),
         (["train", "--method", "joint", "--method.threshold", "1"], "method joint has --method.loss_type."),

@@ -35,9 +35,9 @@ def main(argv: Sequence[str]) -> int:
     early.add_argument("--quick", action="store_true")
     early.add_argument("--json", action="store_true")
     flags, rest = early.parse_known_args(list(argv[1:]))
-    for word in rest:
-        if word.partition("=")[0] in ("--recipe", "--method"):
-            raise UserError(f"{word}: the recipe {name} says it; use another recipe, or segrow train")
+    for flag in (word.partition("=")[0] for word in rest):
+        if flag in ("--recipe", "--method"):
+            raise UserError(f"{flag}: the recipe {name} says it; use another recipe, or segrow train")
     shorten = _shortened(chosen) if flags.quick else {}
     options = parse_run(rest, "reproduce", DESCRIPTION, EXAMPLE, name, shorten)
     _check(chosen, options)
@@ -114,6 +114,8 @@ def _run(chosen: Cell, options: RunOptions, quick: bool, as_json: bool) -> int:
     if as_json:
         print(json.dumps(compared(chosen, summary, comparable)))
         return 0
+    title = f"{chosen.name}: mIoU in %, definition {summary['definition']}"
+    console.print(title if comparable else f"{title} (not comparable)", highlight=False, soft_wrap=True)
     console.print(comparison(chosen, summary, comparable))
     source = [] if chosen.published is None else [f"published: {chosen.source}"]
     for line in [f"counted as {summary['rules']}", *source, *summary["remarks"]]:
@@ -186,8 +188,7 @@ def compared(chosen: Cell, summary: Summary, comparable: bool) -> dict[str, Any]
 def comparison(chosen: Cell, summary: Summary, comparable: bool) -> Table:
     """Measured beside published, for the terminal."""
     values = compared(chosen, summary, comparable)
-    title = f"{chosen.name}: mIoU in %, definition {summary['definition']}"
-    table = Table(title=title if comparable else f"{title} (not comparable)", title_justify="left")
+    table = Table()
     table.add_column("after the last step" if comparable else f"after step {summary['steps'][-1]['step']}")
     for heading in ("published", "measured", "difference"):
         table.add_column(heading, justify="right", no_wrap=True)
