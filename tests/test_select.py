@@ -1,4 +1,4 @@
-"""`train.select best`: which weights a step ends with, against a plain restatement; and that nothing else moves."""
+"""`train.select best`: which weights a step ends with, against a plain restatement; nothing else moves."""
 
 import json
 import shutil
