@@ -70,6 +70,7 @@ def test_the_published_command_for_voc_says_every_setting() -> None:
         "model.separable": False,
         "model.dropout": 0.1,
         "model.norm_momentum": 0.01,
+        "model.reference_padding": False,
         "memory.size": 100,
         "memory.labels": "known",
         "memory.unshifted": False,
@@ -212,13 +213,26 @@ CHANGES: dict[str, dict[str, Any]] = {
     "--curr_step 2": {},
     "--val_interval 10": {},
     "--out mine": {"out": "mine"},
-    "--reference": {"memory.labels": "seen", "train.padding": "background", "train.select": "best"},
-    "--reference --unknown": {
+    "--reference": {"train.padding": "background", "train.select": "best"},
+    "--reference --unknown --mem_size 9": {
         "method.unknown": "saliency",
         "method.background_lr": 1e-4,
+        "memory.size": 9,
         "memory.labels": "seen",
         "memory.unshifted": True,
         "train.padding": "background",
+        "train.select": "best",
+    },
+    "--reference --mem_size 9": {  # without an unknown channel there is no shift to leave out
+        "memory.size": 9,
+        "memory.labels": "seen",
+        "train.padding": "background",
+        "train.select": "best",
+    },
+    "--reference --model deeplabv3_mobilenet --train.padding ignore": {
+        "model.name": "deeplabv3_mobilenet",
+        "model.reference_padding": True,
+        "out": "checkpoints/deeplabv3_mobilenet_voc_15-1_disjoint",
         "train.select": "best",
     },
     # options of segrow win over those that are translated, wherever they stand
