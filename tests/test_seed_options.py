@@ -2,6 +2,8 @@
 
 import argparse
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -454,6 +456,15 @@ def test_help_has_an_example(prog: str, capsys: pytest.CaptureFixture[str]) -> N
     assert f"Example: python {prog} --data_root VOC2012" in text
     example = shlex.split(text.partition("Example: ")[2])
     assert not parse_seed(example[2:], prog).rest
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; from segrow import cli; cli.seed_main(['--help']); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "'segrow.commands.seed'" in done.stdout
+    assert not {"'torch'", "'timm'", "'jsonargparse'"} & set(
+        done.stdout.splitlines()[-1].strip("[]").split(", ")
+    )
 
 
 def test_options_of_segrow_are_listed_with_those_of_the_method() -> None:

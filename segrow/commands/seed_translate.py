@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..config import RunConfig, TrainConfig
-from ..methods.base import Method
 from ..recipes import flatten, references
 from .seed_options import Seed
+
+if TYPE_CHECKING:  # it loads torch, which --help need not wait for
+    from ..methods.base import Method
 
 DATASETS = {"voc": "voc", "ade": "ade20k"}
 LOSSES = {"bce_loss": "bce", "ce_loss": "ce", "focal_loss": "focal"}
@@ -243,7 +245,7 @@ def _differences(seed: Seed) -> list[str]:
     return lines
 
 
-def rates(config: RunConfig, method: Method) -> list[str]:
+def rates(config: RunConfig, method: "Method") -> list[str]:
     """What each learning rate of a run is, in lines for a person."""
     train, fields = config.train, method.fields()
     lines = [
