@@ -32,7 +32,6 @@ from torch.nn.functional import interpolate
 
 from segrow import cli
 from segrow.engine import run as engine_run
-from segrow.engine import select
 from segrow.engine.checkpoint import Checkpoint
 from segrow.engine.select import Selection, interval, new_classes_score
 from segrow.engine.step import StepTrainer
@@ -47,7 +46,9 @@ States = dict[tuple[int, int], Tensors]
 BEST = ("--train.select", "best")
 # whole images one by one, so that the restatement below meets the same batches
 SAME = ("--train.batch_size", "2", "--train.crop_val", "false", "--train.log_every", "1")
-LONG = (*SAME, "--train.step0_epochs", "84", "--train.epochs", "34", "--memory.size", "4")  # 504, 204, 102
+# 306, 204 and 102 updates, so the last weights are no candidate; in step 0 the best one is in the middle
+LONG = (*SAME, "--seed", "3", "--train.step0_epochs", "51", "--train.epochs", "34", "--memory.size", "4")
+UPDATES = (306, 204, 102)
 SHORT = (*SAME, "--train.epochs", "2")
 
 
@@ -84,7 +85,7 @@ def _recording(patch: pytest.MonkeyPatch, states: States) -> None:
 
 @pytest.fixture(scope="module")
 def recorded(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, States, str]:
-    """A run of 504, 204 and 102 updates that selects, all its candidates, and what it said."""
+    """A run that selects, all its candidates, and what it said."""
     out, states = tmp_path_factory.mktemp("runs") / "best", States()
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -96,12 +97,12 @@ def recorded(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 @pytest.fixture(scope="module")
 def last(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, States]:
-    """The same run with the default, and what it passes through."""
+    """The base step of the same run with the default, and what it passes through."""
     out, states = tmp_path_factory.mktemp("runs") / "last", States()
     with pytest.MonkeyPatch.context() as patch:
         _recording(patch, states)
-        patch.setattr(select, "new_classes_score", lambda *a: pytest.fail("the default scored something"))
-        assert start(root, out, *LONG) == 0
+        patch.setattr(engine_run, "Selection", lambda *a: pytest.fail("the default selects"))
+        assert start(root, out, *LONG, "--steps", "1") == 0
     return out, states
 
 
@@ -161,8 +162,7 @@ def _restated(root: Path, out: Path, states: States, step: int) -> dict[int, flo
 
 def test_a_step_ends_with_the_best_of_its_candidates(root: Path, recorded: tuple[Path, States, str]) -> None:
     out, states, said = recorded
-    compared = 0
-    for step, n in enumerate((504, 204, 102)):
+    for step, n in enumerate(UPDATES):
         scores = _restated(root, out, states, step)
         assert list(scores) == list(range(100, n + 1, 100))
         best = max(scores, key=lambda update: (scores[update], -update))
@@ -175,8 +175,6 @@ def test_a_step_ends_with_the_best_of_its_candidates(root: Path, recorded: tuple
             assert torch.equal(stored[name], value), name
         line = f"step {step}  keeps the weights after update {best} of {n}: mean IoU of what it teaches "
         assert f"{line}{100 * scores[best]:.1f} %" in said
-        compared += best not in (min(scores), max(scores))
-    assert compared, "nowhere was the best candidate neither the first nor the last: another seed, please"
 
 
 def test_the_next_step_starts_from_the_chosen_weights(recorded: tuple[Path, States, str]) -> None:
@@ -192,10 +190,9 @@ def test_only_a_run_that_selects_says_so(
     said = "chosen on the validation images"
     assert any(said in remark for remark in results(recorded[0])["remarks"])
     assert not any(said in remark for remark in results(last[0])["remarks"])
-    assert all(
-        "selected" not in step and "selected" not in step["cost"] for step in results(last[0])["steps"]
-    )
-    assert all("selected" not in step["cost"] for step in results(recorded[0])["steps"])
+    for step in (*results(last[0])["steps"], *results(recorded[0])["steps"]):
+        assert "selected" not in step["cost"]
+    assert "selected" not in results(last[0])["steps"][0]
     for out in (recorded[0], last[0]):
         assert cli.main(["results", str(out), "--cost", "--per_class"]) == 0
     assert cli.main(["results", str(recorded[0]), "--json"]) == 0
@@ -210,11 +207,11 @@ def test_the_looks_leave_the_training_as_it_is(
 ) -> None:
     """The base step of both runs passes through the same weights, dropout and running statistics included."""
     ours, theirs = recorded[1], last[1]
-    for update in range(0, 501, 100):
+    for update in range(0, 301, 100):
         for name, value in theirs[0, update].items():
             assert torch.equal(ours[0, update][name], value), (update, name)
     losses = [[row["total"] for row in log(out) if row["step"] == "0"] for out in (recorded[0], last[0])]
-    assert len(losses[0]) == 504
+    assert len(losses[0]) == 306
     assert losses[0] == losses[1]
 
 
@@ -310,12 +307,11 @@ def test_the_score_counts_as_ssuls_code_does(data: st.DataObject, step: int) -> 
     ("owner", "name", "n", "after"),
     [
         (Checkpoint, "save", 10, True),  # before the first candidate: the initial weights are still the best
-        (StepTrainer, "_update", 441, False),  # a new best was found and not stored: 400, in epoch 66
-        (Checkpoint, "save", 80, True),  # the best is behind, in an earlier epoch
-        (Checkpoint, "save", 84, True),  # all is trained, the model not yet saved
-        (StepTrainer, "_update", 504 + 150, True),  # in an increment
+        (StepTrainer, "_update", 202, False),  # one was found and not stored: 200, in epoch 34
+        (Checkpoint, "save", 45, True),  # the best is behind, in an earlier epoch
+        (Checkpoint, "save", 51, True),  # all is trained, the model not yet saved
     ],
-    ids=["early", "found", "behind", "end", "increment"],
+    ids=["early", "found", "behind", "end"],
 )
 def test_a_stopped_run_makes_the_same_choice(
     root: Path,
@@ -326,15 +322,26 @@ def test_a_stopped_run_makes_the_same_choice(
     n: int,
     after: bool,
 ) -> None:
-    out = tmp_path / "run"
+    out, base_step = tmp_path / "run", (*LONG, *BEST, "--steps", "1")
     with pytest.MonkeyPatch.context() as patch:
         Stopper(patch, owner, name, n, after)
-        assert start(root, out, *LONG, *BEST, "--steps", "2") == 130
-    assert start(root, out, *LONG, *BEST, "--steps", "2") == 0
+        assert start(root, out, *base_step) == 130
+    assert start(root, out, *base_step) == 0
+    assert weights(out) == weights(recorded[0])[:1]
+    assert matrices(out) == matrices(recorded[0])[:1]
+    assert results(out)["steps"][0]["selected"] == results(recorded[0])["steps"][0]["selected"]
+
+
+def test_an_increment_that_was_stopped_makes_the_same_choice(
+    root: Path, recorded: tuple[Path, States, str], tmp_path: Path
+) -> None:
+    out, two_steps = tmp_path / "run", (*LONG, *BEST, "--base", str(recorded[0]), "--steps", "2")
+    with pytest.MonkeyPatch.context() as patch:
+        Stopper(patch, StepTrainer, "_update", 150, True)
+        assert start(root, out, *two_steps) == 130
+    assert start(root, out, *two_steps) == 0
     assert weights(out) == weights(recorded[0])[:2]
-    assert matrices(out) == matrices(recorded[0])[:2]
-    for ours, theirs in zip(results(out)["steps"], results(recorded[0])["steps"], strict=False):
-        assert ours["selected"] == theirs["selected"]
+    assert results(out)["steps"][1]["selected"] == results(recorded[0])["steps"][1]["selected"]
 
 
 def test_a_checkpoint_holds_the_best_so_far_and_unpickles_nothing(
