@@ -55,6 +55,7 @@ def test_the_base_step_of_the_reference_code_is_taken_over(
     lines = [line for line in shown.out.splitlines() if line.startswith("segrow ")]
     assert [line.split()[1] for line in lines] == ["import-ssul", "train"]
     before = (imported / "model.json").read_bytes()
+    assert json.loads(before)["protocol"]["crop_val"] is False  # there was no --crop_val
     for line in lines:
         assert cli.main(shlex.split(line)[1:]) == 0
     assert (imported / "model.json").read_bytes() == before

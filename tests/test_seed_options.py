@@ -250,6 +250,15 @@ def test_an_option_changes_this_and_nothing_else(words: str) -> None:
     assert {key: value for key, value in after.items() if before[key] != value} == CHANGES[words]
 
 
+def test_no_option_is_said_twice() -> None:
+    """An option of segrow stands in the place of the one that it overrules."""
+    own = ["--train.epochs", "3", "--task=10-1", "--model.weights=none", "--memory.labels", "seen"]
+    words = translate(parse_seed([*VOC, "--reference", *own], "main.py"), CPU)
+    names = [word.partition("=")[0] for word in words if word.startswith("--")]
+    assert len(names) == len(set(names))
+    assert words[-len(own) :] == own
+
+
 def test_a_gpu_makes_amp_fp16_and_two_ids_two_processes() -> None:
     on = flat(["--amp"], Place("cuda", 2, "0,1"))
     assert (on["train.precision"], on["train.device"], on["train.devices"]) == ("16", "cuda", 2)
