@@ -27,8 +27,8 @@ from runs import (
 
 from segrow.data import loader
 from segrow.engine.checkpoint import Checkpoint
+from segrow.engine.folder import META
 from segrow.engine.run import Run
-from segrow.engine.setup import META
 from segrow.engine.step import StepTrainer
 from segrow.memory import Exemplar
 from segrow.model.store import load_model, save_model

@@ -21,7 +21,7 @@ from trees import ade_tree, voc_tree
 from segrow import cli
 from segrow.commands.options import parse_run
 from segrow.commands.seed_options import PUBLISHED
-from segrow.engine.setup import configuration
+from segrow.engine.folder import configuration
 from segrow.model.store import load_model
 
 ROOT = Path(__file__).parents[1]

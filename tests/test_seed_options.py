@@ -15,7 +15,7 @@ from segrow.commands import seed, seed_options
 from segrow.commands.options import RunOptions, option_names, parse_run
 from segrow.commands.seed_options import PUBLISHED, Seed, parse_seed
 from segrow.commands.seed_translate import Place, rates, remarks, translate
-from segrow.engine.setup import configuration
+from segrow.engine.folder import configuration
 from segrow.errors import UserError
 
 CPU = Place("cpu", 1, "0")

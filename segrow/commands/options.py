@@ -95,7 +95,7 @@ def parse_run(
     config, method, parsed = _build(parser, name, values, rest)
     base = Path(parsed.base) if parsed.base else None
     if printing:  # the parser's own would leave out the method's name
-        from ..engine.setup import configuration
+        from ..engine.folder import configuration
 
         print(yaml.safe_dump(configuration(config, method, base), sort_keys=False), end="")
         raise SystemExit(0)

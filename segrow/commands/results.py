@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON (of one run: an object; else a list)")
     args = parser.parse_args(list(argv))
     definition(args.definition)
-    from ..engine.setup import read_results
+    from ..engine.folder import read_results
 
     runs = [(Path(run).name, read_results(Path(run))) for run in args.runs]
     summaries = [(name, summarise(results, args.definition)) for name, results in runs]

@@ -7,7 +7,7 @@ from ..config import RunConfig
 from ..data.base import Presence
 from ..methods.base import Method
 from ..scenario import Scenario
-from .setup import images_hash
+from .folder import images_hash
 
 
 def empty_results(config: RunConfig, method: Method, scenario: Scenario, val: Presence) -> dict[str, Any]:

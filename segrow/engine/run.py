@@ -29,24 +29,12 @@ from ..model.store import load_model, save_model
 from .checkpoint import Checkpoint, write_atomic, write_json
 from .cost import Stopwatch, parameter_counts, peak_memory, reset_peak_memory, stored_bytes
 from .exemplars import Chooser
+from .folder import META, check_base, check_data, check_folder, configuration, images_hash, read_results
 from .log import Display
 from .records import all_remarks, empty_results, model_meta
 from .scan import scan
 from .select import Selection, new_classes_score
-from .setup import (
-    META,
-    Prepared,
-    check_base,
-    check_data,
-    check_folder,
-    check_ranges,
-    configuration,
-    images_hash,
-    is_first_process,
-    make_fabric,
-    prepare,
-    read_results,
-)
+from .setup import Prepared, check_ranges, is_first_process, make_fabric, prepare
 from .step import Machine, StepTrainer, mix_seed
 from .validate import Validation
 

@@ -1,44 +1,21 @@
 """Everything that is decided, and can fail, before a run writes its first file."""
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-import yaml
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import Precision
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
-from .. import __version__
-from ..config import RunConfig, RunPaths, TrainConfig
+from ..config import RunConfig, TrainConfig
 from ..data import open_dataset
 from ..data.base import Presence, SegDataset
 from ..errors import UserError
-from ..methods.base import Method, make_method
-from ..model.store import RECORD, load_model
+from ..methods.base import Method
 from ..scenario import Scenario, Step, build_scenario
 from .select import check_selection
 from .step import make_precision
-
-# may change between a run and its continuation: they do not change what is learnt
-FREE = frozenset(
-    {
-        "segrow",
-        "steps",
-        "data.root",
-        "train.workers",
-        "train.log_every",
-        "train.val_batch_size",
-        "train.device",
-    }
-)
-
-# what the engine writes into model.json; the rest is the model's own
-META = ("step", "class_names", "scenario", "method", "protocol", "training", "parent")
 
 
 @dataclass(frozen=True)
@@ -208,202 +185,3 @@ def make_fabric(train: TrainConfig) -> tuple[Fabric, Precision]:
     )
     fabric.launch()
     return fabric, precision
-
-
-def configuration(config: RunConfig, method: Method, base: Path | None) -> dict[str, Any]:
-    """A run's configuration as plain values, as config.yaml holds it.
-
-    Args:
-        base: The run, or model directory, whose base step is shared.
-    """
-    plain: dict[str, Any] = _plain({"segrow": __version__, **asdict(config)})
-    plain["base"] = str(base.resolve()) if base else None
-    plain["method"] = {"name": method.name, **_plain(method.fields())}
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any], free: frozenset[str] = FREE) -> list[str]:
-    """`key: value there, value here` for every value that differs and is not free to."""
-    a, b = _flat(there), _flat(here)
-    return [
-        f"{key}: {a.get(key)} there, {b.get(key)} here"
-        for key in sorted(a.keys() | b.keys())
-        if key not in free and a.get(key) != b.get(key)
-    ]
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= _flat(item, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat
-
-
-def check_folder(folder: Path, config: Mapping[str, Any]) -> None:
-    """A run folder is continued only with the configuration it was started with.
-
-    Raises:
-        UserError: Showing the difference; or when the folder holds something else.
-    """
-    stored = RunPaths(folder).config
-    if stored.exists():
-        found = differences(read_config(folder), config)
-        if found:
-            raise UserError(
-                f"{folder} holds a run of another configuration ({'; '.join(found)}); "
-                "use another --out, or delete that folder"
-            )
-    elif folder.exists() and not (folder.is_dir() and all(f.suffix == ".tmp" for f in folder.iterdir())):
-        raise UserError(f"{folder} is there and is no run folder; use another --out")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a run folder.
-
-    Raises:
-        UserError: When the folder is no run.
-    """
-    path = RunPaths(folder).config
-    if not path.exists():
-        raise UserError(f"{folder} is no run folder: it has no config.yaml")
-    try:
-        loaded = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        loaded = None
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path} is damaged; restore it, or delete the folder and train again")
-    return loaded
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """results.json of a run folder.
-
-    Raises:
-        UserError: When there is none.
-    """
-    path = RunPaths(folder).results
-    if not path.exists():
-        raise UserError(f"{folder} has no results.json; give the folder of a run that finished a step")
-    try:
-        loaded = json.loads(path.read_text())
-    except (OSError, ValueError):
-        loaded = None
-    if not isinstance(loaded, dict) or "steps" not in loaded:
-        raise UserError(f"{path} is damaged; restore it, or delete the folder and train again")
-    return loaded
-
-
-def check_data(stored: Mapping[str, Any], ours: Mapping[str, Any], scenario: Scenario) -> None:
-    """A run is continued only on the data it was started on.
-
-    Args:
-        stored: results.json of the run.
-        ours: What it would be now, without steps.
-
-    Raises:
-        UserError: Naming what differs.
-    """
-    found = [
-        f"{key}: {stored.get(key)} there, {ours[key]} here"
-        for key in ("classes", "evaluation")
-        if stored.get(key) != ours[key]
-    ]
-    for record, step in zip(stored["steps"], scenario.steps, strict=False):
-        if record["images_hash"] != images_hash(step.images):
-            found.append(f"step {step.index}: other training images")
-    if found:
-        raise UserError(f"the data have changed since the run began ({'; '.join(found)}); use another --out")
-
-
-def is_model_directory(base: Path) -> bool:
-    """Whether `--base` is a model directory, not a run."""
-    return (base / RECORD).is_file()
-
-
-def check_base(
-    base: Path, plain: Mapping[str, Any], ours: Mapping[str, Any], method: Method, scenario: Scenario
-) -> dict[str, Any] | None:
-    """The base step's record of another run, whose network, classes, images and protocol must match.
-
-    Args:
-        base: That run's folder; or a model directory of step 0, of which only network and classes are known.
-        plain: Our configuration.
-        ours: Our results.json, still without steps.
-
-    Returns:
-        The record; None for a model directory, which has none.
-
-    Raises:
-        UserError: Showing all that differs.
-    """
-    record = None
-    if is_model_directory(base):
-        folder, found = base, _model_differences(base, plain, method, scenario)
-    else:
-        folder = RunPaths(base).model(0)
-        record, found = _run_differences(base, plain, ours, scenario)
-    model, _ = load_model(folder)
-    if method.unknown_head and model.unknown is None:
-        found.append(f"unknown head: none there, method {method.name} needs one")
-    method.check(model)
-    if found:
-        raise UserError(f"the base step of {base} cannot be shared: {'; '.join(found)}")
-    return record
-
-
-def _run_differences(
-    base: Path, plain: Mapping[str, Any], ours: Mapping[str, Any], scenario: Scenario
-) -> tuple[dict[str, Any], list[str]]:
-    """The base step's record of a run, and what differs from ours."""
-    there = read_results(base)
-    if not there["steps"]:
-        raise UserError(f"{base} has not finished its base step yet")
-    record: dict[str, Any] = there["steps"][0]
-    config = read_config(base)
-    found = [f"model.{row}" for row in differences(config["model"], plain["model"], frozenset())]
-    for key in ("data", "classes", "evaluation"):
-        if there[key] != ours[key]:
-            found.append(f"{key}: {there[key]} there, {ours[key]} here")
-    step = scenario.steps[0]
-    if record["classes"] != list(step.classes) or record["images_hash"] != images_hash(step.images):
-        found.append(
-            f"base step: {len(record['classes'])} classes and {record['images']} images there, "
-            f"{len(step.classes)} classes and {len(step.images)} images here, or other images"
-        )
-    return record, found
-
-
-def _model_differences(base: Path, plain: Mapping[str, Any], method: Method, scenario: Scenario) -> list[str]:
-    """What differs between a model directory and our base step; where its backbone began is no matter."""
-    model, meta = load_model(base)
-    if missing := [key for key in META if key not in meta]:
-        raise UserError(
-            f"{base / RECORD} lacks {', '.join(missing)}; give a model that segrow train or import made"
-        )
-    there = _plain(asdict(model.config))
-    found = [f"model.{row}" for row in differences(there, plain["model"], frozenset({"weights"}))]
-    if meta["step"] != 0:
-        found.append(f"step: {meta['step']} there, 0 here")
-    wanted = list(scenario.classes[: scenario.known(0)])
-    if meta["class_names"] != wanted:
-        found.append(f"classes: {', '.join(meta['class_names'])} there, {', '.join(wanted)} here")
-    name = meta["method"]["name"]
-    if "." in name and name != method.name:
-        found.append(f"method: {name} there, which is code outside segrow, {method.name} here")
-    else:  # it is read with its own method: fails here if it must fail
-        make_method(name, meta["method"]["fields"])
-    return found
-
-
-def images_hash(images: tuple[str, ...]) -> str:
-    """Identifies a step's image list."""
-    return hashlib.sha256("\n".join(images).encode()).hexdigest()[:16]
