@@ -2,8 +2,8 @@
 
     compose(Path("quick/data/voc"), "voc")        # then --data.root quick/data/voc
 
-Every step of every published task has at least 4 images in the overlap and in the disjoint setting. Nothing can
-be learnt from it that is worth a number.
+Every step of every published task has at least 4 images in the overlap and in the disjoint setting. Nothing
+can be learnt from it that is worth a number.
 """
 
 import shutil
