@@ -103,9 +103,10 @@ class TrainConfig:
             code does).
         void: Training pixels that are annotated as no class: ignore, or background (as MiB's code does).
         flip: Probability of a horizontal flip; 0 where left and right differ (digits, letters).
-        select: Weights that a step ends with: last, or best (as the SSUL reference code: best IoU of the new
-            classes on validation images, every max(100, updates / 100) updates; METHODS 2, defect 3). Only to
-            chase its published numbers: those images are also the test images.
+        select: Weights that a step ends with: last, or best (as the SSUL reference code: those with the best
+            IoU of the new classes on the validation images that show them, looked at every
+            max(100, updates / 100) updates; a step with fewer than 100 updates stays untrained; METHODS 2,
+            defect 3). Only to chase its published numbers: those images are also the test images.
         crop_val: Evaluate on the centre crop of the resized image instead of the whole image.
         val_batch_size: Images of one evaluation batch (with crop_val).
         precision: 32, bf16 or 16 (mixed precision in training; evaluation is always 32).

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from runs import STEPS, build_tree, log, matrices, model, options, results, run_processes, start, tensors
 
 SAME = ("--memory.size", "6", "--model.dropout", "0", "--train.log_every", "1", "--train.epochs", "1")
@@ -35,3 +36,40 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert [s["exemplars"] for s in results(two)["steps"]] == [0, 6, 6]
     totals = [[float(row["total"]) for row in log(out)] for out in (one, two)]
     assert totals[0] == pytest.approx(totals[1], rel=1e-3)
+
+
+def _only_one_shows(root: Path, raw: int) -> None:
+    """Take a class out of all validation masks but the first that shows it."""
+    paths = [root / "SegmentationClassAug" / f"{name}.png" for name in _validation_names(root)]
+    shown = [path for path in paths if (np.asarray(Image.open(path)) == raw).any()]
+    assert len(shown) > 1
+    for path in shown[1:]:
+        mask = np.array(Image.open(path))
+        mask[mask == raw] = 0
+        Image.fromarray(mask).save(path)
+
+
+def _validation_names(root: Path) -> list[str]:
+    return (root / "ImageSets" / "Segmentation" / "val.txt").read_text().split()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_two_processes_select_the_same_weights(tmp_path: Path) -> None:
+    """Also in a step with a single validation image to choose by, which leaves one process without any."""
+    root = build_tree(tmp_path / "VOC2012").root
+    _only_one_shows(root, 3)
+    one, two = tmp_path / "one", tmp_path / "two"
+    long = ("--train.step0_epochs", "67", "--train.epochs", "34", "--steps", "2")  # 201 and 102 updates
+    more = (*SAME[:-2], *long, "--train.select", "best")
+    done = run_processes(options(root, two, *more, "--train.devices", "2"))
+    assert done.returncode == 0, done.stderr
+    assert start(root, one, *more) == 0
+    for ours, theirs in zip(results(one)["steps"], results(two)["steps"], strict=True):
+        assert ours["selected"]["update"] == theirs["selected"]["update"]
+        assert ours["selected"]["score"] == pytest.approx(theirs["selected"]["score"], abs=0.05)
+    # of the base step, the score was taken on the images that `matrix_known` counts: over both processes
+    matrix = np.array(results(two)["steps"][0]["matrix_known"])[:3]
+    iou = [matrix[c, c] / (matrix[c].sum() + matrix[:, c].sum() - matrix[c, c]) for c in range(3)]
+    assert results(two)["steps"][0]["selected"]["score"] == pytest.approx(np.mean(iou), abs=1e-12)
+    assert done.stderr.count("step 0  keeps the weights after update ") == 1  # one process speaks

@@ -162,7 +162,7 @@ def test_flags_over_config_over_recipe_over_published(tmp_path: Any) -> None:
     assert published.method.fields()["pod"] == 0.001
     file.write_text("method: {name: plop, pod: 0.5}\ntrain: {crop: 100}\n")
     both = run(*words, "--recipe", "animals-4-1")
-    assert (both.config.train.epochs, both.config.train.crop, both.config.train.lr) == (3, 100, 0.001)
+    assert (both.config.train.epochs, both.config.train.crop, both.config.train.lr) == (3, 100, 0.01)
     assert both.config.model.head == "linear"
     assert both.method.fields()["pod"] == 0.5
     top = run(*words, "--recipe", "animals-4-1", "--train.crop=48", "--method.pod", "0.25")
@@ -196,14 +196,14 @@ def test_a_config_of_another_method_drops_the_recipes_hyper_parameters(tmp_path:
     assert (found.name, found.fields()["kd"], found.fields()["threshold"]) == ("mib", 3.0, 0.7)
 
 
-def test_the_neutral_animals_leave_head_and_rates_to_the_method() -> None:
+def test_the_neutral_animals_leave_the_head_to_the_method_and_fix_the_rest() -> None:
     recipe = read_recipe("animals-4-1")
     assert "method" not in recipe
     assert "head" not in recipe["model"]
-    assert not {"lr", "backbone_lr", "policy", "lr_floor"} & set(recipe["train"])
-    for method, head, lr in (("mib", "linear", 0.001), ("ssul", "conv", 0.01), ("finetune", "conv", 0.01)):
+    for method, head in (("mib", "linear"), ("plop", "linear"), ("ssul", "conv"), ("finetune", "conv")):
         config = run("--recipe", "animals-4-1", "--method", method).config
-        assert (config.model.head, config.train.lr) == (head, lr)
+        assert config.model.head == head
+        assert (config.train.lr, config.train.backbone_lr, config.train.lr_floor) == (0.01, 0.001, 1e-6)
         assert (config.model.name, config.model.dropout) == ("deeplabv3_mobilenet", 0.1)
         assert (config.train.crop, config.train.crop_mode, config.train.epochs) == (193, "scale", 3)
         assert (config.train.step0_lr, config.train.step0_backbone_lr) == (0.01, 0.001)
@@ -333,19 +333,19 @@ def test_recipes_lists_every_row(capsys: pytest.CaptureFixture[str], monkeypatch
     assert cli.main(["recipes"]) == 0
     out = capsys.readouterr().out
     lines = {line.split()[1]: line for line in out.splitlines() if line.startswith("│")}
-    assert [cell.strip() for cell in lines["voc-15-1-..."].split("│")[2:6]] == [
+    assert [cell.strip() for cell in lines["voc-15-1"].split("│")[2:6]] == [
         "29.29",
         "54.64",
         "67.61",
         "71.37",
     ]
-    assert [cell.strip() for cell in lines["ade-50-50-..."].split("│")[2:6]] == [
+    assert [cell.strip() for cell in lines["ade-50-50"].split("│")[2:6]] == [
         "29.31",
         "30.40",
         "29.56",
         "29.77",
     ]
-    assert lines["voc-2-2-..."].count("none published") == 4
+    assert lines["voc-2-2"].count("none published") == 4
     assert len(lines) == 12
     assert "-disjoint: none published" in out
     assert "re-run" in out

@@ -2,6 +2,8 @@
 
 import argparse
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,7 @@ def test_the_published_command_for_voc_says_every_setting() -> None:
         "model.separable": False,
         "model.dropout": 0.1,
         "model.norm_momentum": 0.01,
+        "model.reference_padding": False,
         "memory.size": 100,
         "memory.labels": "known",
         "memory.unshifted": False,
@@ -212,13 +215,26 @@ CHANGES: dict[str, dict[str, Any]] = {
     "--curr_step 2": {},
     "--val_interval 10": {},
     "--out mine": {"out": "mine"},
-    "--reference": {"memory.labels": "seen", "train.padding": "background", "train.select": "best"},
-    "--reference --unknown": {
+    "--reference": {"train.padding": "background", "train.select": "best"},
+    "--reference --unknown --mem_size 9": {
         "method.unknown": "saliency",
         "method.background_lr": 1e-4,
+        "memory.size": 9,
         "memory.labels": "seen",
         "memory.unshifted": True,
         "train.padding": "background",
+        "train.select": "best",
+    },
+    "--reference --mem_size 9": {  # without an unknown channel there is no shift to leave out
+        "memory.size": 9,
+        "memory.labels": "seen",
+        "train.padding": "background",
+        "train.select": "best",
+    },
+    "--reference --model deeplabv3_mobilenet --train.padding ignore": {
+        "model.name": "deeplabv3_mobilenet",
+        "model.reference_padding": True,
+        "out": "checkpoints/deeplabv3_mobilenet_voc_15-1_disjoint",
         "train.select": "best",
     },
     # options of segrow win over those that are translated, wherever they stand
@@ -440,6 +456,15 @@ def test_help_has_an_example(prog: str, capsys: pytest.CaptureFixture[str]) -> N
     assert f"Example: python {prog} --data_root VOC2012" in text
     example = shlex.split(text.partition("Example: ")[2])
     assert not parse_seed(example[2:], prog).rest
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; from segrow import cli; cli.seed_main(['--help']); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "'segrow.commands.seed'" in done.stdout
+    assert not {"'torch'", "'timm'", "'jsonargparse'"} & set(
+        done.stdout.splitlines()[-1].strip("[]").split(", ")
+    )
 
 
 def test_options_of_segrow_are_listed_with_those_of_the_method() -> None:

@@ -78,13 +78,19 @@ def _memory(kind: type[Method]) -> str:
 
 
 def _table(methods: Sequence[dict[str, Any]]) -> Table:
-    table = Table(title="methods; segrow methods NAME shows one", title_justify="left")
-    for heading in ("method", *PARTS, "loss terms (weights)", "memory", "paper"):
-        table.add_column(heading, overflow="fold")
+    """The parts side by side; loss terms and papers, which are long, below."""
+    table = Table(
+        title="methods; segrow methods NAME shows one", title_justify="left", caption_justify="left"
+    )
+    for heading in ("method", *PARTS, "memory"):
+        table.add_column(heading)
+    lines = []
     for found in methods:
         parts = found["parts"]
-        cells = [*(parts[part] or NO_PART for part in PARTS), parts["losses"] or NO_PART, parts["memory"]]
-        table.add_row(*map(escape, [found["name"], *cells, found["paper"] or NO_PART]))
+        cells = [*(parts[part] or NO_PART for part in PARTS), parts["memory"]]
+        table.add_row(*map(escape, [found["name"], *cells]))
+        lines.append(f"{found['name']}: {parts['losses'] or NO_PART}. Paper: {found['paper'] or NO_PART}")
+    table.caption = escape("\n".join(lines))
     return table
 
 

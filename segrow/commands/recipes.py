@@ -81,16 +81,16 @@ def described(name: str) -> dict[str, Any]:
 def _print_all(console: Console) -> None:
     title = "published mIoU in %, all classes after the last step; recipe = {voc|ade}-TASK-METHOD[-disjoint]"
     table = Table(title=title, title_justify="left", caption_justify="left")
-    table.add_column("recipe", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for row in rows():
-        table.add_column(row, justify="right", no_wrap=True)
+        table.add_column(row, justify="right")
     published = [found for found in cells() if found.setting == "overlap"]
     for data in titles():
         tasks = list(dict.fromkeys(found.task for found in published if found.data == data))
         for task in tasks:
             line = [found for found in published if (found.data, found.task) == (data, task)]
             prefix = line[0].name.removesuffix(f"-{line[0].row}")
-            table.add_row(f"{prefix}-...", *map(_published, line), end_section=task == tasks[-1])
+            table.add_row(prefix, *map(_published, line), end_section=task == tasks[-1])
     sources: dict[str, list[str]] = {}
     for found in published:
         sources.setdefault(f"definition {found.definition}: {found.source}", []).append(found.row)

@@ -9,25 +9,11 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
 from .seed_options import Seed, parse_seed
-from .seed_translate import Place, folder, rates, remarks, translate
-
-
-@dataclass(frozen=True)
-class Base:
-    """The base step that `--ckpt` stands for.
-
-    Attributes:
-        folder: A model directory or run, for `--base`.
-        source: The reference code's file that is imported into `folder` first, if it is one.
-    """
-
-    folder: Path
-    source: Path | None
+from .seed_translate import Base, Place, folder, rates, remarks, translate
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
         return run(seed, place)
     base = find_base(seed)
-    words = translate(seed, place, None if base is None else base.folder)
+    words = translate(seed, place, base)
     from .options import parse_run
 
     options = parse_run(words, "train", "", "")
@@ -54,15 +40,18 @@ def main(argv: Sequence[str]) -> int:
     from ..engine.setup import is_first_process
     from ..protocol import summarise
     from ..report.tables import results_table
+    from .remarks import reference_lines
+    from .remarks import remarks as notes
     from .seed_eval import report
 
     out = options.out or folder(seed)
     first = is_first_process()
     if first:
         _announce(seed, place, base, words)
-        print("\n".join(rates(options.config, options.method)), flush=True)
+        lines = [*rates(options.config, options.method), *reference_lines(options)]
+        print("\n".join(lines), flush=True)
         take_over(seed, base, out)
-    results = train(options.config, options.method, out, options.base)
+    results = train(options.config, options.method, out, options.base, notes(options))
     if first:
         console = Console()
         size = options.config.memory.size

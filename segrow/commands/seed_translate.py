@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..config import RunConfig, TrainConfig
-from ..methods.base import Method
+from ..recipes import flatten, references
 from .seed_options import Seed
+
+if TYPE_CHECKING:  # it loads torch, which --help need not wait for
+    from ..methods.base import Method
 
 DATASETS = {"voc": "voc", "ade": "ade20k"}
 LOSSES = {"bce_loss": "bce", "ce_loss": "ce", "focal_loss": "focal"}
@@ -40,6 +43,19 @@ class Place:
         return f"{self.why}: on the CPU{processes}"
 
 
+@dataclass(frozen=True)
+class Base:
+    """The base step that `--ckpt` stands for.
+
+    Attributes:
+        folder: A model directory or run, for `--base`.
+        source: The reference code's file that is imported into `folder` first, if it is one.
+    """
+
+    folder: Path
+    source: Path | None
+
+
 def default_folder(seed: Seed) -> Path:
     """checkpoints/MODEL_DATASET_TASK_SETTING, beside the reference code's own files."""
     return Path("checkpoints") / f"{seed.model}_{seed.dataset}_{seed.task}_{seed.setting}"
@@ -50,21 +66,38 @@ def folder(seed: Seed) -> Path:
     return Path(seed.out) if seed.out else default_folder(seed)
 
 
-def translate(seed: Seed, place: Place, base: Path | None = None) -> list[str]:
+def translate(seed: Seed, place: Place, base: Base | None = None) -> list[str]:
     """Words behind `segrow train`; an option of segrow that stood beside takes the place of ours.
 
     Args:
         seed: The reference code's options.
         place: Where it will run.
-        base: A model or run whose base step is taken over.
+        base: The base step that is taken over.
     """
     values = _data_and_network(seed) | _method(seed) | _schedule(seed, place) | _views(seed)
+    # its MobileNetV2 pads in its own way, on which the weights in its files depend
+    imported = base is not None and base.source is not None
+    mobilenet = seed.model.endswith("mobilenet") and seed.segrow("--model.name") is None
+    values["--model.reference_padding"] = _word(mobilenet and (seed.reference or imported))
     values |= {"--seed": str(seed.random_seed), "--out": str(folder(seed))}
     if base is not None:
-        values["--base"] = str(base)
+        values["--base"] = str(base.folder)
     beside = {word.partition("=")[0] for word in seed.rest}
-    words = [word for name, value in values.items() if name not in beside for word in (name, value)]
-    return [*words, *seed.rest]
+    switched = _switched(seed)
+    words = [
+        word for name, value in values.items() if name not in beside | switched for word in (name, value)
+    ]
+    return [*words, *(["--reference"] if seed.reference else []), *seed.rest]
+
+
+def _switched(seed: Seed) -> set[str]:
+    """Options that segrow's own `--reference` sets here, which saying them would overrule."""
+    if not seed.reference:
+        return set()
+    chosen = references("ssul", DATASETS[seed.dataset], seed.task, seed.mem_size > 0)
+    options = {f"--{key}" for reference in chosen for key, _ in flatten(reference.set)}
+    # without an unknown channel there is no shift that could be left out
+    return options if seed.unknown else options - {"--memory.unshifted"}
 
 
 def _data_and_network(seed: Seed) -> dict[str, str]:
@@ -82,8 +115,8 @@ def _data_and_network(seed: Seed) -> dict[str, str]:
         "--model.dropout": "0.1",
         "--model.norm_momentum": "0.01",
         "--memory.size": "0" if seed.task == "offline" else str(seed.mem_size),
-        "--memory.labels": "seen" if seed.reference else "known",
-        "--memory.unshifted": _word(seed.reference and seed.unknown),
+        "--memory.labels": "known",
+        "--memory.unshifted": "false",
     }
 
 
@@ -133,9 +166,9 @@ def _views(seed: Seed) -> dict[str, str]:
         "--train.crop_mode": "scale",
         "--train.scale": "0.5,2.0",
         "--train.flip": "0.5",
-        "--train.padding": "background" if seed.reference else "ignore",
+        "--train.padding": "ignore",
         "--train.void": "ignore",
-        "--train.select": "best" if seed.reference else "last",
+        "--train.select": "last",
         "--train.crop_val": _word(seed.crop_val),
         "--train.val_batch_size": str(seed.val_batch_size),
     }
@@ -212,7 +245,7 @@ def _differences(seed: Seed) -> list[str]:
     return lines
 
 
-def rates(config: RunConfig, method: Method) -> list[str]:
+def rates(config: RunConfig, method: "Method") -> list[str]:
     """What each learning rate of a run is, in lines for a person."""
     train, fields = config.train, method.fields()
     lines = [

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Checkpoint:
         scaler: State of the loss scaler; only fp16 has one.
         method: State of the method.
         seconds: Training time so far.
+        selected: State of the choice among the step's weights; empty where it ends with its last ones.
     """
 
     step: int
@@ -49,6 +50,7 @@ class Checkpoint:
     scaler: dict[str, Any]
     method: dict[str, Any]
     seconds: float
+    selected: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write atomically."""

@@ -12,12 +12,10 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save as tensors_to_bytes
 
-from .. import __version__
 from ..config import RunConfig, RunPaths
 from ..data.augment import Augmentation
 from ..data.loader import StepImages
 from ..errors import NonFiniteLossError, UserError
-from ..evaluate import Matrices, eval_loader, evaluate
 from ..memory import (
     Exemplar,
     check_memory,
@@ -32,7 +30,9 @@ from .checkpoint import Checkpoint, write_atomic, write_json
 from .cost import Stopwatch, parameter_counts, peak_memory, reset_peak_memory, stored_bytes
 from .exemplars import Chooser
 from .log import Display
+from .records import all_remarks, empty_results, model_meta
 from .scan import scan
+from .select import Selection, new_classes_score
 from .setup import (
     META,
     Prepared,
@@ -48,6 +48,7 @@ from .setup import (
     read_results,
 )
 from .step import Machine, StepTrainer, mix_seed
+from .validate import Validation
 
 
 def train(
@@ -91,7 +92,8 @@ class Run:
     def __init__(self, config: RunConfig, method: Method, prepared: Prepared, machine: Machine) -> None:
         self.config, self.method, self.machine = config, method, machine
         self.data, self.scenario = prepared.data, prepared.scenario
-        self.present = {"train": prepared.train, "val": prepared.val}
+        self.present = prepared.train
+        self.validation = Validation(prepared.data, prepared.scenario, prepared.val, machine)
         self.paths = RunPaths(machine.root)
         self.fabric: Fabric = machine.fabric
         self.results: dict[str, Any] = {}
@@ -102,15 +104,16 @@ class Run:
 
     def begin(self, plain: Mapping[str, Any], base: Path | None, remarks: tuple[str, ...] = ()) -> None:
         """Read what is there, or start the folder (with the base step of another run)."""
+        empty = empty_results(self.config, self.method, self.scenario, self.validation.present)
+        empty["remarks"] = all_remarks(remarks, self.config, self.method)
         there = self.paths.results.exists()
         self.fabric.barrier()  # all processes have looked before the first one writes
         if there:
             self.results = read_results(self.paths.root)
-            check_data(self.results, self._empty_results(), self.scenario)
-            self.results["remarks"] = self._remarks(remarks)
+            check_data(self.results, empty, self.scenario)
+            self.results["remarks"] = empty["remarks"]
             return
-        self.results = self._empty_results()
-        self.results["remarks"] = self._remarks(remarks)
+        self.results = empty
         adopted = None if base is None else check_base(base, plain, self.results, self.method, self.scenario)
         if base is None:
             self._fresh = self._base_model()  # fails here, before anything is written, if it must fail
@@ -142,34 +145,6 @@ class Run:
         if torch.distributed.is_initialized():
             self.fabric.barrier()
             torch.distributed.destroy_process_group()
-
-    def _empty_results(self) -> dict[str, Any]:
-        return {
-            "format": 1,
-            "segrow": __version__,
-            "data": self.scenario.data,
-            "task": self.scenario.task,
-            "setting": self.scenario.setting,
-            "method": self.method.name,
-            "memory": self.config.memory.size,
-            "seed": self.config.seed,
-            "classes": list(self.scenario.classes),
-            "evaluation": {
-                "crop_val": self.config.train.crop_val,
-                "crop": self.config.train.crop,
-                "images": len(self.present["val"].ids),
-                "images_hash": images_hash(self.present["val"].ids),
-            },
-            "remarks": [],
-            "steps": [],
-        }
-
-    def _remarks(self, given: tuple[str, ...]) -> list[str]:
-        """What a reader of the results should know; the engine itself sees to the memory."""
-        size, method = self.config.memory.size, self.method
-        if size and not method.paper_memory:
-            given += (f"a memory of {size} images, which method {method.name} was published without",)
-        return list(given)
 
     def _adopt(self, base: Path, record: dict[str, Any] | None) -> None:
         """Copy the base step; without a record it still has to be evaluated."""
@@ -217,7 +192,9 @@ class Run:
             self.method.gather(ctx)
         train = self.config.train
         epochs = train.epochs if step or train.step0_epochs is None else train.step0_epochs
-        trainer = StepTrainer(self.machine, self.method, ctx, images, epochs, resume)
+        updates = epochs * (len(images) // train.batch_size)
+        selection = self._selection(step, model, updates, resume) if train.select == "best" else None
+        trainer = StepTrainer(self.machine, self.method, ctx, images, epochs, resume, selection)
         seconds = trainer.fit()
         if not all(
             bool(p.isfinite().all()) for p in model.parameters()
@@ -227,7 +204,7 @@ class Run:
         self.method.end_step(ctx)
         if self.fabric.is_global_zero:
             stored = self._keep(step, model, exemplars)
-            training = {
+            training: dict[str, Any] = {
                 "train_s": seconds,
                 "iterations": epochs * len(trainer.batches),
                 "peak_memory_bytes": peak_memory(self.fabric.device),
@@ -235,10 +212,24 @@ class Run:
                 "parameters": total,
                 "exemplars": len(exemplars),
             }
+            if selection:
+                training["selected"] = selection.record()
             extra = {"memory.json": to_json(stored)}
             if state := dict(self.method.state_dict()):
                 extra["method.safetensors"] = tensors_to_bytes(state)
-            save_model(model, self.paths.model(step), self._meta(step, parent, training), extra)
+            meta = model_meta(self.config, self.method, self.scenario, step, parent, training)
+            save_model(model, self.paths.model(step), meta, extra)
+
+    def _selection(self, step: int, model: Segmenter, updates: int, resume: Checkpoint | None) -> Selection:
+        """Chooses the step's weights on the validation images that show one of its new classes."""
+        taught = self.scenario.steps[step]
+        images = self.validation.showing(taught.indices)
+
+        def judge() -> float:
+            matrices = self.validation.matrices(step, model, self.method, images, "selection")
+            return new_classes_score(matrices.all, taught)
+
+        return Selection(model, judge, updates, resume.selected if resume else None)
 
     def _context(
         self, step: int, model: Segmenter, teacher: Segmenter | None, images: StepImages
@@ -310,25 +301,8 @@ class Run:
         """The exemplars to keep after a step; none after the last, which nothing follows."""
         if not self.config.memory.size or step + 1 == len(self.scenario.steps):
             return ()
-        chooser = Chooser(self.data, self.scenario, self.present["train"], self.config, self.machine.display)
+        chooser = Chooser(self.data, self.scenario, self.present, self.config, self.machine.display)
         return chooser.choose(step, model, self.method, previous, self.fabric.device)
-
-    def _meta(self, step: int, parent: str | None, training: dict[str, Any]) -> dict[str, Any]:
-        scenario = self.scenario
-        return {
-            "step": step,
-            "class_names": list(scenario.classes[: scenario.known(step)]),
-            "scenario": {
-                "data": scenario.data,
-                "task": scenario.task,
-                "setting": scenario.setting,
-                "classes": list(scenario.classes),
-            },
-            "method": {"name": self.method.name, "fields": self.method.fields()},
-            "protocol": {"crop_val": self.config.train.crop_val, "crop": self.config.train.crop},
-            "training": training,
-            "parent": parent,
-        }
 
     # ---- evaluation
 
@@ -337,13 +311,15 @@ class Run:
         model, meta = load_model(self.paths.model(step))
         watch = Stopwatch()
         with watch:
-            matrices = self._matrices(step, model.to(self.fabric.device), self._reader(meta))
-        val = self.present["val"]
+            model.to(self.fabric.device)
+            val = self.validation.present.ids
+            matrices = self.validation.matrices(step, model, self._reader(meta), val, "evaluation")
         taught = scenario.steps[step]
         training = meta["training"]
         kept = from_json(self.paths.model(step) / "memory.json")
         files = [self.data.image_path("train", e.image) for e in kept]
         files += [self.data.mask_path("train", e.image) for e in kept]
+        selected = {"selected": training["selected"]} if "selected" in training else {}
         self.results["steps"].append(
             {
                 "step": step,
@@ -354,44 +330,21 @@ class Run:
                 "exemplars": training["exemplars"],
                 "matrix": matrices.all.tolist(),
                 "matrix_known": matrices.known.tolist(),
-                "n_images": len(val.ids),
-                "n_images_known": len(self._with_known(step)),
+                "n_images": len(val),
+                "n_images_known": len(self.validation.known(step)),
                 "cost": {
-                    **{k: v for k, v in training.items() if k != "exemplars"},
+                    **{k: v for k, v in training.items() if k not in ("exemplars", "selected")},
                     "eval_s": watch.seconds,
                     "stored_bytes": stored_bytes(self.paths.model(step), files),
                 },
                 "from_base": str(self._base) if self._base and step == 0 else None,
+                **selected,
             }
         )
         self._write_results()
-
-    def _with_known(self, step: int) -> frozenset[str]:
-        """Validation images with at least one known foreground class."""
-        known = [self.scenario.raw_ids[c] for c in range(1, self.scenario.known(step))]
-        val = self.present["val"]
-        return frozenset(i for i, row in zip(val.ids, val.present, strict=True) if row[known].any())
 
     def _reader(self, meta: Mapping[str, Any]) -> Method:
         """The method whose scores a model is read with: of a base from elsewhere its own."""
         if meta["step"] or self._base is None:
             return self.method
         return make_method(meta["method"]["name"], meta["method"]["fields"])
-
-    def _matrices(self, step: int, model: Segmenter, method: Method) -> Matrices:
-        train, scenario = self.config.train, self.scenario
-        images = self.present["val"].ids[self.fabric.global_rank :: self.fabric.world_size]
-        crop = train.crop if train.crop_val else None
-        loader = eval_loader(
-            self.data, "val", images, scenario.eval_table(), crop, train.val_batch_size, train.workers
-        )
-        return evaluate(
-            model,
-            method.scores,
-            loader,
-            len(scenario.classes),
-            self._with_known(step),
-            self.fabric.device,
-            channels_last=train.channels_last,
-            track=lambda items: self.machine.display.track(items, f"step {step} evaluation", len(loader)),
-        )

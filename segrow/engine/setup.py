@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..methods.base import Method, make_method
 from ..model.store import RECORD, load_model
 from ..scenario import Scenario, Step, build_scenario
+from .select import check_selection
 from .step import make_precision
 
 # may change between a run and its continuation: they do not change what is learnt
@@ -83,6 +84,8 @@ def prepare(config: RunConfig, method: Method, progress: bool = True) -> Prepare
     )
     _check_batches(config.train, scenario.steps[: config.steps])
     _check_memory(config, scenario, method)
+    if config.train.select == "best":
+        check_selection(scenario, scenario.steps[: config.steps], val)
     return Prepared(data, scenario, train, val)
 
 

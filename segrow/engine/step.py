@@ -29,6 +29,7 @@ from ..methods.base import Method, StepContext
 from .checkpoint import Checkpoint
 from .cost import Stopwatch
 from .log import Display, RunLog, TrainingBar
+from .select import Selection
 
 
 class Objective(nn.Module):
@@ -86,6 +87,7 @@ class StepTrainer:
         images: Training views.
         epochs: Epochs of this step.
         resume: Where to continue.
+        selection: Chooses among the weights that the step passes through; None: the last ones.
     """
 
     def __init__(
@@ -96,8 +98,10 @@ class StepTrainer:
         images: StepImages,
         epochs: int,
         resume: Checkpoint | None,
+        selection: Selection | None = None,
     ) -> None:
         self.machine, self.method, self.ctx, self.epochs = machine, method, ctx, epochs
+        self.selection = selection
         fabric, train = machine.fabric, machine.train
         groups = method.parameter_groups(ctx, *step_rates(train, ctx.step))
         self.rates = [float(group["lr"]) for group in groups]
@@ -132,7 +136,7 @@ class StepTrainer:
         )
 
     def fit(self) -> float:
-        """Train; returns the seconds spent, those before a resume included.
+        """Train; returns the seconds spent, those before a resume and those of a selection included.
 
         Raises:
             NonFiniteLossError: When the loss is not finite.
@@ -158,6 +162,8 @@ class StepTrainer:
             bar.close()
             if log:
                 log.close()
+        if self.selection:
+            machine.display.say(f"step {step}  {self.selection.finish()}")
         return self.watch.seconds
 
     def _epoch(self, epoch: int, bar: TrainingBar, log: RunLog | None) -> dict[str, float]:
@@ -183,6 +189,8 @@ class StepTrainer:
                 if log:
                     log.write(epoch, i, self.optimizer.param_groups[0]["lr"], speed, shown)
                 recent, images = [], []
+            if self.selection:
+                self.selection.look(epoch * per_epoch + i + 1)
         return shown
 
     def _update(self, batch: Batch) -> dict[str, Tensor]:
@@ -218,6 +226,7 @@ class StepTrainer:
             scaler=self.machine.precision.state_dict(),
             method=dict(self.method.state_dict()),
             seconds=self.watch.seconds,
+            selected=self.selection.state_dict() if self.selection else {},
         )
 
 

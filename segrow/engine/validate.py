@@ -1,0 +1,66 @@
+"""A run's models on its validation images."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..data.base import Presence, SegDataset
+from ..evaluate import Matrices, eval_loader, evaluate
+from ..methods.base import Method
+from ..model.segmenter import Segmenter
+from ..scenario import Scenario
+from .step import Machine
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What all evaluations of a run share.
+
+    Attributes:
+        data: The data set.
+        scenario: Its classes in learning order.
+        present: Classes present in every validation image.
+        machine: Devices, options, display.
+    """
+
+    data: SegDataset
+    scenario: Scenario
+    present: Presence
+    machine: Machine
+
+    def showing(self, classes: Iterable[int]) -> tuple[str, ...]:
+        """Ids of the images whose annotation shows one of these class indices, in the order of the data."""
+        raw = [self.scenario.raw_ids[c] for c in classes]
+        rows = zip(self.present.ids, self.present.present, strict=True)
+        return tuple(image for image, row in rows if row[raw].any())
+
+    def known(self, step: int) -> frozenset[str]:
+        """Ids of the images that show a foreground class known after `step`."""
+        return frozenset(self.showing(range(1, self.scenario.known(step))))
+
+    def matrices(
+        self, step: int, model: Segmenter, method: Method, images: tuple[str, ...], what: str
+    ) -> Matrices:
+        """Confusion matrices over all processes, each of which evaluates its share.
+
+        Args:
+            step: Says which classes are known.
+            model: On the device; in evaluation mode afterwards.
+            method: Whose scores it is read with.
+            images: Ids of validation images.
+            what: Name of the progress bar.
+        """
+        fabric, train, display = self.machine.fabric, self.machine.train, self.machine.display
+        share = images[fabric.global_rank :: fabric.world_size]
+        crop = train.crop if train.crop_val else None
+        table = self.scenario.eval_table()
+        loader = eval_loader(self.data, "val", share, table, crop, train.val_batch_size, train.workers)
+        return evaluate(
+            model,
+            method.scores,
+            loader,
+            len(self.scenario.classes),
+            self.known(step),
+            fabric.device,
+            channels_last=train.channels_last,
+            track=lambda items: display.track(items, f"step {step} {what}", len(loader)),
+        )
