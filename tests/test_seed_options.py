@@ -252,7 +252,7 @@ def test_an_option_changes_this_and_nothing_else(words: str) -> None:
 
 def test_no_option_is_said_twice() -> None:
     """An option of segrow stands in the place of the one that it overrules."""
-    own = ["--train.epochs", "3", "--task=10-1", "--model.weights=none", "--memory.labels", "seen"]
+    own = ["--train.epochs", "3", "--model.weights=none", "--memory.labels", "seen"]
     words = translate(parse_seed([*VOC, "--reference", *own], "main.py"), CPU)
     names = [word.partition("=")[0] for word in words if word.startswith("--")]
     assert len(names) == len(set(names))
