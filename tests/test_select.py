@@ -306,12 +306,15 @@ def test_the_score_counts_as_ssuls_code_does(data: st.DataObject, step: int) -> 
 @pytest.mark.parametrize(
     ("owner", "name", "n", "after"),
     [
-        (Checkpoint, "save", 10, True),  # before the first candidate: the initial weights are still the best
-        (StepTrainer, "_update", 202, False),  # one was found and not stored: 200, in epoch 34
-        (Checkpoint, "save", 45, True),  # the best is behind, in an earlier epoch
-        (Checkpoint, "save", 51, True),  # all is trained, the model not yet saved
+        # before the first candidate: the initial weights are still the best
+        pytest.param(Checkpoint, "save", 10, True, id="early", marks=pytest.mark.slow),
+        # one was found and not stored: 200, in epoch 34
+        pytest.param(StepTrainer, "_update", 202, False, id="found"),
+        # the best is behind, in an earlier epoch
+        pytest.param(Checkpoint, "save", 45, True, id="behind", marks=pytest.mark.slow),
+        # all is trained, the model not yet saved
+        pytest.param(Checkpoint, "save", 51, True, id="end", marks=pytest.mark.slow),
     ],
-    ids=["early", "found", "behind", "end"],
 )
 def test_a_stopped_run_makes_the_same_choice(
     root: Path,
