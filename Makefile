@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# two processes, a test file each: every test computes with one thread
+PARALLEL := -n 2 --dist loadfile
 
 .PHONY: demo test test-slow lint format clean
 
@@ -15,10 +17,10 @@ demo: $(STAMP)
 	$(BIN)/segrow demo --out demo
 
 test: $(STAMP)
-	$(BIN)/pytest -m "not slow" --durations=10
+	$(BIN)/pytest $(PARALLEL) -m "not slow" --durations=10
 
 test-slow: $(STAMP)
-	$(BIN)/pytest -m slow --durations=10
+	$(BIN)/pytest $(PARALLEL) -m slow --durations=10
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
