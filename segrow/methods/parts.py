@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..losses import normalised_entropy, upsample
+from ..losses import cross_entropy, normalised_entropy, upsample
 from ..medians import class_medians, reference_medians
 from ..model.segmenter import SegOutput
 from ..scenario import IGNORE, UNKNOWN
@@ -72,6 +72,16 @@ class Composed(Method, abc.ABC):
                 "use background or random"
             )
         self._thresholds: Tensor | None = None  # of old classes, on the scale of `_entropy`
+
+    def check_weights(self, *names: str) -> None:
+        """Refuse a negative weight of a loss term.
+
+        Raises:
+            UserError: Naming the first.
+        """
+        for name in names:
+            if (value := getattr(self, name)) < 0:
+                raise UserError(f"--method.{name} is {value}, expected 0 or more")
 
     @property
     def trains_unknown(self) -> bool:
@@ -192,6 +202,15 @@ class Composed(Method, abc.ABC):
     def channels(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
         """Classes, then the auxiliary channel: the class index stays the channel."""
         return torch.cat([logits, unknown], 1) if unknown is not None and self.unknown_head else logits
+
+
+def base_loss(ctx: StepContext, batch: Batch) -> dict[str, Tensor]:
+    """The base step of MiB and all that share its code base: plain cross-entropy.
+
+    Ignored pixels stay in the denominator (METHODS 3, Unbiased cross-entropy).
+    """
+    logits = upsample(ctx.forward(batch).logits, batch.labels.shape[-2:])
+    return {"ce": cross_entropy(logits, batch.labels).mean()}
 
 
 def _unannotated(labels: Tensor) -> Tensor:
