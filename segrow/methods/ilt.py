@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..batch import Batch
-from ..errors import UserError
 from ..losses import cross_entropy, distillation, upsample, wide
 from .base import StepContext
-from .parts import Composed
+from .parts import Composed, base_loss
 
 
 @final
@@ -28,18 +27,14 @@ class Ilt(Composed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("kd", "mse"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--method.{name} is {getattr(self, name)}, expected 0 or more")
+        self.check_weights("kd", "mse")
 
     def loss(self, ctx: StepContext, batch: Batch) -> dict[str, Tensor]:
+        if ctx.teacher is None:
+            return base_loss(ctx, batch)
         size = batch.labels.shape[-2:]
         out = ctx.forward(batch)
         logits = upsample(out.logits, size)
-        if ctx.teacher is None:
-            return {
-                "ce": cross_entropy(logits, batch.labels).mean()
-            }  # ignored pixels stay in the denominator
         teacher = ctx.teach(batch)
         labels = self.targets(ctx, teacher, batch.labels).labels
         losses = {"ce": cross_entropy(logits, labels).mean()}

@@ -6,10 +6,9 @@ from typing import final
 from torch import Tensor
 
 from ..batch import Batch
-from ..errors import UserError
 from ..losses import cross_entropy, distillation, upsample
 from .base import StepContext
-from .parts import Composed
+from .parts import Composed, base_loss
 
 
 @final
@@ -25,16 +24,13 @@ class Lwf(Composed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kd < 0:
-            raise UserError(f"--method.kd is {self.kd}, expected 0 or more")
+        self.check_weights("kd")
 
     def loss(self, ctx: StepContext, batch: Batch) -> dict[str, Tensor]:
+        if ctx.teacher is None:
+            return base_loss(ctx, batch)
         size = batch.labels.shape[-2:]
         logits = upsample(ctx.forward(batch).logits, size)
-        if ctx.teacher is None:
-            return {
-                "ce": cross_entropy(logits, batch.labels).mean()
-            }  # ignored pixels stay in the denominator
         teacher = ctx.teach(batch)
         labels = self.targets(ctx, teacher, batch.labels).labels
         losses = {"ce": cross_entropy(logits, labels).mean()}

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..batch import Batch
 from ..errors import UserError
 from ..losses import cross_entropy, normalised_entropy, upsample
 from ..medians import class_medians, reference_medians
@@ -74,7 +75,7 @@ class Composed(Method, abc.ABC):
         self._thresholds: Tensor | None = None  # of old classes, on the scale of `_entropy`
 
     def check_weights(self, *names: str) -> None:
-        """Refuse a negative weight of a loss term.
+        """Refuse a negative weight (of a loss term, of a rate).
 
         Raises:
             UserError: Naming the first.

@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..losses import cross_entropy, pod_distance, upsample
 from ..model.segmenter import Segmenter, SegOutput
 from .base import StepContext
-from .parts import Composed, Init, Pseudo
+from .parts import Composed, Init, Pseudo, base_loss
 
 
 @final
@@ -38,9 +38,7 @@ class Plop(Composed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("pod", "pod_logits"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--method.{name} is {getattr(self, name)}, expected 0 or more")
+        self.check_weights("pod", "pod_logits")
 
     def check(self, model: Segmenter) -> None:
         backbone = model.trunk.backbone
@@ -51,12 +49,9 @@ class Plop(Composed):
             )
 
     def loss(self, ctx: StepContext, batch: Batch) -> dict[str, Tensor]:
-        size = batch.labels.shape[-2:]
         if ctx.teacher is None:
-            logits = upsample(ctx.forward(batch).logits, size)
-            return {
-                "ce": cross_entropy(logits, batch.labels).mean()
-            }  # ignored pixels stay in the denominator
+            return base_loss(ctx, batch)
+        size = batch.labels.shape[-2:]
         before = self.pod > 0
         out, teacher = ctx.forward(batch, before), ctx.teach(batch, before)
         labels, confident = self.targets(ctx, teacher, batch.labels)

@@ -43,8 +43,7 @@ class Ssul(Composed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.background_lr < 0:
-            raise UserError(f"--method.background_lr is {self.background_lr}, expected 0 or more")
+        self.check_weights("background_lr")
 
     @property
     def aux(self) -> tuple[str, ...]:
