@@ -274,10 +274,14 @@ def test_plop_refuses_a_backbone_whose_stages_it_does_not_know() -> None:
 
 def test_plop_needs_maps_of_four_pixels() -> None:
     method, model = Plop(), linear()
-    ctx = next_step(method, model, 1, 1)
     with pytest.raises(
-        UserError, match=r"at least 4 x 4 pixels, got \(3, 3\) from crops of \(48, 48\); use a"
+        UserError, match=r"pixels and more, but crops of 48 give 3 at stride 16; use --train\.crop 64 or more"
     ):
+        method.check(model, 48)
+    method.check(model, 49)
+    Plop(pod=0.0, pod_logits=0.0).check(model, 48)
+    ctx = next_step(method, model, 1, 1)
+    with pytest.raises(ValueError, match="at least 4 x 4"):  # a run is refused before it comes to this
         method.loss(ctx, make_batch(4))
     assert SIDE == 48
 

@@ -137,7 +137,8 @@ def _mean_iou(pairs: list[tuple[np.ndarray, np.ndarray]], scored: list[int], kno
     for c in scored:
         both = either = there = 0
         for truth, predicted in pairs:
-            counted = truth < known  # neither ignored (255) nor of a future class
+            counted = truth != 255
+            truth = np.where(truth < known, truth, np.where(counted, 0, truth))  # later classes: background
             both += int(((truth == c) & (predicted == c) & counted).sum())
             either += int((((truth == c) | (predicted == c)) & counted).sum())
             there += int((truth == c).sum())

@@ -7,13 +7,14 @@ python eval.py --data_root VOC2012 --task 15-1 --overlap --unknown --model deepl
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
 from .seed_options import Seed, parse_seed
-from .seed_translate import Base, Place, folder, rates, remarks, translate
+from .seed_translate import TYPED, Base, Place, folder, rates, remarks, translate
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,7 +52,12 @@ def main(argv: Sequence[str]) -> int:
         lines = [*rates(options.config, options.method), *reference_lines(options)]
         print("\n".join(lines), flush=True)
         take_over(seed, base, out)
-    results = train(options.config, options.method, out, options.base, notes(options))
+    try:
+        results = train(options.config, options.method, out, options.base, notes(options))
+    except UserError as error:
+        if first:
+            give_up(base, out)
+        raise UserError(in_words_of(seed, str(error))) from None
     if first:
         console = Console()
         size = options.config.memory.size
@@ -154,6 +160,22 @@ def take_over(seed: Seed, base: Base | None, out: Path) -> None:
     from .seed_eval import import_file
 
     import_file(seed, base.source, 0, base.folder)
+
+
+def give_up(base: Base | None, out: Path) -> None:
+    """Take the imported base step away when its run was refused before it began."""
+    if base is not None and base.source is not None and not (out / "config.yaml").exists():
+        shutil.rmtree(base.folder, ignore_errors=True)
+
+
+def in_words_of(seed: Seed, line: str) -> str:
+    """An error with the options that were typed: `--crop_size` for `--train.crop`, if that did not stand."""
+
+    def typed(match: re.Match[str]) -> str:
+        flag = match[0]
+        return TYPED.get(flag, flag) if seed.segrow(flag) is None else flag
+
+    return re.sub(r"--[a-z]\w*(?:\.\w+)?", typed, line)
 
 
 def _announce(seed: Seed, place: Place, base: Base | None, words: Sequence[str]) -> None:

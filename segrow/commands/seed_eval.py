@@ -18,7 +18,7 @@ from ..protocol import counts, summarise
 from .eval import EvalOptions, evaluate_model
 from .options import parse_run
 from .seed_options import Seed
-from .seed_translate import Place, folder, translate
+from .seed_translate import DATASETS, LOSSES, Place, folder, translate
 
 DEFINITION = "ssul"
 # options that only training reads
@@ -53,11 +53,13 @@ def run(seed: Seed, place: Place) -> int:
     one = replace(place, count=1, visible=place.visible.partition(",")[0])
     print(f"{seed.prog}: {one.describe()}\nevaluates {found}", flush=True)
     if found.is_dir():
+        _compare(seed, found)
         results = evaluate_model(found, options, progress=True)
     else:
         with tempfile.TemporaryDirectory() as temporary:
             imported = Path(temporary) / "model"
             import_file(seed, found, step, imported)
+            _compare(seed, imported)
             results = evaluate_model(imported, options, progress=True)
     Console().print(report(results))
     return 0
@@ -80,6 +82,46 @@ def _remarks(seed: Seed) -> list[str]:
     if "," in seed.gpu_id:
         lines.append(f"--gpu_id {seed.gpu_id}: one device evaluates, the first")
     return lines
+
+
+def _compare(seed: Seed, model: Path) -> None:
+    """What was said of the model, beside what its directory says: that is what counts.
+
+    Raises:
+        UserError: For a model of another task or data set.
+    """
+    from ..model.store import load_model
+
+    _, record = load_model(model)
+    scenario, network, fields = record["scenario"], record["model"]["config"], record["method"]["fields"]
+    for name, said, there in (
+        ("dataset", DATASETS[seed.dataset], scenario["data"]),
+        ("task", seed.task, scenario["task"]),
+    ):
+        if name in seed.given and said != there:
+            raise UserError(
+                f"--{name} {getattr(seed, name)}, but {model} is a model of {there}; leave it out"
+            )
+    loss = LOSSES[seed.loss_type]
+    pairs = {
+        "model": (seed.model, network["name"]),
+        "output_stride": (seed.output_stride, network["output_stride"]),
+        "loss_type": (loss, fields.get("loss_type", loss)),
+        "overlap": (seed.setting, scenario["setting"]),
+    }
+    lines = [
+        f"--{name} says {said}, the model is of {there}; that is used"
+        for name, (said, there) in pairs.items()
+        if name in seed.given and said != there
+    ]
+    if seed.unknown != record["model"]["unknown"]:
+        has = "has an" if record["model"]["unknown"] else "has no"
+        given = "is given" if seed.unknown else "is not given"
+        lines.append(f"--unknown {given}, the model {has} unknown head; that is used")
+    if seed.separable_conv and seed.plus and not network.get("separable"):
+        lines.append("--separable_conv is given, the model has plain convolutions; that is used")
+    for line in lines:
+        print(f"{seed.prog}: {line}", file=sys.stderr, flush=True)
 
 
 def locate(seed: Seed) -> tuple[Path, int]:

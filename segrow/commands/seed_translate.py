@@ -19,6 +19,27 @@ STEP0 = (0.01, 0.001)
 REFERENCE_THRESHOLD = 0.7  # of the pseudo-labels that choose exemplars there, whatever --pseudo_thresh says
 
 
+TYPED = {
+    "--data.root": "--data_root",
+    "--data.name": "--dataset",
+    "--model.name": "--model",
+    "--model.output_stride": "--output_stride",
+    "--memory.size": "--mem_size",
+    "--method.threshold": "--pseudo_thresh",
+    "--seed": "--random_seed",
+    "--train.epochs": "--train_epoch",
+    "--train.batch_size": "--batch_size",
+    "--train.val_batch_size": "--val_batch_size",
+    "--train.crop": "--crop_size",
+    "--train.lr": "--lr",
+    "--train.weight_decay": "--weight_decay",
+    "--train.step_size": "--step_size",
+    "--train.log_every": "--print_interval",
+    "--train.devices": "--gpu_id",
+}
+"""Options of segrow that stand for one of the reference code: so an error can name what was typed."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a run computes.
@@ -218,6 +239,10 @@ def _differences(seed: Seed) -> list[str]:
         lines.append(
             "--ckpt is taken for the trained base step; the reference code stopped with an error, "
             "or loaded its own file of the previous step"
+        )
+    if "print_interval" in seed.given:
+        lines.append(
+            "--print_interval is heeded here; the reference code printed every 10 updates in any case"
         )
     if seed.loss_type == "focal_loss":
         lines.append(

@@ -169,6 +169,8 @@ def check_base(
         UserError: Showing all that differs.
     """
     record = None
+    if not base.exists():
+        raise UserError(f"{base} is not there; give a run folder, or a model directory of step 0")
     if is_model_directory(base):
         folder, found = base, _model_differences(base, plain, method, scenario)
     else:
@@ -177,7 +179,7 @@ def check_base(
     model, _ = load_model(folder)
     if method.unknown_head and model.unknown is None:
         found.append(f"unknown head: none there, method {method.name} needs one")
-    method.check(model)
+    method.check(model, plain["train"]["crop"])
     if found:
         raise UserError(f"the base step of {base} cannot be shared: {'; '.join(found)}")
     return record

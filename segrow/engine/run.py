@@ -105,7 +105,7 @@ class Run:
         adopted = None if base is None else check_base(base, plain, self.results, self.method, self.scenario)
         if base is None:
             self._fresh = self._base_model()  # fails here, before anything is written, if it must fail
-            self.method.check(self._fresh)
+            self.method.check(self._fresh, self.config.train.crop)
         if self.fabric.is_global_zero:
             try:
                 self.paths.root.mkdir(parents=True, exist_ok=True)

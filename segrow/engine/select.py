@@ -43,9 +43,10 @@ def new_classes_score(matrix: NDArray[np.int64], step: Step) -> float:
         step: The step that was trained.
 
     Returns:
-        In 0..1. Pixels of future classes are ignored; a class without a pixel in the truth counts as 0.
+        In 0..1. As in that code's validation set, whose labels show the step's classes alone, pixels of
+        future classes are background; a class without a pixel in the truth counts as 0.
     """
-    c = counts(matrix, step.indices.stop, "ignore")
+    c = counts(matrix, step.indices.stop, "background")
     scored = step.indices if step.index else (0, *step.indices)
     return sum(float(c.intersection[k] / c.union[k]) if c.truth[k] else 0.0 for k in scored) / len(scored)
 

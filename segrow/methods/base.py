@@ -151,8 +151,11 @@ class Method(abc.ABC):
         """Whether the model gets an auxiliary head for unknown objects."""
         return False
 
-    def check(self, model: Segmenter) -> None:
-        """Refuse a network that this method cannot train; default: it trains all.
+    def check(self, model: Segmenter, crop: int | None = None) -> None:
+        """Refuse a network, or crops, that this method cannot train; default: it trains all.
+
+        Args:
+            crop: Side of the training crops in pixels; None = not known.
 
         Raises:
             UserError: Saying which one it needs.

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ..batch import Batch
 from ..errors import UserError
-from ..losses import cross_entropy, pod_distance, upsample
+from ..losses import POD_SCALES, cross_entropy, pod_distance, upsample
 from ..model.segmenter import Segmenter, SegOutput
 from .base import StepContext
 from .parts import Composed, Init, Pseudo, base_loss
+
+LEAST_SIDE = max(POD_SCALES)
 
 
 @final
@@ -40,8 +42,15 @@ class Plop(Composed):
         super().__post_init__()
         self.check_weights("pod", "pod_logits")
 
-    def check(self, model: Segmenter) -> None:
+    def check(self, model: Segmenter, crop: int | None = None) -> None:
         backbone = model.trunk.backbone
+        stride = backbone.reductions[-1]
+        side = LEAST_SIDE if crop is None else -(-crop // stride)
+        if (self.pod or self.pod_logits) and side < LEAST_SIDE:
+            raise UserError(
+                f"plop distils maps of {LEAST_SIDE} x {LEAST_SIDE} pixels and more, but crops of {crop} "
+                f"give {side} at stride {stride}; use --train.crop {LEAST_SIDE * stride} or more"
+            )
         if self.pod and not backbone.shows_before:
             raise UserError(
                 f"method plop distils maps before their last activation, which are not known of backbone "
@@ -58,17 +67,10 @@ class Plop(Composed):
         values = cross_entropy(upsample(out.logits, size), labels)
         if self.adaptive:
             values = values * confident.view(-1, 1, 1).to(values.dtype)
-        return {"ce": values.mean(), **self._pod(ctx, out, teacher, size)}
+        return {"ce": values.mean(), **self._pod(ctx, out, teacher)}
 
-    def _pod(
-        self, ctx: StepContext, out: SegOutput, teacher: SegOutput, size: torch.Size
-    ) -> dict[str, Tensor]:
+    def _pod(self, ctx: StepContext, out: SegOutput, teacher: SegOutput) -> dict[str, Tensor]:
         """Local POD of the maps, and of the logits with the new classes summed into background."""
-        if out.logits.shape[-1] < 4 or out.logits.shape[-2] < out.logits.shape[-1]:
-            raise UserError(
-                f"local POD needs maps of at least 4 x 4 pixels, got {tuple(out.logits.shape[-2:])} from "
-                f"crops of {tuple(size)}; use a larger --train.crop"
-            )
         # 4 maps of the backbone, the decoder's output, the logits; larger for many old and few new classes
         scale = math.sqrt(ctx.known / (ctx.known - ctx.known_before)) / 6
         losses = {}

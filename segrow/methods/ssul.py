@@ -65,7 +65,7 @@ class Ssul(Composed):
     def freezes_norms(self) -> bool:
         return self.bn_freeze
 
-    def check(self, model: Segmenter) -> None:
+    def check(self, model: Segmenter, crop: int | None = None) -> None:
         if model.layout[0].stop != 1:
             raise UserError("method ssul needs a background head of its own; use --model.head conv")
 

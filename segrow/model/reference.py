@@ -6,13 +6,11 @@ background and base classes together. It becomes two heads here, with the same 3
 """
 
 import dataclasses
-import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +18,7 @@ from ..config import ModelConfig
 from ..errors import UserError
 from .backbones import IMAGENET_MEAN, IMAGENET_STD, MOBILENET, split_name
 from .segmenter import Group, Segmenter
-from .weights import MAY_LACK, listed
+from .weights import MAY_LACK, listed, read_torch_file
 
 _ALL = slice(None)
 _RESNETS = {6: "resnet50", 23: "resnet101"}  # by blocks of the third stage
@@ -75,33 +73,11 @@ def read_reference_checkpoint(path: Path, config: ModelConfig, steps: Sequence[i
 # --- the file ---------------------------------------------------------------------------------------------
 
 
-def _safe_numpy() -> list[Any]:
-    """What a pickled numpy scalar needs, under the names of old and new numpy."""
-    scalar = np.float64(0).__reduce__()[0]  # numpy 1 and 2 keep it in different modules
-    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
-    numbers = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
-    return [np.dtype, *numbers, *((scalar, name) for name in names)]
-
-
 def _load(path: Path) -> object:
     """What the file holds, without running code from it."""
     if not path.is_file():
         raise UserError(f"no checkpoint {path}; give a file that the SSUL reference code saved")
-    try:
-        with torch.serialization.safe_globals(_safe_numpy()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds for a damaged file
-        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise UserError(
-                f"checkpoint {path} holds {code[1]}, which could run code and is not read; expected tensors "
-                "and numbers only"
-            ) from None
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's text advises to run the file's code
-            reason = "not a pickle of tensors and numbers"
-        raise UserError(
-            f"cannot read checkpoint {path} ({reason}); if it was cut off, copy it again"
-        ) from None
+    return read_torch_file(path, "checkpoint")
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -213,6 +189,8 @@ def _fill(path: Path, model: Segmenter, tensors: Mapping[str, Tensor], wanted: s
                 f"{path} does not fit {wanted}: {source} is {tuple(theirs.shape)}, expected one for "
                 f"{tuple(mine.shape)}"
             )
+        if theirs.is_floating_point() != mine.is_floating_point() or not theirs.isfinite().all():
+            raise UserError(f"{path} holds no weights in {source}: expected finite floating-point numbers")
     if lacking:
         raise UserError(f"{path} does not fit {wanted}: it lacks {listed(lacking)}")
     if extra := [name for name in tensors if name not in used]:

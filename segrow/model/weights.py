@@ -1,11 +1,14 @@
 """Pretrained weights of a backbone, and an account of what was loaded and what was not."""
 
 import importlib.metadata
-import pickle
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError
@@ -108,16 +111,49 @@ def _from_file(path: Path) -> Mapping[str, object]:
         raise UserError(f"no weights file {path}; give an existing .safetensors or .pth file")
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise UserError(f"weights file {path} should end in .safetensors, .pth or .pt")
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"cannot read weights file {path}: {reason}") from None
+        except (SafetensorError, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"cannot read weights file {path}: {reason}") from None
+    content = read_torch_file(path, "weights file")
     if not isinstance(content, Mapping):
         raise UserError(f"weights file {path} holds a {type(content).__name__}, expected names and tensors")
     return content
+
+
+def read_torch_file(path: Path, what: str) -> object:
+    """Whatever tensors, plain values and numpy scalars a file of torch.save holds; no code of it is run.
+
+    Args:
+        what: How an error calls the file.
+
+    Raises:
+        UserError: For a file that cannot be read or holds anything else.
+    """
+    try:
+        # torch warns of what it then refuses
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_safe_numpy()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for a damaged file
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise UserError(
+                f"{what} {path} holds {code[1]}, which could run code and is not read; expected tensors "
+                "and numbers only"
+            ) from None
+        raise UserError(
+            f"cannot read {what} {path}: it is no file of torch.save with tensors and numbers alone, or was "
+            "cut off; copy it again"
+        ) from None
+
+
+def _safe_numpy() -> list[Any]:
+    """What a pickled numpy scalar needs, under the names of old and new numpy."""
+    scalar = np.float64(0).__reduce__()[0]  # numpy 1 and 2 keep it in different modules
+    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
+    numbers = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
+    return [np.dtype, *numbers, *((scalar, name) for name in names)]
 
 
 def _unwrap(content: Mapping[str, object]) -> Mapping[str, Tensor]:
