@@ -146,6 +146,43 @@ def test_ilt_equals_the_naive_one() -> None:
     assert all(g is not None and torch.isfinite(g).all() for g in weights)
 
 
+def test_loss_terms_can_be_exchanged() -> None:
+    """MiB held by local POD, and PLOP with MiB's losses, are what their terms are by themselves."""
+    batch = hide_old(make_batch(5, side=SMALL), 3)
+    images = [hide_old(make_batch(5, seed=9, side=SMALL), 3)]
+    _, mib, *_ = run(Mib(pod=0.01, pod_logits=0.0005, mse=100.0), batch, images=images)
+    assert list(mib) == ["unce", "kd", "mse", "pod", "pod_logits"]
+    _, plop, *_ = run(Plop(unbiased=True, kd=10.0), batch, images=images)
+    assert list(plop) == ["unce", "kd", "pod", "pod_logits"]
+    _, alone, *_ = run(Mib(), batch, images=images)
+    _, ilt, *_ = run(Ilt(init="background"), batch, images=images)
+    _, pods, *_ = run(Plop(), batch, images=images)
+    assert mib["mse"] == pytest.approx(ilt["mse"], rel=1e-12)
+    for name in ("pod", "pod_logits"):
+        assert mib[name] == pytest.approx(pods[name], rel=1e-12)
+        assert plop[name] == pytest.approx(pods[name], rel=1e-12)
+    for name in ("unce", "kd"):
+        assert mib[name] == pytest.approx(alone[name], rel=1e-12)
+    assert plop["kd"] == pytest.approx(alone["kd"], rel=1e-12)
+
+
+def test_an_entropy_at_its_threshold_is_not_certain() -> None:
+    """METHODS 4: below its class's threshold; the only pixel of a class is its own median."""
+    method, ctx = Plop(floor=0.0), next_step(Plop(), linear(), 1, 1)
+    batch = make_batch(4, side=SMALL)
+    teacher = ctx.teach(batch)
+    p = upsample(teacher.logits, (SMALL, SMALL)).softmax(1)
+    b, i, j = (batch.labels == 0).nonzero()[0].tolist()
+    best, limit = int(p[b, :, i, j].argmax()), -(p * p.log()).sum(1)[b, i, j] / math.log(3)
+    exact = method._entropy(p, 4)[b, i, j]
+    assert abs(exact - limit) < 1e-12
+    method.load_state_dict({"thresholds": torch.full((3,), float(exact), dtype=torch.float64)})
+    assert method.targets(ctx, teacher, batch.labels).labels[b, i, j] == IGNORE
+    more = torch.full((3,), float(exact) + 1e-9, dtype=torch.float64)
+    method.load_state_dict({"thresholds": more})
+    assert method.targets(ctx, teacher, batch.labels).labels[b, i, j] == best
+
+
 @pytest.mark.parametrize("name", ["mib", "lwf", "ilt"])
 def test_a_weight_of_zero_takes_the_term_out(name: str) -> None:
     zero: dict[str, object] = {"kd": 0.0} | ({"mse": 0.0} if name == "ilt" else {})

@@ -271,8 +271,23 @@ def test_a_base_without_an_unknown_head(
 
 def test_a_base_that_is_no_run(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert start(root, tmp_path / "run", "--base", str(tmp_path / "nothing")) == 2
-    assert "nothing has no results.json" in only_line(capsys.readouterr().err)
+    assert "nothing is not there; give a run folder, or a model" in only_line(capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_base_that_was_trained_in_another_way_is_named(root: Path, whole: Path, tmp_path: Path) -> None:
+    """Also after the run was continued without it."""
+    out = tmp_path / "run"
+    other = ("--base", str(whole), "--method", "finetune", "--model.head", "conv", "--train.flip", "0.25")
+    assert start(root, out, *other, "--steps", "1") == 0
+    assert start(root, out, *other, "--steps", "2") == 0
+    shared = [line for line in results(out)["remarks"] if "base step" in line]
+    assert shared == [
+        f"the base step is shared with {whole.name}, method ssul, train.flip: 0.5 there, 0.25 here"
+    ]
+    same = tmp_path / "same"
+    assert start(root, same, "--base", str(whole), "--memory.size", "6", "--steps", "1") == 0
+    assert results(same)["remarks"][-1].endswith(f"{whole.name}, trained as this run's own would be")
 
 
 # --- a model directory as base ----------------------------------------------------------------------------

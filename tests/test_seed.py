@@ -263,7 +263,22 @@ def test_options_of_training_are_named_in_an_evaluation(
     words = ["--val_batch_size", "3", "--separable_conv", "--train.workers", "0", "--unknown"]
     assert evaluate(root, *words, "--out", str(varied)) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split()[1] for line in lines] == ["--val_batch_size:", "--separable_conv:"]
+    assert [line.split()[1] for line in lines] == [
+        "--val_batch_size:",
+        "--separable_conv:",
+        "--model",
+        "--unknown",
+    ]
+    assert lines[2].endswith("; that is used")
+
+
+def test_an_evaluation_of_another_task_is_refused(
+    root: Path, varied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(root, "--task", "5-1", "--ckpt", str(varied)) == 2
+    line = only_line(capsys.readouterr().err)
+    assert "--task 5-1, but " in line
+    assert line.endswith("; leave it out")
 
 
 @pytest.mark.parametrize(

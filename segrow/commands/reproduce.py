@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,7 @@ def _shortened(chosen: Cell) -> dict[str, Any]:
 
 
 def _run(chosen: Cell, options: RunOptions, quick: bool, as_json: bool) -> int:
+    from ..engine.records import AS_OURS, SHARED
     from ..engine.run import train
     from ..engine.setup import is_first_process
 
@@ -103,14 +105,20 @@ def _run(chosen: Cell, options: RunOptions, quick: bool, as_json: bool) -> int:
     if is_first_process():
         for line in reference_lines(options):
             console.print(line, highlight=False, soft_wrap=True)
-    results = train(config, options.method, run, options.base, said)
+    try:
+        results = train(config, options.method, run, options.base, said)
+    except UserError:
+        if run != out and is_first_process() and not run.exists():  # refused before it began
+            shutil.rmtree(out / "data", ignore_errors=True)
+        raise
     if not is_first_process():
         return 0
     summary = summarise(results, chosen.definition)
     done, steps = len(summary["steps"]), _n_steps(results)
     if done < steps and not quick:
         summary["remarks"].append(f"{done} of {steps} steps are done: not comparable yet")
-    comparable = done == steps and not quick
+    foreign = [line for line in results["remarks"] if line.startswith(SHARED) and not line.endswith(AS_OURS)]
+    comparable = done == steps and not quick and not foreign
     if as_json:
         print(json.dumps(compared(chosen, summary, comparable)))
         return 0

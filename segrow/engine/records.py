@@ -1,5 +1,7 @@
 """What a run says about itself: the head of results.json, and the engine's part of model.json."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from .. import __version__
@@ -7,7 +9,7 @@ from ..config import RunConfig
 from ..data.base import Presence
 from ..methods.base import Method
 from ..scenario import Scenario
-from .folder import images_hash
+from .folder import FREE, differences, images_hash, is_model_directory, read_config
 
 
 def empty_results(config: RunConfig, method: Method, scenario: Scenario, val: Presence) -> dict[str, Any]:
@@ -41,6 +43,31 @@ def all_remarks(given: tuple[str, ...], config: RunConfig, method: Method) -> li
     if config.train.select == "best":
         given += ("the weights of every step were chosen on the validation images that it is tested on",)
     return list(given)
+
+
+SHARED = "the base step is shared with"
+AS_OURS = "trained as this run's own would be"
+
+
+def base_remark(base: Path, plain: Mapping[str, Any]) -> str:
+    """How the training of a shared base step differs from what this run would have done.
+
+    Args:
+        plain: Our configuration.
+    """
+    if is_model_directory(base):
+        return f"{SHARED} the model {base.name}; how that was trained is not known here"
+    there = read_config(base)
+    found = [f"train.{row}" for row in differences(there["train"], plain["train"], _LATER)]
+    if there["method"] != plain["method"]:
+        found.insert(0, f"method {there['method']['name']}")
+    return f"{SHARED} {base.name}, {', '.join(found) or AS_OURS}"
+
+
+# options of `train` that the base step does not depend on
+_LATER = frozenset(
+    {"lr", "backbone_lr", "epochs", "step0_epochs"} | {key.removeprefix("train.") for key in FREE}
+)
 
 
 def model_meta(

@@ -31,7 +31,7 @@ from .cost import Stopwatch, parameter_counts, peak_memory, reset_peak_memory, s
 from .exemplars import Chooser
 from .folder import META, check_base, check_data, check_folder, configuration, images_hash, read_results
 from .log import Display
-from .records import all_remarks, empty_results, model_meta
+from .records import SHARED, all_remarks, base_remark, empty_results, model_meta
 from .scan import scan
 from .select import Selection, new_classes_score
 from .setup import Prepared, check_ranges, is_first_process, make_fabric, prepare
@@ -99,11 +99,14 @@ class Run:
         if there:
             self.results = read_results(self.paths.root)
             check_data(self.results, empty, self.scenario)
-            self.results["remarks"] = empty["remarks"]
+            shared = [line for line in self.results.get("remarks", ()) if line.startswith(SHARED)]
+            self.results["remarks"] = [*empty["remarks"], *shared]
             return
         self.results = empty
         adopted = None if base is None else check_base(base, plain, self.results, self.method, self.scenario)
-        if base is None:
+        if base is not None:
+            self.results["remarks"].append(base_remark(base, plain))
+        else:
             self._fresh = self._base_model()  # fails here, before anything is written, if it must fail
             self.method.check(self._fresh, self.config.train.crop)
         if self.fabric.is_global_zero:

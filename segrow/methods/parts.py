@@ -1,6 +1,6 @@
-"""What methods are made of and can exchange: initialisation, freezing, pseudo-labels.
+"""What methods are made of and can exchange: initialisation, freezing, pseudo-labels, loss terms.
 
-They are options of every `Composed` method: `--method mib --method.pseudo entropy --method.freeze trunk`.
+--method mib --method.pseudo entropy --method.freeze trunk --method.pod 0.01
 """
 
 import abc
@@ -10,13 +10,24 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..batch import Batch
 from ..errors import UserError
-from ..losses import cross_entropy, normalised_entropy, upsample
+from ..losses import (
+    POD_SCALES,
+    cross_entropy,
+    distillation,
+    normalised_entropy,
+    pod_distance,
+    unbiased_cross_entropy,
+    unbiased_distillation,
+    upsample,
+    wide,
+)
 from ..medians import class_medians, reference_medians
-from ..model.segmenter import SegOutput
+from ..model.segmenter import Segmenter, SegOutput
 from ..scenario import IGNORE, UNKNOWN
 from .base import Method, StepContext
 
@@ -24,6 +35,7 @@ Init = Literal["background", "unknown", "random"]
 Freeze = Literal["none", "trunk", "old_heads"]
 Pseudo = Literal["none", "threshold", "entropy"]
 Median = Literal["exact", "reference"]
+LEAST_SIDE = max(POD_SCALES)  # of maps that local POD can cut
 
 
 class Targets(NamedTuple):
@@ -205,13 +217,88 @@ class Composed(Method, abc.ABC):
         return torch.cat([logits, unknown], 1) if unknown is not None and self.unknown_head else logits
 
 
-def base_loss(ctx: StepContext, batch: Batch) -> dict[str, Tensor]:
-    """The base step of MiB and all that share its code base: plain cross-entropy.
+@dataclass
+class Distilling(Composed, abc.ABC):
+    """A softmax method that trains on and is held by its teacher; which terms hold it is a matter of weights.
 
-    Ignored pixels stay in the denominator (METHODS 3, Unbiased cross-entropy).
+    Attributes:
+        unbiased: Whether cross-entropy and distillation know that background shifts (MiB).
+        adaptive: Multiply an image's cross-entropy with the share of its unannotated pixels that got a
+            pseudo-label (PLOP); only pseudo entropy.
+        kd: Weight of the distillation of the logits (LwF, ILT, MiB); 0 = none.
+        mse: Weight of the mean squared difference of the backbone's outputs (ILT); 0 = none.
+        pod: Weight of local POD on the maps of the backbone and on the decoder's output (PLOP); 0 = none.
+        pod_logits: Weight of local POD on the logits (PLOP); 0 = none.
     """
-    logits = upsample(ctx.forward(batch).logits, batch.labels.shape[-2:])
-    return {"ce": cross_entropy(logits, batch.labels).mean()}
+
+    unbiased: bool = False
+    adaptive: bool = False
+    kd: float = 0.0
+    mse: float = 0.0
+    pod: float = 0.0
+    pod_logits: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_weights("kd", "mse", "pod", "pod_logits")
+
+    def check(self, model: Segmenter, crop: int | None = None) -> None:
+        backbone = model.trunk.backbone
+        stride = backbone.reductions[-1]
+        side = LEAST_SIDE if crop is None else -(-crop // stride)
+        if (self.pod or self.pod_logits) and side < LEAST_SIDE:
+            raise UserError(
+                f"local POD needs maps of {LEAST_SIDE} x {LEAST_SIDE} pixels and more, but crops of {crop} "
+                f"give {side} at stride {stride}; use --train.crop {LEAST_SIDE * stride} or more"
+            )
+        if self.pod and not backbone.shows_before:
+            raise UserError(
+                f"local POD distils maps before their last activation, which are not known of backbone "
+                f"{backbone.name}; use a resnet or mobilenet, or --method.pod 0"
+            )
+
+    def loss(self, ctx: StepContext, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy, ignored pixels in its denominator too (METHODS 3), and what holds old classes."""
+        size = batch.labels.shape[-2:]
+        if ctx.teacher is None:
+            logits = upsample(ctx.forward(batch).logits, size)
+            return {"ce": cross_entropy(logits, batch.labels).mean()}
+        before = self.pod > 0
+        out, teacher = ctx.forward(batch, before), ctx.teach(batch, before)
+        logits = upsample(out.logits, size)
+        labels, confident = self.targets(ctx, teacher, batch.labels)
+        if self.unbiased:
+            # only exemplars and pseudo-labels show old classes: they are not to be lost in background
+            values = unbiased_cross_entropy(logits, labels, ctx.known_before, old_as_background=False)
+        else:
+            values = cross_entropy(logits, labels)
+        if self.adaptive:
+            values = values * confident.view(-1, 1, 1).to(values.dtype)
+        losses = {"unce" if self.unbiased else "ce": values.mean()}
+        if self.kd:
+            distil = unbiased_distillation if self.unbiased else distillation
+            losses["kd"] = self.kd * distil(logits, upsample(teacher.logits, size)).mean()
+        if self.mse:
+            ours, theirs = (wide(o.stages[-1]) for o in (out, teacher))
+            losses["mse"] = self.mse * F.mse_loss(ours, theirs)
+        return losses | self._pod_terms(ctx, out, teacher)
+
+    def _pod_terms(self, ctx: StepContext, out: SegOutput, teacher: SegOutput) -> dict[str, Tensor]:
+        """Local POD of the maps, and of the logits with new classes summed into background (METHODS 4)."""
+        # 4 maps of the backbone, the decoder's output, the logits; larger for many old and few new classes
+        scale = math.sqrt(ctx.known / (ctx.known - ctx.known_before)) / 6
+        losses = {}
+        if self.pod:
+            pairs = zip((*out.before, out.features), (*teacher.before, teacher.features), strict=True)
+            losses["pod"] = scale * self.pod * torch.stack([pod_distance(a, b) for a, b in pairs]).sum()
+        if self.pod_logits:
+            new = out.logits[:, ctx.known_before :].sum(1, keepdim=True)
+            folded = torch.cat([out.logits[:, :1] + new, out.logits[:, 1 : ctx.known_before]], 1)
+            losses["pod_logits"] = scale * self.pod_logits * pod_distance(folded, teacher.logits)
+        return losses
+
+    def scores(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
+        return logits.softmax(1)
 
 
 def _unannotated(labels: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def show(value: Any) -> str:
         return ",".join(show(item) for item in value)
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # ---- the published settings
