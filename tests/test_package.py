@@ -38,21 +38,24 @@ def test_the_wheel_runs_elsewhere(tmp_path: Path) -> None:
     site = Path(sysconfig.get_path("purelib", vars={"base": str(home)}))
     _call([*pip, "install", "--ignore-installed", "--no-deps", "--prefix", str(home), str(wheel)], tmp_path)
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    script, python = str(home / "bin" / "segrow"), str(home / "bin" / "python")
+    python = str(home / "bin" / "python")
+    script = [python, str(home / "bin" / "segrow")]  # its first line names the environment of pip
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     where = _call([python, "-c", "import segrow; print(segrow.__file__)"], elsewhere)
     assert Path(where.strip()).is_relative_to(home)
-    assert _call([script, "--version"], elsewhere).startswith("segrow ")
-    printed = _call([script, "train", "--recipe", "animals-4-1-ssul", "--print_config"], elsewhere)
+    assert _call([*script, "--version"], elsewhere).startswith("segrow ")
+    where = _call([*script, "recipes", "voc-15-1-ssul-m", "--json"], elsewhere)
+    assert json.loads(where)["published"] == 71.37  # the wheel holds the published table
+    printed = _call([*script, "train", "--recipe", "animals-4-1-ssul", "--print_config"], elsewhere)
     assert "deeplabv3_mobilenet" in printed
     assert "person" in printed
 
     tree = build_tree(tmp_path / "VOC2012")
     more = ("--train.epochs", "1")
-    _call([script, *options(tree.root, elsewhere / "run", *more)], elsewhere)
-    steps = json.loads(_call([script, "results", "run", "--json"], elsewhere))["steps"]
+    _call([*script, *options(tree.root, elsewhere / "run", *more)], elsewhere)
+    steps = json.loads(_call([*script, "results", "run", "--json"], elsewhere))["steps"]
     assert len(steps) == 3
 
 
