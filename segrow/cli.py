@@ -5,6 +5,7 @@ segrow train --data.name voc --data.root VOCdevkit/VOC2012 --task 15-1 --method 
 segrow results runs/*
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -169,4 +170,10 @@ def seed_eval(argv: Sequence[str] | None = None) -> int:
 
 def entry() -> None:
     """Console script."""
-    sys.exit(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)

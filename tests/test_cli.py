@@ -403,3 +403,10 @@ def test_predict_of_a_missing_image(run: Path, tmp_path: Path, capsys: pytest.Ca
 if __name__ == "__main__":
     SURFACE.write_text(surface())
     print(f"wrote {SURFACE}", file=sys.stderr)
+
+
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    command = f"{sys.executable} -m segrow recipes | head -n 1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 1
