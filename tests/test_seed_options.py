@@ -445,7 +445,7 @@ def test_an_option_may_be_shortened_as_in_the_reference_code() -> None:
         (["--data_root", ".", "--dataset", "ade"], "ADEChallengeData2016"),
         (["--data_root", ".", "--train_epoch", "0"], "--train_epoch should be at least 1, got 0"),
         (["--data_root", ".", "--train.epochs", "0"], "--train.epochs should be at least 1, got 0"),
-        (["--data_root", ".", "--print_interval", "0"], "--print_interval should be at least 1, got 0"),
+        (["--data_root", ".", "--crop_size", "0"], "--crop_size should be at least 1, got 0"),
         (["--data_root", ".", "--pseudo_thresh", "7"], "--method.threshold is 7.0, expected a score"),
     ],
 )  # fmt: skip
