@@ -133,8 +133,8 @@ def pad_as_reference(backbone: Backbone) -> None:
     """Pad MobileNetV2 where the SSUL reference code does: before the expansion of each block, and not at the
     first convolution.
 
-    Zeros that go through the expansion and its normalisation are zeros no more, in every block: the same
-    weights give about half of the foreground another class under the other padding.
+    Zeros that go through the expansion and its normalisation are zeros no more, in every block: weights that
+    were trained under one padding predict otherwise under the other.
 
     Raises:
         UserError: For another backbone.
