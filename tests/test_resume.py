@@ -285,6 +285,9 @@ def test_a_base_that_was_trained_in_another_way_is_named(root: Path, whole: Path
     assert shared == [
         f"the base step is shared with {whole.name}, method ssul, train.flip: 0.5 there, 0.25 here"
     ]
+    longer = ("--base", str(whole), "--memory.size", "6", "--train.epochs", "3", "--steps", "1")
+    assert start(root, tmp_path / "longer", *longer) == 0
+    assert results(tmp_path / "longer")["remarks"][-1].endswith("epochs of the base step: 2 there, 3 here")
     same = tmp_path / "same"
     assert start(root, same, "--base", str(whole), "--memory.size", "6", "--steps", "1") == 0
     assert results(same)["remarks"][-1].endswith(f"{whole.name}, trained as this run's own would be")

@@ -59,12 +59,15 @@ def base_remark(base: Path, plain: Mapping[str, Any]) -> str:
         return f"{SHARED} the model {base.name}; how that was trained is not known here"
     there = read_config(base)
     found = [f"train.{row}" for row in differences(there["train"], plain["train"], _LATER)]
+    theirs, ours = (train["step0_epochs"] or train["epochs"] for train in (there["train"], plain["train"]))
+    if theirs != ours:
+        found.append(f"epochs of the base step: {theirs} there, {ours} here")
     if there["method"] != plain["method"]:
         found.insert(0, f"method {there['method']['name']}")
     return f"{SHARED} {base.name}, {', '.join(found) or AS_OURS}"
 
 
-# options of `train` that the base step does not depend on
+# options of `train` that the base step does not depend on, or (its epochs) that are compared apart
 _LATER = frozenset(
     {"lr", "backbone_lr", "epochs", "step0_epochs"} | {key.removeprefix("train.") for key in FREE}
 )
