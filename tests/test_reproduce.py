@@ -363,3 +363,12 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "file").write_text("")
     assert quick("voc-15-1-mib", tmp_path / "file") == 2
     assert "cannot be made (" in only_line(capsys.readouterr().err)
+
+
+def test_a_refused_quick_run_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused after its data were composed: crops that local POD cannot cut."""
+    out = tmp_path / "quick"
+    words = ["reproduce", "voc-15-1-plop", "--quick", "--train.crop", "32", "--out", str(out)]
+    assert cli.main(words) == 2
+    assert "use --train.crop 64 or more" in capsys.readouterr().err
+    assert not out.exists()

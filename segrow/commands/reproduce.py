@@ -110,6 +110,8 @@ def _run(chosen: Cell, options: RunOptions, quick: bool, as_json: bool) -> int:
     except UserError:
         if run != out and is_first_process() and not run.exists():  # refused before it began
             shutil.rmtree(out / "data", ignore_errors=True)
+            if not any(out.iterdir()):
+                out.rmdir()
         raise
     if not is_first_process():
         return 0
