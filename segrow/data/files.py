@@ -39,13 +39,19 @@ UPRIGHT = {
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """An image as RGB.
+    """An image as RGB: the array of what `open_image` gives, uint8 H x W x 3.
+
+    Raises:
+        UserError: A file that is missing or cannot be decoded.
+    """
+    return np.array(open_image(path))
+
+
+def open_image(path: Path) -> Image.Image:
+    """An image as RGB, decoded, for those who resize it with PIL.
 
     The EXIF orientation is applied; grey, palette and CMYK become RGB, alpha is dropped, of 16-bit values
     the upper eight bits are kept.
-
-    Returns:
-        uint8 H x W x 3.
 
     Raises:
         UserError: A file that is missing or cannot be decoded.
@@ -57,8 +63,10 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
         elif image.mode == "P":
             image = image.convert("RGBA")
-        image = image.convert("RGB")
-        return np.array(image if turn is None else image.transpose(turn))
+        image.load()  # an RGB image is handed on as it is, and the file closes here
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        return image if turn is None else image.transpose(turn)
 
 
 def read_mask(path: Path, ignore_id: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
