@@ -78,9 +78,7 @@ class SegDataset(abc.ABC):
         return read_mask(self.mask_path(split, image_id), self.ignore_id)
 
     @final
-    def saliency(
-        self, split: Split, image_id: str, size: tuple[int, ...] | None = None
-    ) -> NDArray[np.uint8]:
+    def saliency(self, split: Split, image_id: str, size: tuple[int, ...] | None = None) -> NDArray[np.uint8]:
         """The saliency map: uint8 H x W, 1 = salient.
 
         Args:

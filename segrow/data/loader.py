@@ -201,17 +201,16 @@ class StepImages(Dataset[Item | UserError | LeakError]):
             image_id, table, visible = self.images[draw.index], self.table, self.visible
         image = self.data.picture("train", image_id)
         mask = self.data.mask("train", image_id)
-        if (image.height, image.width) != mask.shape:
-            raise UserError(
-                f"image {image_id} is {(image.height, image.width)}, its mask {mask.shape}; they must be equal"
-            )
+        size = image.height, image.width
+        if size != mask.shape:
+            raise UserError(f"image {image_id} is {size}, its mask {mask.shape}; they must be equal")
         view = self.augmentation.view(mask.shape, rng)
         if self.void == "background":
             mask = np.where(mask == self.data.ignore_id, mask.dtype.type(0), mask)
         aux = {}
         if "saliency" in self.aux:
             saliency = self.data.saliency("train", image_id, mask.shape)
-            aux["saliency"] = torch.from_numpy(cut_map(saliency, view, 0)).bool()
+            aux["saliency"] = torch.from_numpy(cut_map(saliency, view, 0)).view(torch.bool)
         if "everything" in self.aux:
             aux["everything"] = torch.ones(view.crop, dtype=torch.bool)
         labels = table.take(cut_map(mask, view, self.pad_id), mode="clip")
