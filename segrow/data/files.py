@@ -126,7 +126,8 @@ def read_saliency(path: Path) -> NDArray[np.uint8]:
 
 
 def _nonzero(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    return np.not_equal(values, 0).view(np.uint8)
+    shown: NDArray[np.bool_] = np.not_equal(values, 0)
+    return shown.view(np.uint8)
 
 
 _LARGE = 1 << 26  # pixels; beyond that PIL's own checks speak
