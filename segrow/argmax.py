@@ -4,7 +4,6 @@ labels = arg_max(out.logits, out.unknown, (513, 513), method.scores)    # B H W 
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,19 +82,19 @@ def _bands(maps: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int, Tens
     strip = max(band, STRIP_BYTES // row_bytes * height // n)
     for top in range(0, height, strip):
         bottom = min(height, top + strip)
-        low, high, weight = _taps(top, bottom, n, height, maps)
+        low, high, weight = _taps(top, bottom, n, height)
         first, last = int(low[0]), int(high[-1])
+        low, high, weight = (low - first).to(maps.device), (high - first).to(maps.device), weight.to(maps)
         source = upsample(maps[:, :, first : last + 1], (last + 1 - first, width))
         for start in range(top, bottom, band):
             rows = slice(start - top, min(bottom, start + band) - top)
-            above, below = source[:, :, low[rows] - first], source[:, :, high[rows] - first]
-            yield start, top + rows.stop, torch.lerp(above, below, weight[rows])
+            band_maps = torch.lerp(source[:, :, low[rows]], source[:, :, high[rows]], weight[rows])
+            yield start, top + rows.stop, band_maps
 
 
-def _taps(start: int, stop: int, n: int, height: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _taps(start: int, stop: int, n: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
     """For rows of the result: the two rows of the source, and the weight of the second (k x 1)."""
-    options: dict[str, Any] = {"device": like.device, "dtype": torch.float64}
     # row i of the result lies at source row (i + 0.5) n / H - 0.5 (align_corners=False)
-    source = ((torch.arange(start, stop, **options) + 0.5) * n / height - 0.5).clamp(min=0)
+    source = ((torch.arange(start, stop, dtype=torch.float64) + 0.5) * n / height - 0.5).clamp(min=0)
     low = source.long().clamp(max=n - 1)
-    return low, (low + 1).clamp(max=n - 1), (source - low).to(like.dtype)[:, None]
+    return low, (low + 1).clamp(max=n - 1), (source - low)[:, None]

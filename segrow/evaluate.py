@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .argmax import Scores, arg_max
 from .data.base import SegDataset, Split
 from .data.loader import EvalImages, Loaded, collate, iterate, to_device, worker_count
 from .errors import LeakError, UserError
-from .losses import upsample
 from .model.segmenter import Segmenter
-
-Scores = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,8 @@ def evaluate(
     for batch, ids in track(iterate(loader)):
         batch = to_device(batch, device, channels_last)
         out = model(batch.images)
-        size = batch.labels.shape[-2:]
-        unknown = None if out.unknown is None else upsample(out.unknown, size)
-        prediction = scores(upsample(out.logits, size), unknown).argmax(1)
+        height, width = batch.labels.shape[-2:]
+        prediction = arg_max(out.logits, out.unknown, (height, width), scores)
         shown = torch.tensor([i in with_known for i in ids], device=device)
         for k, chosen in enumerate((shown, ~shown)):
             totals[k] += confusion(batch.labels[chosen], prediction[chosen], n_true, known)
