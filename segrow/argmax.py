@@ -3,7 +3,7 @@
 labels = arg_max(out.logits, out.unknown, (513, 513), method.scores)    # B H W int64
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ STRIP_BYTES = 64_000_000
 
 
 def by_bands(
-    logits: Tensor, unknown: Tensor | None, size: tuple[int, int], decide: Decide, dtype: torch.dtype
+    logits: Tensor, unknown: Tensor | None, size: Sequence[int], decide: Decide, dtype: torch.dtype
 ) -> Tensor:
     """Apply `decide` to upsampled logits, a band of rows of one image at a time.
 
@@ -50,7 +50,7 @@ def by_bands(
     return result
 
 
-def arg_max(logits: Tensor, unknown: Tensor | None, size: tuple[int, int], scores: Scores) -> Tensor:
+def arg_max(logits: Tensor, unknown: Tensor | None, size: Sequence[int], scores: Scores) -> Tensor:
     """Class of every pixel: `scores(upsample(logits, size), upsample(unknown, size)).argmax(1)`.
 
     Args:
@@ -70,7 +70,7 @@ def arg_max(logits: Tensor, unknown: Tensor | None, size: tuple[int, int], score
     return by_bands(logits, unknown, size, decide, torch.int64)
 
 
-def _bands(maps: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
+def _bands(maps: Tensor, size: Sequence[int]) -> Iterator[tuple[int, int, Tensor]]:
     """Rows [start, stop) of `upsample(maps, size)`, 1 C h w -> 1 C (stop - start) W, from top to bottom.
 
     Columns are upsampled once for a strip of many bands, rows within the band.

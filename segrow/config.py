@@ -113,6 +113,8 @@ class TrainConfig:
         device: auto, cpu or cuda.
         devices: Number of processes, one a device (data parallel).
         workers: Loader processes of each device.
+        feature_budget: Most GiB that kept features, of training and validation images each, may take. What
+            does not fit is not kept, and a line says so; 0 keeps none.
         channels_last: Memory format of the images; faster for most CNNs.
         log_every: Iterations between two lines of the log.
     """
@@ -144,6 +146,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
     workers: int = 2
+    feature_budget: float = 4.0
     channels_last: bool = True
     log_every: int = 10
 

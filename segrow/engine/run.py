@@ -36,6 +36,7 @@ from .scan import scan
 from .select import Selection, new_classes_score
 from .setup import Prepared, check_ranges, is_first_process, make_fabric, prepare
 from .step import Machine, StepTrainer, mix_seed
+from .val_features import GIB, KeptFeatures
 from .validate import Validation
 
 
@@ -81,12 +82,26 @@ class Run:
         self.config, self.method, self.machine = config, method, machine
         self.data, self.scenario = prepared.data, prepared.scenario
         self.present = prepared.train
-        self.validation = Validation(prepared.data, prepared.scenario, prepared.val, machine)
+        self.validation = Validation(
+            prepared.data, prepared.scenario, prepared.val, machine, self._kept_features(prepared)
+        )
         self.paths = RunPaths(machine.root)
         self.fabric: Fabric = machine.fabric
         self.results: dict[str, Any] = {}
         self._fresh: Segmenter | None = None
         self._base: Path | None = None  # a model directory that stands for the base step
+
+    def _kept_features(self, prepared: Prepared) -> KeptFeatures | None:
+        """Of validation images, when more than one step will meet the same trunk."""
+        steps, budget = prepared.scenario.steps[: self.config.steps], self.config.train.feature_budget
+        if not self.method.freezes_trunk or len(steps) == 1 or not budget:
+            return None
+        processes = self.machine.fabric.world_size
+        return KeptFeatures(
+            budget=budget * GIB / processes,
+            images=-(-len(prepared.val.ids) // processes),
+            say=self.machine.display.say,
+        )
 
     # ---- the folder
 
@@ -217,7 +232,8 @@ class Run:
         images = self.validation.showing(taught.indices)
 
         def judge() -> float:
-            matrices = self.validation.matrices(step, model, self.method, images, "selection")
+            # the base step trains the trunk between two looks
+            matrices = self.validation.matrices(step, model, self.method, images, "selection", step > 0)
             return new_classes_score(matrices.all, taught)
 
         return Selection(model, judge, updates, resume.selected if resume else None)

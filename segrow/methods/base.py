@@ -204,6 +204,11 @@ class Method(abc.ABC):
         """Whether `pseudo_labels` does anything."""
         return False
 
+    @property
+    def freezes_trunk(self) -> bool:
+        """Whether increments leave the trunk as the base step made it, batch normalisations too."""
+        return False
+
     def end_step(self, ctx: StepContext) -> None:
         """After the last update of a step, before the model is saved."""
         return

@@ -111,6 +111,10 @@ class Composed(Method, abc.ABC):
         """Whether the batch normalisations of what is frozen are frozen too."""
         return True
 
+    @property
+    def freezes_trunk(self) -> bool:
+        return self.freeze != "none" and self.freezes_norms
+
     # ---- before the step
 
     def begin_step(self, ctx: StepContext) -> None:
