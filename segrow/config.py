@@ -117,7 +117,7 @@ class TrainConfig:
             their features are kept; training draws among them. 0 = exact mode: a new view, and the trunk, in
             every iteration (recipes of published tables pin it).
         feature_budget: Most GiB that kept features may take, those of training and of validation images each.
-            What does not fit is not kept, and a line says so.
+            What does not fit is not kept, and a line says so; 0 keeps none.
         feature_store: ram or disk: a file in the run's folder that is mapped into memory (as it always is
             with several devices).
         channels_last: Memory format of the images; faster for most CNNs.

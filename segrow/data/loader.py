@@ -286,6 +286,7 @@ class EvalImages(Dataset[Item | UserError | LeakError]):
 
     Args:
         guarded: Which class indices the labels may show, and in which step; None = all (evaluation).
+        pixels: Else only the masks are read, and images are empty: 3 x 0 x 0.
     """
 
     def __init__(
@@ -296,6 +297,7 @@ class EvalImages(Dataset[Item | UserError | LeakError]):
         table: np.ndarray,
         crop: int | None,
         guarded: tuple[frozenset[int], int] | None = None,
+        pixels: bool = True,
     ) -> None:
         self.data = data
         self.split: Split = split
@@ -303,6 +305,7 @@ class EvalImages(Dataset[Item | UserError | LeakError]):
         self.table = table
         self.crop = crop
         self.guarded = guarded
+        self.pixels = pixels
 
     def __len__(self) -> int:
         return len(self.images)
@@ -314,14 +317,16 @@ class EvalImages(Dataset[Item | UserError | LeakError]):
             return error
 
     def _item(self, image_id: str) -> Item:
-        image = self.data.image(self.split, image_id)
         mask = self.data.mask(self.split, image_id)
         view = centre_view(mask.shape, self.crop) if self.crop else whole_view(mask.shape)
         labels = self.table[cut_map(mask, view, self.data.ignore_id)]
         if self.guarded:
             visible, step = self.guarded
             guard(labels, visible, image_id, step)
-        pixels = torch.from_numpy(cut_image(image, view, (0, 0, 0))).permute(2, 0, 1)
+        pixels = torch.empty(3, 0, 0, dtype=torch.uint8)
+        if self.pixels:
+            image = self.data.image(self.split, image_id)
+            pixels = torch.from_numpy(cut_image(image, view, (0, 0, 0))).permute(2, 0, 1)
         return Item(pixels, torch.from_numpy(labels), False, {}, image_id)
 
 

@@ -10,7 +10,6 @@ to what is read; the teacher's verdict is written anew in every step. An image t
 step, or as an exemplar, finds its views there.
 """
 
-import hashlib
 import math
 import os
 import zlib
@@ -29,11 +28,10 @@ from ..batch import Batch
 from ..data.loader import Draw, EpochPlan, Loaded, RawView, StepImages, worker_count
 from ..errors import LeakError, UserError
 from ..methods.base import Method, StepContext
-from ..model.segmenter import Segmenter
 from .cost import Stopwatch
 from .machine import Machine
+from .val_features import GIB, trunk_hash
 
-GIB = 1 << 30
 ALIGN = 64  # bytes: every field of a row can be read as any type
 LOWEST = -2  # of a verdict; stored as value - LOWEST
 
@@ -421,15 +419,6 @@ def keep_features(
         return None
     machine.display.say(f"{what} of {store.budget / GIB:.3g}, are kept")
     return StepFeatures(store, machine, method, ctx, images, counts, layout)
-
-
-def trunk_hash(model: Segmenter) -> str:
-    """Identifies the function that a trunk is in evaluation mode."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in model.trunk.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _views(images: StepImages, counts: tuple[int, int]) -> list[View]:
