@@ -9,6 +9,7 @@ code). Nothing of segrow's loader is used, only its paths and lookup tables.
 """
 
 import random
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -140,9 +141,9 @@ def reference_loader(
     images: Dataset[tuple[Tensor, Tensor]], batch_size: int, train: bool, workers: int = WORKERS
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """torch's loader: shuffled and without the last partial batch in training, in order otherwise."""
-    return DataLoader(
-        images, batch_size=batch_size, shuffle=train, drop_last=train, num_workers=workers, pin_memory=False
-    )
+    # the reference starts more workers than a small machine has cores, and torch warns of it at every epoch
+    warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+    return DataLoader(images, batch_size=batch_size, shuffle=train, drop_last=train, num_workers=workers)
 
 
 def byte_table(table: NDArray[np.int16]) -> NDArray[np.uint8]:

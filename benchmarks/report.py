@@ -188,3 +188,10 @@ def show(rows: Sequence[Row], console: Console) -> None:
     console.print(table(rows))
     for line in notes(rows):
         console.print(f"- {line}", highlight=False)
+
+
+def read_guard(path: Path) -> dict[str, Any]:
+    """Floors by key."""
+    content: dict[str, Any] = json.loads(path.read_text())
+    floors: dict[str, Any] = content["floors"]
+    return floors
