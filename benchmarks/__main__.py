@@ -81,6 +81,12 @@ def parser() -> argparse.ArgumentParser:
         "--only", metavar="SECTION,...", help=f"sections to run, of {', '.join(SECTIONS)} (default: all)"
     )
     out.add_argument("--full", action="store_true", help="the long form: more rounds, three seeds of quality")
+    out.add_argument(
+        "--base", type=Path, metavar="RUN", help="quality --full: share the base step of this run"
+    )
+    out.add_argument(
+        "--weights", default="timm", help="quality --full: as --model.weights of segrow train (default: timm)"
+    )
     out.add_argument("--seed", type=int, default=1, help="of everything random (default: 1)")
     out.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
     out.add_argument(
@@ -101,7 +107,16 @@ def run(arguments: argparse.Namespace, work: Path, console: Console) -> int:
     def say(line: str) -> None:
         console.print(f"[dim]{time.perf_counter() - start:5.0f} s[/dim]  {line}")
 
-    options = Options(root, work, arguments.out.parent, arguments.full, arguments.seed, say)
+    options = Options(
+        root,
+        work,
+        arguments.out.parent,
+        full=arguments.full,
+        seed=arguments.seed,
+        base=arguments.base,
+        weights=arguments.weights,
+        say=say,
+    )
     console.print(f"data: {root or 'embedded'}; {torch.get_num_threads()} threads", markup=False)
     if arguments.task == "calibrate":
         sections = ("calibrate",)

@@ -34,7 +34,7 @@ from .ours import (
     with_views,
 )
 from .reference import ReferenceStep, confusion, train_reference
-from .reference_data import ReferenceImages, ReferenceValidation, reference_loader
+from .reference_data import WORKERS, ReferenceImages, ReferenceValidation, reference_loader
 from .report import Options, Row, less
 from .timing import alternate, median
 
@@ -151,8 +151,8 @@ def rows_of(case: Case, costs: dict[str, Cost], views: int) -> list[Row]:
                     cost.step(STEP_IMAGES, case.batch, epochs, kept),
                     "s",
                     case.targets.get(name) if epochs == EPOCHS else None,
-                    note=f"steps are told for {STEP_IMAGES} images from the measured seconds an iteration (and, "
-                    "of a cache, seconds a view): K N v + E N/B c; K = views an image",
+                    note=f"steps are told for {STEP_IMAGES} images by the cost model K N v + E N/B c, "
+                    "c seconds an iteration, v a view of an image; K = views an image",
                 )
             )
     return rows
@@ -166,16 +166,19 @@ class Measurement:
         case: Network and batches.
         config: Of our runs.
         before: The model that the step starts from.
+        workers: Loader processes of the reference.
     """
 
-    def __init__(self, options: Options, case: Case, config: RunConfig, before: Path) -> None:
+    def __init__(
+        self, options: Options, case: Case, config: RunConfig, before: Path, workers: int = WORKERS
+    ) -> None:
         self.options, self.case, self.config, self.before = options, case, config, before
         run = make_run(config, Ssul(), options.work / f"plan-{case.name}")
         self.run, self.data, self.scenario = run, run.data, run.scenario
         images = ReferenceImages(
             run.data, self.scenario.images(1), self.scenario.train_table(1), case.crop, options.seed
         )
-        self.loader = reference_loader(images, case.batch, train=True)
+        self.loader = reference_loader(images, case.batch, train=True, workers=workers)
         student, teacher = student_and_teacher(before, len(self.scenario.steps[1].classes), 1)
         self.step = ReferenceStep(student, teacher, total=10_000)
 

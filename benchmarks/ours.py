@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from segrow.batch import Batch
 from segrow.config import ModelConfig, RunConfig, RunPaths, TrainConfig
+from segrow.data.loader import to_device
 from segrow.engine.log import Display
 from segrow.engine.records import model_meta
 from segrow.engine.run import Run
 from segrow.engine.setup import check_ranges, make_fabric, prepare
-from segrow.engine.step import Machine
+from segrow.engine.step import Machine, Objective, chunks, step_rates
 from segrow.memory import to_json
-from segrow.methods.base import Method
+from segrow.methods.base import Method, StepContext
+from segrow.methods.ssul import Ssul
 from segrow.model.segmenter import Segmenter, build_segmenter
 from segrow.model.store import load_model, save_model
 
@@ -121,6 +124,37 @@ def student_and_teacher(before: Path, n_new: int, step: int) -> tuple[Segmenter,
 def models_of(out: Path, step: int) -> Path:
     """Where a run keeps the model of a step."""
     return RunPaths(out).model(step)
+
+
+class ExactStep:
+    """Updates of an incremental step on batches that are there already, without a loader or a log.
+
+    Args:
+        model: Already grown.
+        teacher: The model before the step.
+        step: Index of the step.
+    """
+
+    def __init__(self, model: Segmenter, teacher: Segmenter, step: int) -> None:
+        method, train = Ssul(), TrainConfig()
+        ctx = StepContext(step, model, teacher, model.n_classes, teacher.n_classes)
+        method.begin_step(ctx)
+        ctx.share_frozen_trunk()
+        self.channels_last = train.channels_last
+        self.objective = Objective(method, ctx)
+        self.objective.train()
+        groups = method.parameter_groups(ctx, *step_rates(train, step))
+        self.optimizer = torch.optim.SGD(
+            groups, momentum=train.momentum, nesterov=True, weight_decay=train.weight_decay
+        )
+
+    def update(self, batch: Batch) -> None:
+        """One iteration."""
+        (tensors,) = chunks(to_device(batch, torch.device("cpu"), self.channels_last), 1)
+        losses: dict[str, Tensor] = self.objective(tensors)
+        torch.stack(list(losses.values())).sum().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
 def with_views(train: TrainConfig, views: int, precision: Precision = "32") -> TrainConfig:
