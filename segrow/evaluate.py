@@ -1,6 +1,6 @@
 """Confusion matrices: all true classes x known predictions, over the whole split after every step."""
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .argmax import Scores, arg_max
 from .data.base import SegDataset, Split
 from .data.loader import EvalImages, Loaded, collate, iterate, to_device, worker_count
 from .errors import LeakError, UserError
-from .losses import upsample
 from .model.segmenter import Segmenter
 
-Scores = Callable[[Tensor, Tensor | None], Tensor]
+Features = Callable[[Segmenter, Tensor, Sequence[str]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,16 @@ def eval_loader(
     crop: int | None,
     batch_size: int,
     workers: int,
+    *,
+    pixels: bool = True,
 ) -> DataLoader[Loaded | UserError | LeakError]:
-    """Images in order; batches of one when they keep their own size (`crop` None)."""
+    """Images in order; batches of one when they keep their own size (`crop` None).
+
+    Args:
+        pixels: Else the labels alone are read, and images are empty: 3 x 0 x 0.
+    """
     return DataLoader(
-        EvalImages(data, split, images, table, crop),  # type: ignore[arg-type]
+        EvalImages(data, split, images, table, crop, pixels=pixels),  # type: ignore[arg-type]
         batch_size=batch_size if crop else 1,
         num_workers=worker_count(workers),
         collate_fn=collate,
@@ -71,6 +77,7 @@ def evaluate(
     device: torch.device,
     *,
     channels_last: bool = True,
+    features: Features | None = None,
     track: Callable[[Iterable[Loaded]], Iterable[Loaded]] = iter,
 ) -> Matrices:
     """Predict every image of a loader in float32 and count.
@@ -80,6 +87,7 @@ def evaluate(
         scores: The method's `scores`.
         n_true: N+1, future classes included.
         with_known: Ids of the images that contain a known foreground class.
+        features: Model, images and their ids -> what `model.features` says of them; default: that itself.
         track: Wraps the loop, e.g. with a progress bar.
     """
     model.eval()
@@ -87,10 +95,8 @@ def evaluate(
     totals = torch.zeros(2, n_true, known, dtype=torch.int64, device=device)
     for batch, ids in track(iterate(loader)):
         batch = to_device(batch, device, channels_last)
-        out = model(batch.images)
-        size = batch.labels.shape[-2:]
-        unknown = None if out.unknown is None else upsample(out.unknown, size)
-        prediction = scores(upsample(out.logits, size), unknown).argmax(1)
+        out = model.classify(features(model, batch.images, ids)) if features else model(batch.images)
+        prediction = arg_max(out.logits, out.unknown, batch.labels.shape[-2:], scores)
         shown = torch.tensor([i in with_known for i in ids], device=device)
         for k, chosen in enumerate((shown, ~shown)):
             totals[k] += confusion(batch.labels[chosen], prediction[chosen], n_true, known)

@@ -7,7 +7,7 @@ write_prediction(labels, Path("photo.png"), voc_palette(len(class_names)))
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -17,21 +17,16 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from rich.progress import track
-from torch import Tensor
 
+from .argmax import Scores, arg_max
 from .data.augment import View, centre_view, cut_image
 from .data.files import read_image
 from .errors import UserError
-from .losses import upsample
 from .model.segmenter import Segmenter
 from .palette import voc_palette
 from .report.figures import overlay
 
-Scores = Callable[[Tensor, Tensor | None], Tensor]
 Labels = npt.NDArray[np.integer[Any]]
-
-MAX_SCORES = 64_000_000
-"""Scores held at once at full resolution (float32, a few copies: about 1 GB); more go in bands of rows."""
 
 MAX_AREA = 16
 """A long strip is never resized to more than this many crops' worth of pixels."""
@@ -92,7 +87,7 @@ class Predictor:
         resized = cut_image(pixels, self._view((height, width)), (0, 0, 0))
         batch = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None].to(self.device)
         out = self.model(batch)
-        chosen = self._arg_max(out.logits, out.unknown, (height, width))
+        chosen = arg_max(out.logits, out.unknown, (height, width), self.scores)[0]
         return chosen.cpu().numpy().astype(np.uint8 if len(self.classes) <= 256 else np.int16)
 
     def _view(self, shape: tuple[int, int]) -> View:
@@ -104,33 +99,6 @@ class Predictor:
             if shrink < 1:
                 height, width = (max(1, int(side * shrink)) for side in (height, width))
         return View((height, width), 0, 0, (height, width))
-
-    def _arg_max(self, logits: Tensor, unknown: Tensor | None, size: tuple[int, int]) -> Tensor:
-        """Scores at full size, 1 C h w -> H W int64; as the evaluation does it, unless they are too many."""
-        rows = MAX_SCORES // (logits.shape[1] * size[1])
-        if rows >= size[0]:
-            full = None if unknown is None else upsample(unknown, size)
-            return self.scores(upsample(logits, size), full).argmax(1)[0]
-        bands = []
-        for start in range(0, size[0], max(1, rows)):
-            stop = min(size[0], start + max(1, rows))
-            band = None if unknown is None else upsample_rows(unknown, size, start, stop)
-            bands.append(self.scores(upsample_rows(logits, size, start, stop), band).argmax(1)[0])
-        return torch.cat(bands)
-
-
-def upsample_rows(maps: Tensor, size: tuple[int, int], start: int, stop: int) -> Tensor:
-    """Rows start..stop of `upsample(maps, size)` without the rest: B C h w -> B C (stop-start) W."""
-    n = maps.shape[2]
-    # row i of the result lies at source row (i + 0.5) h / H - 0.5 (align_corners=False)
-    rows = torch.arange(start, stop, device=maps.device, dtype=torch.float64)
-    source = ((rows + 0.5) * n / size[0] - 0.5).clamp(min=0)
-    low = source.long().clamp(max=n - 1)
-    high = (low + 1).clamp(max=n - 1)
-    weight = (source - low).to(torch.float32)[:, None]
-    first = int(low[0])
-    part = upsample(maps[:, :, first : int(high[-1]) + 1], (int(high[-1]) + 1 - first, size[1]))
-    return part[:, :, low - first] * (1 - weight) + part[:, :, high - first] * weight
 
 
 def as_rgb(image: Path | str | Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

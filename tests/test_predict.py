@@ -11,13 +11,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from segrow import predict
+from segrow import argmax
 from segrow.config import ModelConfig
 from segrow.errors import UserError
-from segrow.losses import upsample
 from segrow.model.segmenter import Segmenter, build_segmenter
 from segrow.palette import voc_palette
-from segrow.predict import Predictor, predict_files, upsample_rows, write_prediction
+from segrow.predict import Predictor, predict_files, write_prediction
 
 NAMES = ("background", "cat", "dog")
 
@@ -114,23 +113,12 @@ def test_many_scores_go_in_bands(model: Segmenter, monkeypatch: pytest.MonkeyPat
         called.append(logits.shape)
         return scores(logits, unknown)
 
-    monkeypatch.setattr(predict, "MAX_SCORES", 3 * 100 * 9)
+    monkeypatch.setattr(argmax, "BAND_BYTES", 4 * 4 * 100 * 9)  # three classes and unknown, float32
     banded = Predictor(model, counted, NAMES).labels(image)
     assert [shape[2] for shape in called] == [9] * 7 + [7]
     assert (banded != whole).mean() < 1e-3  # only where two classes are equal to the last bit
-    monkeypatch.setattr(predict, "MAX_SCORES", 1)
+    monkeypatch.setattr(argmax, "BAND_BYTES", 1)
     assert (Predictor(model, scores, NAMES).labels(image) != whole).mean() < 1e-3
-
-
-@pytest.mark.parametrize("size", [(37, 50), (5, 7), (3, 4), (1, 1), (200, 9)])
-def test_upsampled_rows_are_rows_of_the_upsampled(size: tuple[int, int]) -> None:
-    torch.manual_seed(0)
-    maps = torch.randn(1, 2, 5, 7)
-    want = upsample(maps, size)
-    for start in range(0, size[0], 3):
-        stop = min(size[0], start + 3)
-        got = upsample_rows(maps, size, start, stop)
-        torch.testing.assert_close(got, want[:, :, start:stop], rtol=1e-5, atol=1e-5)
 
 
 def test_file_pil_and_array_say_the_same(model: Segmenter, tmp_path: Path) -> None:

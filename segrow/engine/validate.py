@@ -8,7 +8,8 @@ from ..evaluate import Matrices, eval_loader, evaluate
 from ..methods.base import Method
 from ..model.segmenter import Segmenter
 from ..scenario import Scenario
-from .step import Machine
+from .machine import Machine
+from .val_features import KeptFeatures
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class Validation:
         scenario: Its classes in learning order.
         present: Classes present in every validation image.
         machine: Devices, options, display.
+        features: Where the trunk's results are kept; None = they are computed every time.
     """
 
     data: SegDataset
     scenario: Scenario
     present: Presence
     machine: Machine
+    features: KeptFeatures | None = None
 
     def showing(self, classes: Iterable[int]) -> tuple[str, ...]:
         """Ids of the images whose annotation shows one of these class indices, in the order of the data."""
@@ -38,7 +41,13 @@ class Validation:
         return frozenset(self.showing(range(1, self.scenario.known(step))))
 
     def matrices(
-        self, step: int, model: Segmenter, method: Method, images: tuple[str, ...], what: str
+        self,
+        step: int,
+        model: Segmenter,
+        method: Method,
+        images: tuple[str, ...],
+        what: str,
+        settled: bool = True,
     ) -> Matrices:
         """Confusion matrices over all processes, each of which evaluates its share.
 
@@ -48,12 +57,21 @@ class Validation:
             method: Whose scores it is read with.
             images: Ids of validation images.
             what: Name of the progress bar.
+            settled: The trunk is what later evaluations will meet: its features may be kept.
         """
         fabric, train, display = self.machine.fabric, self.machine.train, self.machine.display
-        share = images[fabric.global_rank :: fabric.world_size]
+        # whichever images are asked for, each is always the same process' business
+        place = {image: k for k, image in enumerate(self.present.ids)}
+        share = tuple(i for i in images if place[i] % fabric.world_size == fabric.global_rank)
         crop = train.crop if train.crop_val else None
         table = self.scenario.eval_table()
-        loader = eval_loader(self.data, "val", share, table, crop, train.val_batch_size, train.workers)
+        features = self.features if settled else None
+        if features:
+            features.begin(model, crop)
+        pixels = features is None or not features.hold(share)
+        loader = eval_loader(
+            self.data, "val", share, table, crop, train.val_batch_size, train.workers, pixels=pixels
+        )
         return evaluate(
             model,
             method.scores,
@@ -62,5 +80,6 @@ class Validation:
             self.known(step),
             fabric.device,
             channels_last=train.channels_last,
+            features=features.features if features else None,
             track=lambda items: display.track(items, f"step {step} {what}", len(loader)),
         )

@@ -1,0 +1,100 @@
+"""Label maps at full resolution without the scores of a whole batch: image by image, in bands of rows.
+
+labels = arg_max(out.logits, out.unknown, (513, 513), method.scores)    # B H W int64
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .losses import upsample, wide
+
+Scores = Callable[[Tensor, Tensor | None], Tensor]
+Decide = Callable[[Tensor, Tensor | None], Tensor]
+
+BAND_BYTES = 2_000_000
+"""Upsampled logits of a band on a CPU: small enough for its caches (`python -m benchmarks inference`)."""
+
+DEVICE_BAND_BYTES = 256_000_000
+"""The same on other devices: large enough that starting a kernel costs nothing beside it."""
+
+STRIP_BYTES = 64_000_000
+"""Logits whose columns are upsampled at once, for many bands."""
+
+
+def by_bands(
+    logits: Tensor, unknown: Tensor | None, size: Sequence[int], decide: Decide, dtype: torch.dtype
+) -> Tensor:
+    """Apply `decide` to upsampled logits, a band of rows of one image at a time.
+
+    The bands together are `upsample(logits, size)`, up to rounding; it never exists as a whole. `decide` must
+    look at every pixel by itself.
+
+    Args:
+        logits: B C h w.
+        unknown: B 1 h w or None, upsampled beside the logits.
+        size: H and W of the result.
+        decide: Upsampled logits 1 C r W and unknown (1 1 r W or None) -> 1 r W, for any number of rows r.
+        dtype: Of the result.
+
+    Returns:
+        B H W.
+    """
+    result = torch.empty((len(logits), *size), dtype=dtype, device=logits.device)
+    for i in range(len(logits)):
+        maps = logits[i : i + 1] if unknown is None else torch.cat([logits[i : i + 1], unknown[i : i + 1]], 1)
+        for start, stop, band in _bands(wide(maps), size):
+            parts = (band, None) if unknown is None else (band[:, :-1], band[:, -1:])
+            result[i, start:stop] = decide(*parts)[0]
+    return result
+
+
+def arg_max(logits: Tensor, unknown: Tensor | None, size: Sequence[int], scores: Scores) -> Tensor:
+    """Class of every pixel: `scores(upsample(logits, size), upsample(unknown, size)).argmax(1)`.
+
+    Args:
+        logits: B C h w.
+        unknown: B 1 h w or None.
+        size: H and W of the result.
+        scores: A method's `scores`.
+
+    Returns:
+        B H W int64. The same but where the two best scores are equal up to rounding.
+    """
+
+    def decide(band: Tensor, unknown_band: Tensor | None) -> Tensor:
+        # max gives the first of equal ones, as argmax does, and is several times faster on a CPU
+        return scores(band, unknown_band).max(1).indices
+
+    return by_bands(logits, unknown, size, decide, torch.int64)
+
+
+def _bands(maps: Tensor, size: Sequence[int]) -> Iterator[tuple[int, int, Tensor]]:
+    """Rows [start, stop) of `upsample(maps, size)`, 1 C h w -> 1 C (stop - start) W, from top to bottom.
+
+    Columns are upsampled once for a strip of many bands, rows within the band.
+    """
+    height, width = size
+    n = maps.shape[2]
+    row_bytes = maps.shape[1] * width * maps.element_size()
+    band = max(1, (BAND_BYTES if maps.device.type == "cpu" else DEVICE_BAND_BYTES) // row_bytes)
+    strip = max(band, STRIP_BYTES // row_bytes * height // n)
+    for top in range(0, height, strip):
+        bottom = min(height, top + strip)
+        low, high, weight = _taps(top, bottom, n, height)
+        first, last = int(low[0]), int(high[-1])
+        low, high, weight = (low - first).to(maps.device), (high - first).to(maps.device), weight.to(maps)
+        source = upsample(maps[:, :, first : last + 1], (last + 1 - first, width))
+        for start in range(top, bottom, band):
+            rows = slice(start - top, min(bottom, start + band) - top)
+            band_maps = torch.lerp(source[:, :, low[rows]], source[:, :, high[rows]], weight[rows])
+            yield start, top + rows.stop, band_maps
+
+
+def _taps(start: int, stop: int, n: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For rows of the result: the two rows of the source, and the weight of the second (k x 1)."""
+    # row i of the result lies at source row (i + 0.5) n / H - 0.5 (align_corners=False)
+    source = ((torch.arange(start, stop, dtype=torch.float64) + 0.5) * n / height - 0.5).clamp(min=0)
+    low = source.long().clamp(max=n - 1)
+    return low, (low + 1).clamp(max=n - 1), (source - low)[:, None]
