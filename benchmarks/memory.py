@@ -34,6 +34,7 @@ def run(options: Options) -> list[Row]:
         backbone="resnet101",
         batch=2,
         crop=513,
+        epochs=2,  # else every view would be used once, and none be kept
     )
     config: RunConfig = configuration(shared)
     network = random_network(config.model, 100, [NEW] * (STEP - 1), options.seed)

@@ -10,7 +10,7 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,11 @@ from segrow.batch import Batch
 from segrow.config import ModelConfig, RunConfig, RunPaths, TrainConfig
 from segrow.data.loader import to_device
 from segrow.engine.log import Display
+from segrow.engine.machine import Machine
 from segrow.engine.records import model_meta
 from segrow.engine.run import Run
 from segrow.engine.setup import check_ranges, make_fabric, prepare
-from segrow.engine.step import Machine, Objective, chunks, step_rates
+from segrow.engine.step import Objective, chunks, step_rates
 from segrow.memory import to_json
 from segrow.methods.base import Method, StepContext
 from segrow.methods.ssul import Ssul
@@ -30,7 +31,7 @@ from segrow.model.segmenter import Segmenter, build_segmenter
 from segrow.model.store import load_model, save_model
 
 Precision = Literal["32", "bf16", "16"]
-DEFAULT_VIEWS = 4
+DEFAULT_VIEWS = TrainConfig().feature_views
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,15 @@ class OurStep:
         training: Seconds, building a cache included.
         iterations: Updates.
         peak: Peak of the resident set in bytes.
+        cache: Seconds of building the cache; 0 without one.
+        views: Views an image in it; 0 = the exact mode.
     """
 
     training: float
     iterations: int
     peak: int
+    cache: float = 0.0
+    views: int = 0
 
 
 def make_run(config: RunConfig, method: Method, out: Path) -> Run:
@@ -71,6 +76,9 @@ def train_step(config: RunConfig, method: Method, step: int, before: Path | None
         step: Which.
         before: Model directory of the step before; None at step 0.
         out: A folder that does not exist; removed afterwards.
+
+    Raises:
+        RuntimeError: When the cached mode was asked for and the step was trained in the exact mode.
     """
     run = make_run(config, method, out)
     if before is not None:
@@ -78,7 +86,13 @@ def train_step(config: RunConfig, method: Method, step: int, before: Path | None
     run._train_step(step)  # `step` would evaluate too, which is timed apart
     record = json.loads((run.paths.model(step) / "model.json").read_text())["training"]
     shutil.rmtree(out)
-    return OurStep(record["train_s"], record["iterations"], record["peak_memory_bytes"])
+    cost = OurStep(record["train_s"], record["iterations"], record["peak_memory_bytes"])
+    kept = record["features"]
+    if step and config.train.feature_views and not kept:
+        raise RuntimeError(
+            f"step {step} kept no features, though {config.train.feature_views} views were asked for"
+        )
+    return replace(cost, cache=kept["seconds"], views=kept["views"]) if kept else cost
 
 
 def random_network(config: ModelConfig, n_base: int, increments: list[int], seed: int = 1) -> Segmenter:
@@ -159,7 +173,4 @@ class ExactStep:
 
 def with_views(train: TrainConfig, views: int, precision: Precision = "32") -> TrainConfig:
     """The same options in the exact mode (0 views) or in the cached mode."""
-    if views == 0:
-        return replace(train, precision=precision)
-    cached: dict[str, Any] = {"feature_views": views, "feature_budget": 8.0, "feature_store": "ram"}
-    return replace(train, precision=precision, **cached)
+    return replace(train, precision=precision, feature_views=views)
