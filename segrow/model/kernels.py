@@ -16,9 +16,8 @@ from .segmenter import Segmenter
 def accelerate(model: Segmenter) -> None:
     """Exchange what is slow in training on a CPU; weights are shared with the modules that were there."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.ReLU6 | nn.Hardtanh):
-            # in place, autograd copies the input first: more work, and no less memory
-            module.inplace = False
+        if isinstance(module, nn.ReLU6) and module.inplace:
+            model.set_submodule(name, Clip(module.min_val, module.max_val))
         elif type(module) is nn.Conv2d and _slow(module):
             model.set_submodule(name, Depthwise(module))
 
@@ -32,6 +31,38 @@ def _slow(conv: nn.Conv2d) -> bool:
     stride, dilation = conv.stride, conv.dilation
     dilated = stride == (1, 1) and dilation[0] == dilation[1] > 1 and conv.padding == dilation
     return dilated or (stride == (2, 2) and dilation == (1, 1))
+
+
+class Clip(nn.Module):
+    """A clipped activation in place. torch's own first copies its input, which nothing needs."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape; the input is overwritten."""
+        out: Tensor = ClipGradient.apply(x, self.low, self.high)
+        return out
+
+
+class ClipGradient(torch.autograd.Function):
+    """Where the output is strictly between the bounds the input was, so the output says the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
+        """Overwrites x."""
+        ctx.mark_dirty(x)
+        ctx.bounds = low, high
+        x.clamp_(low, high)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None, None]:
+        """Gradient of the input."""
+        return torch.ops.aten.hardtanh_backward(above, ctx.saved_tensors[0], *ctx.bounds), None, None
 
 
 class Depthwise(nn.Conv2d):
@@ -67,7 +98,8 @@ class DepthwiseGradient(torch.autograd.Function):
     """A depthwise 3x3 convolution, dilated or with a stride, with gradients that oneDNN computes fast.
 
     Dilated by d it is the plain convolution of each of the d x d subgrids of pixels, whose gradients are
-    fast. With a stride the gradient of the input is slow in bfloat16 only: it is computed in float32.
+    fast. With a stride the gradient of the input is slow in bfloat16 only; without one it is fast, and the
+    same when zeros stand for the outputs that a stride of 1 would have given.
     """
 
     @staticmethod
@@ -85,11 +117,12 @@ class DepthwiseGradient(torch.autograd.Function):
         return F.conv2d(x, weight, None, stride, padding, dilation, x.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of input and weight."""
         x, weight = ctx.saved_tensors
         stride, padding, dilation = ctx.geometry
-        grad = grads[0].contiguous(memory_format=torch.channels_last)
+        grad = above.contiguous(memory_format=torch.channels_last)
         to_input, to_weight = ctx.needs_input_grad[:2]
         if stride == (1, 1):
             d = dilation[0]
@@ -98,10 +131,11 @@ class DepthwiseGradient(torch.autograd.Function):
             return dx if dx is None else merged(dx, d, x.shape[2:]), dw, None, None, None
         if not to_input or x.dtype == torch.float32:
             return *_gradients(grad, x, weight, stride, padding, to_input, to_weight), None, None, None
-        shape = torch.empty_like(x, dtype=torch.float32)  # its values play no part
-        dx, _ = _gradients(grad.float(), shape, weight.float(), stride, padding, True, False)
+        whole = torch.zeros_like(x)
+        whole[:, :, ::2, ::2] = grad
+        dx, _ = _gradients(whole, x, weight, (1, 1), padding, True, False)
         _, dw = _gradients(grad, x, weight, stride, padding, False, to_weight)
-        return dx if dx is None else dx.to(x.dtype), dw, None, None, None
+        return dx, dw, None, None, None
 
 
 def _gradients(
