@@ -92,14 +92,13 @@ def fitted(x: Sequence[float], y: Sequence[float]) -> float:
 def plot(path: Path, found: Mapping[str, Sequence[Result]]) -> None:
     """Time and memory against classes, in log-log, with a line of slope 1 to compare."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    panels = (
-        ("seconds of an iteration", lambda r: r.seconds),
-        ("peak memory, MiB", lambda r: r.peak / MIB),
-    )
-    for axis, (title, value) in zip(axes, panels, strict=True):
-        for name, results in found.items():
-            axis.loglog(CLASSES, [value(r) for r in results], marker="o", label=name)
-        first = value(next(iter(found.values()))[0])
+    seconds = {name: [r.seconds for r in results] for name, results in found.items()}
+    memory = {name: [r.peak / MIB for r in results] for name, results in found.items()}
+    panels = (("seconds of an iteration", seconds), ("peak memory, MiB", memory))
+    for axis, (title, lines) in zip(axes, panels, strict=True):
+        for name, values in lines.items():
+            axis.loglog(CLASSES, values, marker="o", label=name)
+        first = next(iter(lines.values()))[0]
         axis.loglog(CLASSES, [first * c / CLASSES[0] for c in CLASSES], ":", color="grey", label="linear")
         axis.set_xlabel("classes")
         axis.set_title(title)

@@ -166,7 +166,7 @@ class ExactStep:
         """One iteration."""
         (tensors,) = chunks(to_device(batch, torch.device("cpu"), self.channels_last), 1)
         losses: dict[str, Tensor] = self.objective(tensors)
-        torch.stack(list(losses.values())).sum().backward()
+        torch.autograd.backward(torch.stack(list(losses.values())).sum())
         self.optimizer.step()
         self.optimizer.zero_grad()
 
