@@ -69,14 +69,10 @@ def _rows(what: str, short: str, variant: str, values: Sequence[float], unit: st
             direction="at most",
             of="exponent",
             note="growth: the column reference holds the smallest number of classes; the exponent is the "
-            f"steepest between neighbours of {', '.join(f'{c:,}' for c in CLASSES)} classes; "
-            f"fitted to all: {_fits(variant, short, values)}",
+            f"steepest between neighbours of {', '.join(f'{c:,}' for c in CLASSES)} classes "
+            "(the plot's legend has those fitted to all)",
         )
     ]
-
-
-def _fits(variant: str, short: str, values: Sequence[float]) -> str:
-    return f"{short} of {variant} {fitted(CLASSES, values):.2f}"
 
 
 def steepest(x: Sequence[float], y: Sequence[float]) -> float:
@@ -98,7 +94,7 @@ def plot(path: Path, found: Mapping[str, Sequence[Result]]) -> None:
     panels = (("seconds of an iteration", seconds), ("peak memory, MiB", memory))
     for axis, (title, lines) in zip(axes, panels, strict=True):
         for name, values in lines.items():
-            axis.loglog(CLASSES, values, marker="o", label=name)
+            axis.loglog(CLASSES, values, marker="o", label=f"{name}, exponent {fitted(CLASSES, values):.2f}")
         first = next(iter(lines.values()))[0]
         axis.loglog(CLASSES, [first * c / CLASSES[0] for c in CLASSES], ":", color="grey", label="linear")
         axis.set_xlabel("classes")

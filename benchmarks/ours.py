@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from segrow.batch import Batch
-from segrow.config import ModelConfig, RunConfig, RunPaths, TrainConfig
+from segrow.config import ModelConfig, RunConfig, TrainConfig
 from segrow.data.loader import to_device
 from segrow.engine.log import Display
 from segrow.engine.machine import Machine
@@ -133,11 +133,6 @@ def student_and_teacher(before: Path, n_new: int, step: int) -> tuple[Segmenter,
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     model.grow(n_new, step)
     return model, teacher
-
-
-def models_of(out: Path, step: int) -> Path:
-    """Where a run keeps the model of a step."""
-    return RunPaths(out).model(step)
 
 
 class ExactStep:
