@@ -152,6 +152,8 @@ def test_every_setting_that_could_be_another_is_said() -> None:
         "--train.step0_epochs",
         "--train.accumulate",
         "--train.channels_last",
+        "--train.feature_budget",
+        "--train.feature_store",
     }
 
 
