@@ -114,6 +114,9 @@ def test_the_published_command_for_voc_says_every_setting() -> None:
         "train.device": "cuda",
         "train.devices": 2,
         "train.workers": 2,
+        "train.feature_views": 0,
+        "train.feature_budget": 4.0,
+        "train.feature_store": "ram",
         "train.channels_last": True,
         "train.log_every": 10,
     }
