@@ -64,8 +64,9 @@ def _mobilenet(options: Options) -> Row:
     before = save_before(network, config, Ssul(), 0, options.work / "before-calibrate")
     measure = Measurement(options, case, config, before, workers=2)
     epochs = []
-    for k in range(3):
-        options.say(f"calibrate: mobilenet, epoch {k + 1} of 3")
+    rounds = options.rounds or 3
+    for k in range(rounds):
+        options.say(f"calibrate: mobilenet, epoch {k + 1} of {rounds}")
         spent = train_reference(measure.step, measure.loader, 1, CPU)
         epochs.append(spent.training / len(spent.iterations))
     return _row(
@@ -104,7 +105,7 @@ def _resnet(options: Options) -> list[Row]:
 
     variants: dict[str, Callable[[], float]] = {"reference": theirs}
     variants |= {name: partial(ours, name) for name in exact}
-    found = alternate(variants, 6, options.say, "calibrate: resnet101")
+    found = alternate(variants, 1 + (options.rounds or 5), options.say, "calibrate: resnet101")
     # the first of each prepares its convolutions
     seconds = {name: median(each[1:]) for name, each in found.items()}
     note = "calibrate: resnet101, seconds an iteration: " + ", ".join(
