@@ -25,8 +25,8 @@ from .norm import CrossRankBatchNorm2d
 from .segmenter import Head, Segmenter, SegOutput
 
 WIDEST = 2048
-"""Channels of one convolution over several heads. More gains nothing, and so the memory does not grow with the
-number of heads."""
+"""Channels of one convolution over several heads. More gains nothing, and so the memory for what stands between
+features and logits does not grow with the number of heads."""
 
 EXAMPLE = 64  # side in pixels of the image that shows which normalisation follows which convolution
 
@@ -57,7 +57,7 @@ class FusedSegmenter(nn.Module):
         for head in heads:
             fold_norms(head.body, torch.zeros(1, model.trunk.channels, 3, 3).to(self.mean))
         self.groups = nn.ModuleList([_together(group) for group in _neighbours(heads)])
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor, before: bool = False) -> SegOutput:
@@ -128,8 +128,8 @@ def _together(heads: Sequence[Head]) -> WideHead:
     convs = [head.body[0] for head in heads if isinstance(head.body, nn.Sequential)]
     stacked = [conv for conv in convs if isinstance(conv, nn.Conv2d)]
     body = _convolution(torch.cat([conv.weight for conv in stacked]), stacked)
-    blocks = torch.block_diag(*[out.weight.flatten(1) for out in outs])[:, :, None, None]
-    return WideHead(nn.Sequential(body, nn.ReLU(inplace=True)), _convolution(blocks, outs))
+    blocks: Tensor = torch.block_diag(*[out.weight.flatten(1) for out in outs])  # type: ignore[no-untyped-call]
+    return WideHead(nn.Sequential(body, nn.ReLU(inplace=True)), _convolution(blocks[:, :, None, None], outs))
 
 
 def _convolution(weight: Tensor, parts: Sequence[nn.Conv2d]) -> nn.Conv2d:
@@ -147,11 +147,11 @@ def _convolution(weight: Tensor, parts: Sequence[nn.Conv2d]) -> nn.Conv2d:
 # --- normalisations ---------------------------------------------------------------------------------------
 
 
-class _Uses(TorchDispatchMode):
+class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts how often every tensor is read. It keeps all of them, so that none takes another's id."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count: Counter[int] = Counter()
         self._alive: list[Any] = []
 
@@ -178,7 +178,7 @@ def fold_norms(module: nn.Module, example: Tensor) -> int:
         How many were folded.
     """
     made: dict[int, nn.Conv2d] = {}  # id of a convolution's result -> it
-    pairs: list[tuple[nn.Conv2d, nn.Module, Tensor]] = []
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d, Tensor]] = []
     calls: Counter[nn.Module] = Counter()
     handles = []
 
@@ -189,7 +189,7 @@ def fold_norms(module: nn.Module, example: Tensor) -> int:
 
     def see_norm(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
         calls[norm] += 1
-        if id(args[0]) in made:
+        if isinstance(norm, nn.BatchNorm2d) and id(args[0]) in made:
             pairs.append((made[id(args[0])], norm, args[0]))
 
     for part in module.modules():
@@ -204,22 +204,19 @@ def fold_norms(module: nn.Module, example: Tensor) -> int:
     names = {part: name for name, part in module.named_modules()}
     folded = 0
     for conv, norm, between in pairs:
-        rest = _activation(norm)
         alone = uses.count[id(between)] == 1 and not any(between is result for result in results)
-        if (
-            rest is not None
-            and alone
-            and calls[conv] == calls[norm] == 1
-            and isinstance(norm, nn.BatchNorm2d)
-        ):
+        rest = _activation(norm) if alone and calls[conv] == calls[norm] == 1 else None
+        if rest is not None:
             _fold(conv, norm)
             module.set_submodule(names[norm], rest)
             folded += 1
     return folded
 
 
-def _activation(norm: nn.Module) -> nn.Module | None:
-    """What a normalisation does besides normalising, in evaluation mode; None when that is not known."""
+def _activation(norm: nn.BatchNorm2d) -> nn.Module | None:
+    """What a normalisation does besides an affine map, in evaluation mode; None when that is not known."""
+    if norm.running_mean is None or norm.running_var is None:
+        return None  # it takes the statistics of its input
     if type(norm) is nn.BatchNorm2d:
         return nn.Identity()
     if type(norm) in (BatchNormAct2d, CrossRankBatchNorm2d):
