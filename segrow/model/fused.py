@@ -25,8 +25,8 @@ from .norm import CrossRankBatchNorm2d
 from .segmenter import Head, Segmenter, SegOutput
 
 WIDEST = 2048
-"""Channels of one convolution over several heads. More gains nothing, and so the memory for what stands between
-features and logits does not grow with the number of heads."""
+"""Channels of one convolution over several heads. More gains nothing, and so the memory for what stands
+between features and logits does not grow with the number of heads."""
 
 EXAMPLE = 64  # side in pixels of the image that shows which normalisation follows which convolution
 
