@@ -113,8 +113,13 @@ class TrainConfig:
         device: auto, cpu or cuda.
         devices: Number of processes, one a device (data parallel).
         workers: Loader processes of each device.
-        feature_budget: Most GiB that kept features, of training and validation images each, may take. What
-            does not fit is not kept, and a line says so; 0 keeps none.
+        feature_views: Where the trunk is frozen, this many random views of every image go through it once and
+            their features are kept; training draws among them. 0 = exact mode: a new view, and the trunk, in
+            every iteration (recipes of published tables pin it).
+        feature_budget: Most GiB that kept features may take, those of training and of validation images each.
+            What does not fit is not kept, and a line says so; 0 keeps none.
+        feature_store: ram or disk: a file in the run's folder that is mapped into memory (as it always is
+            with several devices).
         channels_last: Memory format of the images; faster for most CNNs.
         log_every: Iterations between two lines of the log.
     """
@@ -146,7 +151,9 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
     workers: int = 2
+    feature_views: int = 4
     feature_budget: float = 4.0
+    feature_store: Literal["ram", "disk"] = "ram"
     channels_last: bool = True
     log_every: int = 10
 
@@ -194,6 +201,10 @@ class RunPaths:
     @property
     def checkpoint(self) -> Path:
         return self.root / "last.ckpt"
+
+    @property
+    def features(self) -> Path:
+        return self.root / "features.bin"
 
     def model(self, step: int) -> Path:
         return self.root / "steps" / f"{step:02d}" / "model"

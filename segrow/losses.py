@@ -28,12 +28,13 @@ def one_vs_rest(logits: Tensor, target: Tensor) -> Tensor:
 
     Args:
         logits: B C H W.
-        target: B H W in [0, C); negative = ignored.
+        target: B H W in [0, C]; C = none of these channels; negative = ignored.
 
     Returns:
         B H W; 0 where ignored.
     """
-    hit = logits.gather(1, target.clamp(min=0).unsqueeze(1)).squeeze(1)
+    n = logits.shape[1]
+    hit = logits.gather(1, target.clamp(0, n - 1).unsqueeze(1)).squeeze(1).masked_fill(target == n, 0.0)
     return (F.softplus(logits).sum(1) - hit).masked_fill(target < 0, 0.0)
 
 

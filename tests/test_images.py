@@ -111,6 +111,47 @@ def test_saliency_is_whatever_is_not_zero(tmp_path: Path) -> None:
         np.testing.assert_array_equal(files.read_saliency(tmp_path / f"{number}.png"), GREY != 0)
 
 
+def png(depth: int, kind: int, lines: bytes, size: tuple[int, int], interlaced: int = 0) -> bytes:
+    """A PNG file: rows with their filter byte, uncompressed; size is width and height."""
+
+    def block(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", *size, depth, kind, 0, 0, interlaced)
+    palette = block(b"PLTE", bytes(range(256)) * 3) if kind == 3 else b""
+    packed = zlib.compress(lines)
+    parts = [block(b"IDAT", packed[:5]), block(b"IDAT", packed[5:])]
+    return b"\x89PNG\r\n\x1a\n" + block(b"IHDR", header) + palette + b"".join(parts) + block(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("depth", "kind"), [(8, 3), (8, 0), (1, 0), (1, 3), (2, 3), (4, 0), (16, 0)])
+@pytest.mark.parametrize("width", [1, 7, 8, 13])
+def test_masks_that_are_read_without_pil_are_what_pil_reads(
+    tmp_path: Path, depth: int, kind: int, width: int
+) -> None:
+    path, row = tmp_path / "a.png", (width * depth + 7) // 8
+    for filters in (b"\0\0\0", b"\0\1\2"):
+        body = RNG.integers(0, 256, (3, row), dtype=np.uint8)
+        lines = b"".join(bytes([f]) + line.tobytes() for f, line in zip(filters, body, strict=True))
+        path.write_bytes(png(depth, kind, lines, (width, 3)))
+        ignore = 255 if depth < 16 else 65535
+        with Image.open(path) as image:
+            expected = np.asarray(image).astype(np.uint16)
+        np.testing.assert_array_equal(files.read_mask(path, ignore), expected)
+        np.testing.assert_array_equal(files.read_saliency(path), expected != 0)
+        simple = (depth, kind) in ((8, 3), (8, 0), (1, 0)) and not any(filters)
+        assert (files._plain_png(path) is not None) == simple
+
+
+def test_a_mask_whose_header_was_damaged_is_refused(tmp_path: Path) -> None:
+    content = bytearray(png(1, 0, b"\0\xff\0\xff", (8, 2)))
+    content[19] = 7  # the width; the row still has one byte
+    (tmp_path / "a.png").write_bytes(content)
+    for read in (files.read_saliency, lambda path: files.read_mask(path, 255)):
+        with pytest.raises(UserError, match="cannot be decoded"):
+            read(tmp_path / "a.png")
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["PNG", "JPEG", "TIFF", "BMP", "WEBP"]), st.data())
 def test_damaged_files_give_an_array_or_one_line(tmp_path: Path, kind: str, data: st.DataObject) -> None:

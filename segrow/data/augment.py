@@ -170,36 +170,51 @@ def _visible(view: View) -> tuple[int, int, int, int]:
 
 
 def _place(part: np.ndarray, view: View, fill: int | tuple[int, ...]) -> np.ndarray:
-    """Put the visible part into the padded crop, and flip."""
-    top, left, bottom, right = _visible(view)
+    """Put the visible part, flipped already where the view is, into the padded crop."""
     if part.shape[:2] == view.crop:
-        out = part
-    else:
-        out = np.empty((*view.crop, *part.shape[2:]), part.dtype)
-        out[:] = fill
-        out[top - view.top : bottom - view.top, left - view.left : right - view.left] = part
-    return np.array(out[:, ::-1] if view.flip else out, order="C")  # a copy: PIL's arrays are read-only
-
-
-def cut_image(image: np.ndarray, view: View, fill: tuple[int, int, int]) -> np.ndarray:
-    """Bilinear (antialiased) view of a uint8 H W 3 image; padding has the colour `fill`."""
-    image = view.source(image)
+        return np.array(part, order="C")  # a copy: PIL's arrays are read-only
     top, left, bottom, right = _visible(view)
-    if image.shape[:2] == view.size:
-        return _place(image[top:bottom, left:right], view, fill)
-    down, across = image.shape[0] / view.size[0], image.shape[1] / view.size[1]
-    box = (left * across, top * down, right * across, bottom * down)
-    resized = Image.fromarray(image).resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box)
-    return _place(np.asarray(resized), view, fill)
+    first = view.left + view.crop[1] - right if view.flip else left - view.left
+    out = np.empty((*view.crop, *part.shape[2:]), part.dtype)
+    out[:] = np.full(out.shape[1:], fill, out.dtype)  # a row at a time: a colour at a time is slow
+    out[top - view.top : bottom - view.top, first : first + right - left] = part
+    return out
+
+
+def cut_image(image: np.ndarray | Image.Image, view: View, fill: tuple[int, int, int]) -> np.ndarray:
+    """Bilinear (antialiased) view of a uint8 H W 3 image; padding has the colour `fill`.
+
+    Args:
+        image: Best an RGB image of PIL as `files.open_image` gives it: PIL resizes, and would copy an array.
+    """
+    source = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    if view.part is not None:
+        y, x, rows, columns = view.part
+        source = source.crop((x, y, x + columns, y + rows))
+    top, left, bottom, right = _visible(view)
+    if (source.height, source.width) == view.size:
+        shown = source.crop((left, top, right, bottom))
+    else:
+        down, across = source.height / view.size[0], source.width / view.size[1]
+        box = (left * across, top * down, right * across, bottom * down)
+        shown = source.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box)
+    if view.flip:
+        shown = shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return _place(np.asarray(shown), view, fill)
 
 
 def cut_map(mask: np.ndarray, view: View, fill: int) -> np.ndarray:
     """Nearest-neighbour view of an H W map of ids; padding has the value `fill`."""
     mask = view.source(mask)
     top, left, bottom, right = _visible(view)
-    if mask.shape == view.size:
-        return _place(mask[top:bottom, left:right], view, fill)
     # pixel centres, as PIL and torchvision's nearest-exact place them; whole numbers round no tie
     rows = (2 * np.arange(top, bottom) + 1) * mask.shape[0] // (2 * view.size[0])
     columns = (2 * np.arange(left, right) + 1) * mask.shape[1] // (2 * view.size[1])
-    return _place(mask[rows[:, None], columns], view, fill)
+    # columns first, on the rows that are seen at all: rows are copied whole, and may be copied more than once
+    mask = mask[rows[0] : rows[-1] + 1]
+    columns = columns[::-1] if view.flip else columns
+    if len(mask) > len(rows):
+        shown = mask.take(rows - rows[0], 0).take(columns, 1)
+    else:
+        shown = mask.take(columns, 1).take(rows - rows[0], 0)
+    return _place(shown, view, fill)

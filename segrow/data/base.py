@@ -7,9 +7,10 @@ from typing import Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..errors import UserError
-from .files import read_image, read_mask, read_saliency, upright_size
+from .files import open_image, read_image, read_mask, read_saliency, upright_size
 from .index import Presence, Values, index
 
 __all__ = ["IMAGE_SUFFIXES", "Presence", "SegDataset", "Split", "find_root", "list_stems", "match_pairs"]
@@ -59,6 +60,15 @@ class SegDataset(abc.ABC):
         return read_image(self.image_path(split, image_id))
 
     @final
+    def picture(self, split: Split, image_id: str) -> Image.Image:
+        """The same for those who resize it with PIL: an RGB image, upright, decoded.
+
+        Raises:
+            UserError: A file that is missing or cannot be decoded.
+        """
+        return open_image(self.image_path(split, image_id))
+
+    @final
     def mask(self, split: Split, image_id: str) -> NDArray[np.uint8] | NDArray[np.uint16]:
         """The mask: raw ids, H x W, uint8 (uint16 where the ignore id is 65535).
 
@@ -68,15 +78,18 @@ class SegDataset(abc.ABC):
         return read_mask(self.mask_path(split, image_id), self.ignore_id)
 
     @final
-    def saliency(self, split: Split, image_id: str) -> NDArray[np.uint8]:
+    def saliency(self, split: Split, image_id: str, size: tuple[int, ...] | None = None) -> NDArray[np.uint8]:
         """The saliency map: uint8 H x W, 1 = salient.
+
+        Args:
+            size: Height and width of the mask, where they are known; else its file says them.
 
         Raises:
             UserError: A file that is missing, cannot be decoded or has another size than the mask.
         """
         path = self.saliency_path(split, image_id)
         saliency = read_saliency(path)
-        size = upright_size(self.mask_path(split, image_id), "mask")
+        size = size or upright_size(self.mask_path(split, image_id), "mask")
         if saliency.shape != size:
             raise UserError(
                 f"saliency map {path} is {saliency.shape[1]}x{saliency.shape[0]} pixels (width x height), "

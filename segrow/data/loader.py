@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..batch import Batch
 from ..errors import LeakError, UserError
@@ -24,11 +24,16 @@ from .base import SegDataset, Split
 
 @dataclass(frozen=True)
 class Draw:
-    """One position of a batch: an image of the step, or an exemplar, and the seed of its view."""
+    """One position of a batch: an image of the step, or an exemplar, and the seed of its view.
+
+    Attributes:
+        turn: How often this image, or exemplar, was drawn before in the step.
+    """
 
     index: int
     from_memory: bool
     seed: tuple[int, ...]
+    turn: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,22 @@ class EpochPlan:
         """Updates of an epoch; the rest of the images comes in another epoch (drop_last)."""
         return self.n_images // self.batch_size
 
+    @property
+    def replayed(self) -> int:
+        """Positions of a batch that are exemplars."""
+        return self.batch_size // 2 if self.n_exemplars else 0
+
+    def turns(self, epochs: int) -> tuple[int, int]:
+        """How often an image of the step, and an exemplar, is drawn at most in so many epochs."""
+        updates = epochs * self.iterations
+        if not self.n_exemplars:
+            return epochs, 0
+        own = self.batch_size - self.replayed
+        return -(-updates * own // self.n_images), -(-updates * self.replayed // self.n_exemplars)
+
     def batches(self, epoch: int) -> Iterator[list[Draw]]:
         """The batches of one epoch."""
-        replayed = self.batch_size // 2 if self.n_exemplars else 0
+        replayed = self.replayed
         own = self.batch_size - replayed
         for iteration in range(self.iterations):
             key = (self.seed, self.step, epoch, iteration)
@@ -63,17 +81,17 @@ class EpochPlan:
                 start = (epoch * self.iterations + iteration) * replayed
                 exemplars = [self._image(start + k, self.n_exemplars, 2) for k in range(replayed)]
                 order = np.random.default_rng([*key, self.batch_size]).permutation(self.batch_size)
-                mixed = [(i, False) for i in images] + [(i, True) for i in exemplars]
-                pairs = [mixed[k] for k in order]
+                mixed = [(*i, False) for i in images] + [(*i, True) for i in exemplars]
+                drawn = [mixed[k] for k in order]
             else:
                 base = epoch * self.n_images + iteration * self.batch_size
-                pairs = [(self._image(base + k, self.n_images, 1), False) for k in range(self.batch_size)]
-            yield [Draw(i, m, (*key, position)) for position, (i, m) in enumerate(pairs)]
+                drawn = [(*self._image(base + k, self.n_images, 1), False) for k in range(self.batch_size)]
+            yield [Draw(i, m, (*key, position), turn) for position, (i, turn, m) in enumerate(drawn)]
 
-    def _image(self, position: int, length: int, stream: int) -> int:
-        """Element of the endless sequence of permutations of range(length)."""
+    def _image(self, position: int, length: int, stream: int) -> tuple[int, int]:
+        """Element of the endless sequence of permutations of range(length), and how often it came before."""
         turn, offset = divmod(position, length)
-        return int(self._permutation(turn, length, stream)[offset])
+        return int(self._permutation(turn, length, stream)[offset]), turn
 
     def _permutation(self, turn: int, length: int, stream: int) -> np.ndarray:
         key = (self.seed, self.step, turn, length, stream)
@@ -125,9 +143,14 @@ def guard(labels: np.ndarray, visible: frozenset[int], image_id: str, step: int)
     Raises:
         LeakError: Naming the image and the classes.
     """
-    # bincount is several times faster than unique; the labels start at UNKNOWN = -2
-    present = set((np.flatnonzero(np.bincount(labels.ravel() + 2)) - 2).tolist())
-    leaked = present - visible - {0, -1}
+    permitted = visible | {0, -1}
+    # deleting the permitted bytes is many times faster than np.unique; labels start at UNKNOWN = -2
+    narrow = labels.size and labels.min() >= -2 and labels.max() < 254
+    if narrow and not (labels + 2).astype(np.uint8).tobytes().translate(
+        None, bytes(c + 2 for c in permitted if c < 254)
+    ):
+        return
+    leaked = set(np.unique(labels).tolist()) - permitted
     if leaked:
         raise LeakError(
             f"image {image_id} shows classes {sorted(leaked)} at step {step}, "
@@ -188,34 +211,79 @@ class StepImages(Dataset[Item | UserError | LeakError]):
             return error
 
     def _item(self, draw: Draw) -> Item:
-        rng = np.random.default_rng(draw.seed)
-        if draw.from_memory:
-            image_id = self.exemplars[draw.index].image
-            table, visible = self.exemplar_tables[draw.index], self.exemplar_visible[draw.index]
-        else:
-            image_id, table, visible = self.images[draw.index], self.table, self.visible
-        image = self.data.image("train", image_id)
+        image_id = self.image_id(draw)
+        raw = self.raw(image_id, np.random.default_rng(draw.seed))
+        labels, aux = self.label(draw, raw.mask, raw.saliency)
+        return Item(raw.image, labels, draw.from_memory, aux, image_id)
+
+    def image_id(self, draw: Draw) -> str:
+        """Of the image that a draw shows."""
+        return self.exemplars[draw.index].image if draw.from_memory else self.images[draw.index]
+
+    def raw(self, image_id: str, rng: np.random.Generator) -> "RawView":
+        """A random view of a training image, before any table of labels.
+
+        Raises:
+            UserError: When a file cannot be read, or image and mask differ in size.
+        """
+        image = self.data.picture("train", image_id)
         mask = self.data.mask("train", image_id)
-        if image.shape[:2] != mask.shape:
-            raise UserError(
-                f"image {image_id} is {image.shape[:2]}, its mask {mask.shape}; they must be equal"
-            )
+        size = image.height, image.width
+        if size != mask.shape:
+            raise UserError(f"image {image_id} is {size}, its mask {mask.shape}; they must be equal")
         view = self.augmentation.view(mask.shape, rng)
         if self.void == "background":
             mask = np.where(mask == self.data.ignore_id, mask.dtype.type(0), mask)
-        aux = {}
+        saliency = None
         if "saliency" in self.aux:
-            aux["saliency"] = torch.from_numpy(cut_map(self.data.saliency("train", image_id), view, 0) > 0)
+            salient = self.data.saliency("train", image_id, mask.shape)
+            saliency = cut_map(salient, view, 0).view(np.bool_)
+        pixels = torch.from_numpy(cut_image(image, view, self.augmentation.colour)).permute(2, 0, 1)
+        return RawView(pixels, cut_map(mask, view, self.pad_id), saliency)
+
+    def label(
+        self, draw: Draw, mask: np.ndarray, saliency: np.ndarray | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a view shows in this step: int16 H W labels and the extra maps.
+
+        Args:
+            mask: H W raw ids.
+            saliency: bool H W; None when the method asks for none.
+
+        Raises:
+            LeakError: When the labels show what the step, or the exemplar, may not see.
+        """
+        if draw.from_memory:
+            table, visible = self.exemplar_tables[draw.index], self.exemplar_visible[draw.index]
+        else:
+            table, visible = self.table, self.visible
+        labels = table.take(mask, mode="clip")
+        guard(labels, visible, self.image_id(draw), self.step)
+        aux = {}
+        if saliency is not None:
+            aux["saliency"] = torch.from_numpy(saliency)
         if "everything" in self.aux:
-            aux["everything"] = torch.ones(view.crop, dtype=torch.bool)
-        labels = table[cut_map(mask, view, self.pad_id)]
-        guard(labels, visible, image_id, self.step)
+            aux["everything"] = torch.ones(labels.shape, dtype=torch.bool)
         if draw.from_memory and self.unshifted:
             labels = unshift(labels)
             # the labels say already what is unknown; class 1, now 0, stays background
             aux = {name: torch.zeros_like(value) for name, value in aux.items()}
-        pixels = torch.from_numpy(cut_image(image, view, self.augmentation.colour)).permute(2, 0, 1)
-        return Item(pixels, torch.from_numpy(labels), draw.from_memory, aux, image_id)
+        return torch.from_numpy(labels), aux
+
+
+@dataclass(frozen=True)
+class RawView:
+    """One view of one image before any table of labels: what no step changes.
+
+    Attributes:
+        image: uint8 3 H W.
+        mask: H W raw ids.
+        saliency: bool H W, or None.
+    """
+
+    image: Tensor
+    mask: np.ndarray
+    saliency: np.ndarray | None
 
 
 class EvalImages(Dataset[Item | UserError | LeakError]):
@@ -256,13 +324,13 @@ class EvalImages(Dataset[Item | UserError | LeakError]):
     def _item(self, image_id: str) -> Item:
         mask = self.data.mask(self.split, image_id)
         view = centre_view(mask.shape, self.crop) if self.crop else whole_view(mask.shape)
-        labels = self.table[cut_map(mask, view, self.data.ignore_id)]
+        labels = self.table.take(cut_map(mask, view, self.data.ignore_id), mode="clip")
         if self.guarded:
             visible, step = self.guarded
             guard(labels, visible, image_id, step)
         pixels = torch.empty(3, 0, 0, dtype=torch.uint8)
         if self.pixels:
-            image = self.data.image(self.split, image_id)
+            image = self.data.picture(self.split, image_id)
             pixels = torch.from_numpy(cut_image(image, view, (0, 0, 0))).permute(2, 0, 1)
         return Item(pixels, torch.from_numpy(labels), False, {}, image_id)
 
@@ -277,11 +345,13 @@ def collate(items: Sequence[Item | UserError | LeakError]) -> Loaded | UserError
         if not isinstance(item, Item):
             return item
         good.append(item)
+    # default_collate stacks straight into memory that a worker shares with the main process; images are
+    # stacked as PIL has them, colours last, which is the layout `channels_last` asks for
     batch = Batch(
-        images=torch.stack([i.image for i in good]),
-        labels=torch.stack([i.labels for i in good]),
+        images=default_collate([i.image.permute(1, 2, 0) for i in good]).permute(0, 3, 1, 2),
+        labels=default_collate([i.labels for i in good]),
         from_memory=torch.tensor([i.from_memory for i in good]),
-        aux={name: torch.stack([i.aux[name] for i in good]) for name in good[0].aux},
+        aux={name: default_collate([i.aux[name] for i in good]) for name in good[0].aux},
     )
     return batch, [i.image_id for i in good]
 
@@ -312,4 +382,6 @@ def to_device(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
         labels=batch.labels.to(device, non_blocking=True).long(),
         from_memory=batch.from_memory.to(device, non_blocking=True),
         aux={name: value.to(device, non_blocking=True) for name, value in batch.aux.items()},
+        parts=tuple(part.to(device, non_blocking=True) for part in batch.parts),
+        verdict=None if batch.verdict is None else batch.verdict.to(device, non_blocking=True),
     )

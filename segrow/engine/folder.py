@@ -26,6 +26,7 @@ FREE = frozenset(
         "train.log_every",
         "train.val_batch_size",
         "train.device",
+        "train.feature_store",
     }
 )
 

@@ -29,13 +29,15 @@ from ..model.store import load_model, save_model
 from .checkpoint import Checkpoint, write_atomic, write_json
 from .cost import Stopwatch, parameter_counts, peak_memory, reset_peak_memory, stored_bytes
 from .exemplars import Chooser
+from .features import FeatureStore, keep_features
 from .folder import META, check_base, check_data, check_folder, configuration, images_hash, read_results
 from .log import Display
+from .machine import Machine
 from .records import SHARED, all_remarks, base_remark, empty_results, model_meta
 from .scan import scan
 from .select import Selection, new_classes_score
 from .setup import Prepared, check_ranges, is_first_process, make_fabric, prepare
-from .step import Machine, StepTrainer, mix_seed
+from .step import StepTrainer, epoch_plan, mix_seed
 from .val_features import GIB, KeptFeatures
 from .validate import Validation
 
@@ -88,6 +90,10 @@ class Run:
         self.paths = RunPaths(machine.root)
         self.fabric: Fabric = machine.fabric
         self.results: dict[str, Any] = {}
+        in_file = self.config.train.feature_store == "disk" or self.fabric.world_size > 1
+        self.store = FeatureStore(
+            int(self.config.train.feature_budget * GIB), self.paths.features if in_file else None
+        )
         self._fresh: Segmenter | None = None
         self._base: Path | None = None  # a model directory that stands for the base step
 
@@ -200,7 +206,9 @@ class Run:
         epochs = train.epochs if step or train.step0_epochs is None else train.step0_epochs
         updates = epochs * (len(images) // train.batch_size)
         selection = self._selection(step, model, updates, resume) if train.select == "best" else None
-        trainer = StepTrainer(self.machine, self.method, ctx, images, epochs, resume, selection)
+        plan = epoch_plan(self.machine, step, images)
+        features = keep_features(self.store, self.machine, self.method, ctx, images, plan, epochs)
+        trainer = StepTrainer(self.machine, self.method, ctx, images, epochs, resume, selection, features)
         seconds = trainer.fit()
         if not all(
             bool(p.isfinite().all()) for p in model.parameters()
@@ -217,6 +225,7 @@ class Run:
                 "trainable": trainable,
                 "parameters": total,
                 "exemplars": len(exemplars),
+                "features": features.record() if features else None,
             }
             if selection:
                 training["selected"] = selection.record()
@@ -269,7 +278,9 @@ class Run:
         exemplars = from_json(folder / "memory.json")
         check_memory(exemplars, self.scenario, step)
         model.to(self.fabric.device)
-        teacher = copy.deepcopy(model).eval().requires_grad_(False)
+        # a trunk that will not change need not be there twice
+        shared = {id(model.trunk): model.trunk} if self.method.freezes_trunk else {}
+        teacher = copy.deepcopy(model, shared).eval().requires_grad_(False)
         model.grow(len(self.scenario.steps[step].classes), step)
         return model.to(self.fabric.device), teacher, str(meta["hashes"]["model"]), exemplars
 

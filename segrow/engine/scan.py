@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from ..batch import Batch
 from ..data.loader import Loaded, StepImages, collate, iterate, to_device, worker_count
 from ..errors import LeakError, UserError
-from .step import Machine
+from .machine import Machine
 
 
 def scan(images: StepImages, machine: Machine) -> Iterator[Batch]:

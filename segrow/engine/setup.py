@@ -102,6 +102,7 @@ def check_ranges(config: RunConfig) -> None:
         "weight_decay",
         "clip",
         "workers",
+        "feature_views",
         "feature_budget",
     )
     named = {f"train.{name}": getattr(train, name) for name in rates}

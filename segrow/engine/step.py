@@ -1,8 +1,7 @@
 """The training step in plain sight: one step of a run, from the first update to the last."""
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -28,7 +27,9 @@ from ..losses import rate_factor
 from ..methods.base import Method, StepContext
 from .checkpoint import Checkpoint
 from .cost import Stopwatch
-from .log import Display, RunLog, TrainingBar
+from .features import StepFeatures
+from .log import RunLog, TrainingBar
+from .machine import Machine
 from .select import Selection
 
 
@@ -42,9 +43,17 @@ class Objective(nn.Module):
         self._ctx = ctx
 
     def forward(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of a Batch by name ("aux.NAME" for the extra maps) -> named scalar losses."""
+        """Tensors of a Batch by name ("aux.NAME", "parts.0") -> named scalar losses."""
         aux = {k.removeprefix("aux."): v for k, v in tensors.items() if k.startswith("aux.")}
-        batch = Batch(tensors["images"], tensors["labels"], tensors["from_memory"], aux)
+        parts = tuple(v for k, v in tensors.items() if k.startswith("parts."))
+        batch = Batch(
+            tensors["images"],
+            tensors["labels"],
+            tensors["from_memory"],
+            aux,
+            parts=parts,
+            verdict=tensors.get("verdict"),
+        )
         return self._method.loss(self._ctx, batch)
 
 
@@ -52,29 +61,11 @@ def chunks(batch: Batch, parts: int) -> list[dict[str, Tensor]]:
     """A batch in equal parts (gradient accumulation), as the tensors that `Objective` takes."""
     tensors = {"images": batch.images, "labels": batch.labels, "from_memory": batch.from_memory}
     tensors |= {f"aux.{name}": value for name, value in batch.aux.items()}
+    tensors |= {f"parts.{k}": value for k, value in enumerate(batch.parts)}
+    if batch.verdict is not None:
+        tensors["verdict"] = batch.verdict
     split = {name: value.chunk(parts) for name, value in tensors.items()}
     return [{name: pieces[i] for name, pieces in split.items()} for i in range(len(split["images"]))]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What all steps of a run share.
-
-    Attributes:
-        fabric: Devices, processes, precision.
-        precision: The precision plugin of `fabric`; its loss scaler is part of a checkpoint.
-        train: Options.
-        seed: Of the run.
-        root: The run's folder.
-        display: Progress bar.
-    """
-
-    fabric: Fabric
-    precision: Precision
-    train: TrainConfig
-    seed: int
-    root: Path
-    display: Display
 
 
 class StepTrainer:
@@ -88,6 +79,7 @@ class StepTrainer:
         epochs: Epochs of this step.
         resume: Where to continue.
         selection: Chooses among the weights that the step passes through; None: the last ones.
+        features: Kept features to train on; None: the images themselves.
     """
 
     def __init__(
@@ -99,9 +91,10 @@ class StepTrainer:
         epochs: int,
         resume: Checkpoint | None,
         selection: Selection | None = None,
+        features: StepFeatures | None = None,
     ) -> None:
         self.machine, self.method, self.ctx, self.epochs = machine, method, ctx, epochs
-        self.selection = selection
+        self.selection, self.features = selection, features
         fabric, train = machine.fabric, machine.train
         groups = method.parameter_groups(ctx, *step_rates(train, ctx.step))
         self.rates = [float(group["lr"]) for group in groups]
@@ -120,7 +113,7 @@ class StepTrainer:
             if resume.scaler:
                 machine.precision.load_state_dict(resume.scaler)
         self.objective, self.optimizer = fabric.setup(Objective(method, ctx), optimizer)
-        plan = EpochPlan(len(images), len(images.exemplars), train.batch_size, machine.seed, ctx.step)
+        plan = epoch_plan(machine, ctx.step, images)
         self.batches = ShardedBatches(plan, fabric.global_rank, fabric.world_size)
         workers = worker_count(train.workers)
         self.loader: DataLoader[Loaded | UserError | LeakError] = DataLoader(
@@ -148,6 +141,9 @@ class StepTrainer:
         log = RunLog(machine.root, step, self.first, per_epoch) if first else None
         bar = machine.display.training(f"step {step}", self.epochs * per_epoch, self.first * per_epoch)
         try:
+            if self.features:
+                with self.watch:
+                    self.features.build()
             for epoch in range(self.first, self.epochs):
                 with self.watch:
                     terms = self._epoch(epoch, bar, log)
@@ -176,7 +172,7 @@ class StepTrainer:
         recent: list[dict[str, Tensor]] = []
         images: list[list[str]] = []
         shown: dict[str, float] = {}
-        for i, (loaded, ids) in enumerate(iterate(self.loader)):
+        for i, (loaded, ids) in enumerate(self._loaded()):
             batch = to_device(loaded, machine.fabric.device, machine.train.channels_last)
             self._set_rates(epoch * per_epoch + i)
             recent.append(self._update(batch))
@@ -192,6 +188,10 @@ class StepTrainer:
             if self.selection:
                 self.selection.look(epoch * per_epoch + i + 1)
         return shown
+
+    def _loaded(self) -> Iterator[Loaded]:
+        """The batches of the current epoch."""
+        return self.features.batches(self.batches) if self.features else iterate(self.loader)
 
     def _update(self, batch: Batch) -> dict[str, Tensor]:
         """Forward, backward and one optimizer step; returns the detached loss terms."""
@@ -245,6 +245,11 @@ def _means(fabric: Fabric, recent: list[dict[str, Tensor]], images: list[list[st
             terms = ", ".join(f"{name} = {v}" for name, v in zip(names, row, strict=True))
             raise NonFiniteLossError(f"the loss is not finite: {terms}; images: {', '.join(ids)}")
     return {name: sum(row[k] for row in values) / len(values) for k, name in enumerate(names)}
+
+
+def epoch_plan(machine: Machine, step: int, images: StepImages) -> EpochPlan:
+    """The global batches of a step."""
+    return EpochPlan(len(images), len(images.exemplars), machine.train.batch_size, machine.seed, step)
 
 
 def mix_seed(*parts: int) -> int:

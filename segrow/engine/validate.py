@@ -8,7 +8,7 @@ from ..evaluate import Matrices, eval_loader, evaluate
 from ..methods.base import Method
 from ..model.segmenter import Segmenter
 from ..scenario import Scenario
-from .step import Machine
+from .machine import Machine
 from .val_features import KeptFeatures
 
 

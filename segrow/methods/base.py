@@ -9,17 +9,33 @@ import abc
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..batch import Batch
 from ..errors import UserError, near
-from ..model.segmenter import Segmenter, SegOutput
+from ..model.segmenter import Segmenter, SegOutput, TrunkOutput
 
 ParameterGroup = dict[str, Any]
+
+
+class TrainedChannels(NamedTuple):
+    """Logits of the channels that train, and where each class stands among them.
+
+    Attributes:
+        logits: B n h w: classes in order, then unknown where it trains.
+        place: int64 C + 1: position among the n of class index 0..C-1 and of unknown (C); n = not among them.
+    """
+
+    logits: Tensor
+    place: Tensor
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 class StepContext:
@@ -49,6 +65,7 @@ class StepContext:
         self.known_before = known_before
         self.shares_trunk = False
         self._scan = scan
+        self._trained: tuple[list[int], bool, Tensor] | None = None
 
     def share_frozen_trunk(self) -> None:
         """Run a wholly frozen trunk once an iteration for student and teacher (after `begin_step`)."""
@@ -66,6 +83,31 @@ class StepContext:
             return self.model.classify(*self._trunk(batch, before))
         out: SegOutput = self.model(batch.images, before)
         return out
+
+    def forward_trained(self, batch: Batch) -> TrainedChannels:
+        """The student's channels that train, for losses in which every channel is a problem of its own.
+
+        Under a frozen trunk a frozen head adds a constant to such a loss, so it need not run. Where the trunk
+        trains, the old heads' terms teach it too, and all channels are there.
+        """
+        if self._trained is None:
+            self._trained = self._find_trained(batch.labels.device)
+        heads, unknown, place = self._trained
+        features = self._trunk(batch, False)[0] if self.shares_trunk else self.model.features(batch.images)[0]
+        return TrainedChannels(self.model.classify_some(features, heads, unknown), place)
+
+    def _find_trained(self, device: torch.device) -> tuple[list[int], bool, Tensor]:
+        """Indices of the heads that a loss must see, whether unknown is one, and `TrainedChannels.place`."""
+        model = self.model
+        heads = [k for k, head in enumerate(model.heads) if not self.shares_trunk or _trains(head)]
+        unknown = model.unknown is not None and _trains(model.unknown)
+        channels = [c for k in heads for c in range(model.layout[k].start, model.layout[k].stop)]
+        count = len(channels) + unknown
+        place = torch.full((self.known + 1,), count, device=device)
+        place[channels] = torch.arange(len(channels), device=device)
+        if unknown:
+            place[self.known] = count - 1
+        return heads, unknown, place
 
     @torch.no_grad()
     def teach(self, batch: Batch, before: bool = False) -> SegOutput:
@@ -87,7 +129,11 @@ class StepContext:
     def _trunk(self, batch: Batch, before: bool) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         if batch.trunk is None:
             with torch.no_grad():
-                batch.trunk = self.model.features(batch.images, before)
+                if batch.parts:
+                    dtype = self.model.mean.dtype  # they are kept in fewer digits
+                    batch.trunk = TrunkOutput(self.model.trunk.join(tuple(p.to(dtype) for p in batch.parts)))
+                else:
+                    batch.trunk = self.model.features(batch.images, before)
         return batch.trunk
 
     def scan(self) -> Iterator[Batch]:
@@ -204,9 +250,23 @@ class Method(abc.ABC):
         """Whether `pseudo_labels` does anything."""
         return False
 
+    def verdict(self, ctx: StepContext, teacher: SegOutput, size: Sequence[int]) -> Tensor | None:
+        """What the teacher says of every pixel, whatever its label; None when the loss asks nothing of it.
+
+        Kept beside cached features, so that its heads run once a view, and handed back as `Batch.verdict`:
+        int16 B H W, in [-2, known_before).
+        """
+        return None
+
     @property
     def freezes_trunk(self) -> bool:
         """Whether increments leave the trunk as the base step made it, batch normalisations too."""
+        return False
+
+    @property
+    def needs_features_only(self) -> bool:
+        """Whether the loss of an increment reads images only through `ctx.forward`, `forward_trained` and
+        `teach`, and of these no `stages` or `before`: then features of a frozen trunk can be cached."""
         return False
 
     def end_step(self, ctx: StepContext) -> None:

@@ -5,7 +5,7 @@
 
 import abc
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..argmax import by_bands
 from ..batch import Batch
 from ..errors import UserError
 from ..losses import (
@@ -35,6 +36,7 @@ Init = Literal["background", "unknown", "random"]
 Freeze = Literal["none", "trunk", "old_heads"]
 Pseudo = Literal["none", "threshold", "entropy"]
 Median = Literal["exact", "reference"]
+UNSURE, NO_CLASS = -1, -2  # of a verdict: to be ignored; says nothing
 LEAST_SIDE = max(POD_SCALES)  # of maps that local POD can cut
 
 
@@ -115,6 +117,10 @@ class Composed(Method, abc.ABC):
     def freezes_trunk(self) -> bool:
         return self.freeze != "none" and self.freezes_norms
 
+    @property
+    def needs_features_only(self) -> bool:
+        return True
+
     # ---- before the step
 
     def begin_step(self, ctx: StepContext) -> None:
@@ -163,35 +169,78 @@ class Composed(Method, abc.ABC):
 
         The arg max runs over all its channels, unknown included (METHODS 2, step t > 0).
         """
-        score, best = self._probabilities(teacher, labels).max(1)
-        certain = (score >= self.threshold) & (best > 0) & (best < teacher.logits.shape[1])
-        return torch.where(_unannotated(labels) & certain, best, labels)
+        return self.fill(self._certain(teacher, labels.shape[-2:]), labels).labels
 
     def targets(self, ctx: StepContext, teacher: SegOutput, labels: Tensor) -> Targets:
-        """The labels of a batch at step t > 0, pseudo-labels filled in.
+        """The labels of a batch at step t > 0, pseudo-labels filled in: `verdict`, then `fill`."""
+        return self.fill(self.verdict(ctx, teacher, labels.shape[-2:]), labels)
 
-        Where an image is annotated with an old class, as an exemplar can be, that annotation stays.
+    def judged(self, ctx: StepContext, batch: Batch, teacher: SegOutput | None = None) -> Tensor | None:
+        """The teacher's verdict on a batch: the kept one, or a new one.
+
+        Args:
+            teacher: Its output, where it has been computed.
+        """
+        if batch.verdict is not None or self.pseudo == "none":
+            return batch.verdict
+        return self.verdict(ctx, teacher or ctx.teach(batch), batch.labels.shape[-2:])
+
+    def verdict(self, ctx: StepContext, teacher: SegOutput, size: Sequence[int]) -> Tensor | None:
+        """The class that fills a pixel without annotation; UNSURE = ignore it, NO_CLASS = leave it.
+
+        Returns:
+            int16 B H W; None with pseudo none.
 
         Raises:
             RuntimeError: For pseudo entropy before `gather`.
         """
         if self.pseudo == "none":
-            return Targets(labels, torch.ones(len(labels), device=labels.device))
+            return None
         if self.pseudo == "threshold":
-            return Targets(self.pseudo_labels(teacher, labels), torch.ones(len(labels), device=labels.device))
+            return self._certain(teacher, size)
         if self._thresholds is None:
             raise RuntimeError("the entropy thresholds have not been gathered")
-        p = self._probabilities(teacher, labels)
-        best = p.argmax(1)
-        is_class, unannotated = best < ctx.known_before, _unannotated(labels)
-        limits = self._thresholds.to(p)[best.clamp(max=ctx.known_before - 1)]
-        certain = (self._entropy(p, ctx.known) < limits) & is_class
-        filled = torch.where(certain, best, IGNORE)
-        count, sure = unannotated.sum((1, 2)), (unannotated & certain).sum((1, 2))
-        share = sure.to(p.dtype) / count.clamp(min=1)
+        limits = self._thresholds
+
+        def decide(logits: Tensor, unknown: Tensor | None) -> Tensor:
+            p = self._scale(logits, unknown)
+            best = p.argmax(1)
+            certain = self._entropy(p, ctx.known) < limits.to(p)[best.clamp(max=ctx.known_before - 1)]
+            return torch.where(certain, best, UNSURE).masked_fill(best >= ctx.known_before, NO_CLASS)
+
+        return by_bands(teacher.logits, self._auxiliary(teacher), size, decide, torch.int16)
+
+    def _certain(self, teacher: SegOutput, size: Sequence[int]) -> Tensor:
+        """Verdict of pseudo threshold: the best channel, where that is an old class with score enough."""
+        known = teacher.logits.shape[1]
+
+        def decide(logits: Tensor, unknown: Tensor | None) -> Tensor:
+            score, best = self._scale(logits, unknown).max(1)
+            return best.masked_fill((score < self.threshold) | (best == 0) | (best == known), NO_CLASS)
+
+        return by_bands(teacher.logits, self._auxiliary(teacher), size, decide, torch.int16)
+
+    def fill(self, verdict: Tensor | None, labels: Tensor) -> Targets:
+        """Pseudo-labels into labels. Where an image is annotated, with old classes too as an exemplar can be,
+        that annotation stays.
+
+        Args:
+            verdict: B H W; None = there are none.
+            labels: B H W, UNKNOWN and IGNORE included.
+        """
+        if verdict is None:
+            return Targets(labels, torch.ones(len(labels), device=labels.device))
+        judged = _unannotated(labels) & (verdict != NO_CLASS)
+        filled = torch.where(judged, verdict.to(labels.dtype), labels).masked_fill(
+            judged & (verdict == UNSURE), IGNORE
+        )
+        if self.pseudo == "threshold":
+            return Targets(filled, torch.ones(len(labels), device=labels.device))
+        count, sure = _unannotated(labels).sum((1, 2)), (judged & (verdict != UNSURE)).sum((1, 2))
+        share = sure.double() / count.clamp(min=1)
         if self.median == "exact":
             share = torch.where(count > 0, share, 1.0)
-        return Targets(torch.where(unannotated & is_class, filled, labels), share)
+        return Targets(filled, share)
 
     def _entropies(self, ctx: StepContext) -> Iterator[tuple[Tensor, Tensor]]:
         """Entropy and class, by the teacher, of the unannotated pixels of the step's images."""
@@ -213,8 +262,17 @@ class Composed(Method, abc.ABC):
 
     def _probabilities(self, out: SegOutput, labels: Tensor) -> Tensor:
         """Scores of all channels at the labels' size, unknown last: B K(+1) H W."""
-        x = upsample(self.channels(out.logits, out.unknown), labels.shape[-2:])
+        size = labels.shape[-2:]
+        unknown = self._auxiliary(out)
+        return self._scale(upsample(out.logits, size), None if unknown is None else upsample(unknown, size))
+
+    def _scale(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
+        """Logits -> scores of all channels, unknown last."""
+        x = self.channels(logits, unknown)
         return x.softmax(1) if self.softmax else x.sigmoid()
+
+    def _auxiliary(self, out: SegOutput) -> Tensor | None:
+        return out.unknown if self.unknown_head else None
 
     def channels(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
         """Classes, then the auxiliary channel: the class index stays the channel."""
@@ -261,6 +319,15 @@ class Distilling(Composed, abc.ABC):
                 f"{backbone.name}; use a resnet or mobilenet, or --method.pod 0"
             )
 
+    @property
+    def needs_features_only(self) -> bool:
+        return not (self.mse or self.pod)
+
+    @property
+    def held(self) -> bool:
+        """Whether a term compares with the teacher's own output."""
+        return bool(self.kd or self.mse or self.pod or self.pod_logits)
+
     def loss(self, ctx: StepContext, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy, ignored pixels in its denominator too (METHODS 3), and what holds old classes."""
         size = batch.labels.shape[-2:]
@@ -268,9 +335,10 @@ class Distilling(Composed, abc.ABC):
             logits = upsample(ctx.forward(batch).logits, size)
             return {"ce": cross_entropy(logits, batch.labels).mean()}
         before = self.pod > 0
-        out, teacher = ctx.forward(batch, before), ctx.teach(batch, before)
+        out = ctx.forward(batch, before)
+        teacher = ctx.teach(batch, before) if self.held else None
         logits = upsample(out.logits, size)
-        labels, confident = self.targets(ctx, teacher, batch.labels)
+        labels, confident = self.fill(self.judged(ctx, batch, teacher), batch.labels)
         if self.unbiased:
             # only exemplars and pseudo-labels show old classes: they are not to be lost in background
             values = unbiased_cross_entropy(logits, labels, ctx.known_before, old_as_background=False)
@@ -279,6 +347,8 @@ class Distilling(Composed, abc.ABC):
         if self.adaptive:
             values = values * confident.view(-1, 1, 1).to(values.dtype)
         losses = {"unce" if self.unbiased else "ce": values.mean()}
+        if teacher is None:
+            return losses
         if self.kd:
             distil = unbiased_distillation if self.unbiased else distillation
             losses["kd"] = self.kd * distil(logits, upsample(teacher.logits, size)).mean()

@@ -84,16 +84,26 @@ class Ssul(Composed):
         return [{"params": fast, "lr": lr}, {"params": slow, "lr": lr * self.background_lr}]
 
     def loss(self, ctx: StepContext, batch: Batch) -> dict[str, Tensor]:
-        out = ctx.forward(batch)
+        """One term, the mean over pixels that are not ignored.
+
+        With bce, frozen heads on a frozen trunk are left out: they add nothing that trains (METHODS 2,
+        defect 6).
+        """
         labels = batch.labels
         for hidden in (batch.aux[name] for name in self.aux):
             labels = labels.masked_fill((labels == 0) & hidden, UNKNOWN)
         if self.pseudo != "none" and ctx.teacher is not None:
-            labels = self.targets(ctx, ctx.teach(batch), labels).labels
-        logits = upsample(self.channels(out.logits, out.unknown), labels.shape[-2:])
+            labels = self.fill(self.judged(ctx, batch), labels).labels
         target = labels.masked_fill(labels == UNKNOWN, ctx.known)  # the auxiliary channel stands last
+        if self.softmax:
+            out = ctx.forward(batch)
+            channels = self.channels(out.logits, out.unknown)
+        else:
+            channels, place = ctx.forward_trained(batch)
+            target = place[target.clamp(min=0)].masked_fill(labels == IGNORE, IGNORE)
         pixelwise = {"bce": one_vs_rest, "ce": cross_entropy, "focal": focal}[self.loss_type]
-        return {self.loss_type: ctx.mean(pixelwise(logits, target), labels != IGNORE)}
+        values = pixelwise(upsample(channels, labels.shape[-2:]), target)
+        return {self.loss_type: ctx.mean(values, labels != IGNORE)}
 
     def scores(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
         """p(background) += p(unknown); unknown itself is never predicted (METHODS 2, Prediction)."""

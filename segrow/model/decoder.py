@@ -107,10 +107,13 @@ class DeepLabV3(nn.Module):
         self.channels = width
         self.apply(init_v3)
 
-    def forward(self, stages: tuple[Tensor, ...]) -> Tensor:
-        """Stages, deepest last -> B width h w at the output stride."""
-        out: Tensor = self.aspp(stages[-1])
-        return out
+    def encode(self, stages: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Stages, deepest last -> the maps that `join` makes the result of: here B width h w alone."""
+        return (self.aspp(stages[-1]),)
+
+    def join(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """What `encode` gave -> B width h w at the output stride."""
+        return parts[0]
 
 
 class DeepLabV3Plus(nn.Module):
@@ -130,10 +133,13 @@ class DeepLabV3Plus(nn.Module):
         self.channels = width + LOW_LEVEL
         self.apply(init_v3plus)
 
-    def forward(self, stages: tuple[Tensor, ...]) -> Tensor:
-        """Stages, deepest last -> B (width + 48) H/4 W/4: the projection first, then the ASPP's."""
-        low = self.project(stages[self.low])
-        deep = self.aspp(stages[-1])
+    def encode(self, stages: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Stages, deepest last -> B 48 H/4 W/4 and B width h w: about a fifth of the joined size."""
+        return self.project(stages[self.low]), self.aspp(stages[-1])
+
+    def join(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """What `encode` gave -> B (width + 48) H/4 W/4: the projection first, then the ASPP's."""
+        low, deep = parts
         deep = F.interpolate(deep, size=low.shape[2:], mode="bilinear", align_corners=False)
         return torch.cat([low, deep], 1)
 

@@ -1,7 +1,7 @@
 """The network: a trunk that all classes share, and heads that are added step by step."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
@@ -70,7 +70,15 @@ class Trunk(nn.Module):
             before: Also the maps before their last activation.
         """
         stages, raw = self.backbone.forward_before(images) if before else (self.backbone(images), ())
-        return TrunkOutput(self.decoder(stages), stages, raw)
+        return TrunkOutput(self.decoder.join(self.decoder.encode(stages)), stages, raw)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Normalised images B 3 H W -> maps, as small as they can be, that `join` makes the features of."""
+        return self.decoder.encode(self.backbone(images))
+
+    def join(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """What `encode` gave, or a copy that was kept -> features B D h w."""
+        return self.decoder.join(parts)
 
 
 class Head(nn.Module):
@@ -174,6 +182,11 @@ class Segmenter(nn.Module):
         out: TrunkOutput = self.trunk(self.normalise(images), before)
         return out
 
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """uint8 B 3 H W -> the trunk's maps before they are joined (`trunk.join`), for keeping them."""
+        parts: tuple[Tensor, ...] = self.trunk.encode(self.normalise(images))
+        return parts
+
     def classify(
         self, features: Tensor, stages: tuple[Tensor, ...] = (), before: tuple[Tensor, ...] = ()
     ) -> SegOutput:
@@ -185,6 +198,23 @@ class Segmenter(nn.Module):
         logits = torch.cat([head(dropped) for head in self.heads], 1)
         unknown = None if self.unknown is None else self.unknown(dropped)
         return SegOutput(logits, unknown, features, stages, before)
+
+    def classify_some(self, features: Tensor, heads: Sequence[int], unknown: bool) -> Tensor:
+        """Some heads alone, under the same dropout mask as `classify` would draw.
+
+        Args:
+            features: B D h w.
+            heads: Their indices, ascending.
+            unknown: Also the unknown head, last.
+
+        Returns:
+            B n h w.
+        """
+        dropped = self.dropout(features)
+        logits = [self.heads[k](dropped) for k in heads]
+        if unknown and self.unknown is not None:
+            logits.append(self.unknown(dropped))
+        return torch.cat(logits, 1)
 
     def forward(self, images: Tensor, before: bool = False) -> SegOutput:
         """uint8 B 3 H W, RGB -> logits at the features' resolution.

@@ -1,0 +1,172 @@
+"""segrow beside the SSUL reference loop, as ratios measured in one run.
+
+python -m benchmarks                                   the short form, under 10 minutes on 2 cores
+python -m benchmarks --only increment,memory           some sections
+python -m benchmarks --data.root VOC2012 --full        on real data, with the paired seeds of `quality`
+python -m benchmarks calibrate                         the re-stated loop beside what the reference code needs
+"""
+
+import argparse
+import datetime
+import importlib
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torchvision
+from rich.console import Console
+
+import segrow
+from segrow.errors import UserError
+
+from .machine import describe, has_bf16
+from .report import GUARD, Options, Row, guard, read_guard, show, write
+
+# one module each, with `run(options) -> list[Row]`, in the order of the table
+SECTIONS = ("increment", "base", "memory", "growth", "quality")
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "VOC2012"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; 0, 1 when a ratio fell below its floor, 2 for a user's mistake."""
+    arguments = parser().parse_args(argv)
+    console = Console(stderr=True, highlight=False)
+    # what the index of temporary data would leave in the user's cache
+    with tempfile.TemporaryDirectory(prefix="segrow-bench-") as work:
+        before = os.environ.get("SEGROW_CACHE")
+        os.environ["SEGROW_CACHE"] = str(Path(work) / "cache")
+        try:
+            return run(arguments, Path(work), console)
+        except UserError as error:
+            console.print(f"benchmarks: {error}", markup=False)
+            return 2
+        finally:
+            if before is None:
+                del os.environ["SEGROW_CACHE"]
+            else:
+                os.environ["SEGROW_CACHE"] = before
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    out = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="segrow beside a re-statement of the SSUL reference loop: every figure is a ratio "
+        "measured in one run.",
+        epilog="example: python -m benchmarks --only increment --data.root ~/data/VOC2012 --out bench.json",
+    )
+    out.add_argument(
+        "task", nargs="?", choices=("all", "calibrate"), default="all", help="calibrate: the yardstick itself"
+    )
+    out.add_argument(
+        "--data.root",
+        dest="root",
+        type=Path,
+        metavar="DIR",
+        help="VOC 2012 with saliency maps (default: ../shared/data/VOC2012 if there, else embedded data)",
+    )
+    out.add_argument(
+        "--embedded", action="store_true", help="use embedded data also where there are real ones"
+    )
+    out.add_argument(
+        "--only", metavar="SECTION,...", help=f"sections to run, of {', '.join(SECTIONS)} (default: all)"
+    )
+    out.add_argument("--full", action="store_true", help="the long form: more rounds, three seeds of quality")
+    out.add_argument(
+        "--base", type=Path, metavar="RUN", help="quality --full: share the base step of this run"
+    )
+    out.add_argument(
+        "--weights", default="timm", help="quality --full: as --model.weights of segrow train (default: timm)"
+    )
+    out.add_argument("--seed", type=int, default=1, help="of everything random (default: 1)")
+    out.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
+    out.add_argument(
+        "--out", type=Path, default=Path("bench.json"), metavar="FILE", help="default: bench.json"
+    )
+    out.add_argument("--no-guard", action="store_true", help="do not compare with benchmarks/guard.json")
+    return out
+
+
+def run(arguments: argparse.Namespace, work: Path, console: Console) -> int:
+    """All sections, the table, the file and the guard."""
+    sections = chosen(arguments.only)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    root = None if arguments.embedded else arguments.root or (SHARED if SHARED.is_dir() else None)
+    start = time.perf_counter()
+
+    def say(line: str) -> None:
+        console.print(f"[dim]{time.perf_counter() - start:5.0f} s[/dim]  {line}")
+
+    options = Options(
+        root,
+        work,
+        arguments.out.parent,
+        full=arguments.full,
+        seed=arguments.seed,
+        base=arguments.base,
+        weights=arguments.weights,
+        say=say,
+    )
+    console.print(f"data: {root or 'embedded'}; {torch.get_num_threads()} threads", markup=False)
+    if arguments.task == "calibrate":
+        sections = ("calibrate",)
+    rows: list[Row] = []
+    for name in sections:
+        rows += importlib.import_module(f"benchmarks.{name}").run(options)
+    show(rows, Console(highlight=False))
+    command = shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if arguments else [])])
+    write(arguments.out, rows, about(options, command))
+    console.print(f"{time.perf_counter() - start:.0f} s in all; written to {arguments.out}", markup=False)
+    if arguments.no_guard:
+        return 0
+    fallen = guard(rows, sections, read_guard(GUARD), has_bf16())
+    for line in fallen:
+        console.print(line, markup=False)
+    return 1 if fallen else 0
+
+
+def chosen(only: str | None) -> tuple[str, ...]:
+    """The sections that `--only` names.
+
+    Raises:
+        UserError: For a name that is no section.
+    """
+    names = SECTIONS if only is None else tuple(only.split(","))
+    for name in names:
+        if name not in SECTIONS:
+            raise UserError(f'no section "{name}"; expected some of {",".join(SECTIONS)}')
+    return names
+
+
+def about(options: Options, command: str) -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "form": "full" if options.full else "short",
+        "data": "embedded" if options.root is None else options.root.name,
+        "seeds": [options.seed],
+        "machine": describe(),
+        "versions": {
+            "segrow": segrow.__version__,
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "timm": timm.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

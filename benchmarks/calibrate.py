@@ -1,0 +1,101 @@
+"""The yardstick beside what the reference code itself needs: it must not be a straw man.
+
+Expected (measured with the reference code on two cores of an idle server CPU):
+- step 1 of animals 4-1, deeplabv3_mobilenet, batch 16, crop 193, fp32, 2 loader workers: 0.86 s an iteration;
+- deeplabv3_resnet101, batch 2, 257 px, step 5 of 15-1, without loading: 3.8 times the exact path.
+"""
+
+import copy
+from dataclasses import replace
+
+import torch
+
+from segrow.batch import Batch
+from segrow.config import ModelConfig
+from segrow.engine.cost import Stopwatch
+from segrow.methods.ssul import Ssul
+from segrow.scenario import UNKNOWN
+
+from .data import animals, few
+from .increment import CPU, Case, Measurement, configuration
+from .ours import ExactStep, random_network, save_before
+from .reference import ReferenceStep, train_reference
+from .report import Options, Row
+from .timing import alternate, median
+
+SECONDS, RATIO, WITHIN = 0.86, 3.8, 0.15
+
+
+def run(options: Options) -> list[Row]:
+    """Both figures, each with what is expected."""
+    return [_mobilenet(options), _resnet(options)]
+
+
+def _row(key: str, measure: str, expected: float, measured: float, unit: str) -> Row:
+    return Row(
+        key=f"calibrate.{key}",
+        measure=measure,
+        variant="re-stated loop",
+        reference=expected,
+        ours=measured,
+        unit=unit,
+        ratio=abs(measured / expected - 1),
+        target=WITHIN,
+        direction="at most",
+        of="off",
+        note="calibrate: the column reference holds what the reference code needed on an idle machine",
+    )
+
+
+def _mobilenet(options: Options) -> Row:
+    """Seconds an iteration, waiting for the loader included."""
+    case = Case("mobilenet", 16, 193, 320, 1, {})
+    root = animals(options, "calibrate", few(case.images, case.batch), val=8)
+    config = configuration(root, case)
+    network = random_network(config.model, 4, [], options.seed)
+    before = save_before(network, config, Ssul(), 0, options.work / "before-calibrate")
+    measure = Measurement(options, case, config, before, workers=2)
+    epochs = []
+    for k in range(3):
+        options.say(f"calibrate: mobilenet, epoch {k + 1} of 3")
+        spent = train_reference(measure.step, measure.loader, 1, CPU)
+        epochs.append(spent.training / len(spent.iterations))
+    return _row(
+        "mobilenet", "iteration, mobilenet, batch 16, 193 px, 2 workers", SECONDS, median(epochs), "s"
+    )
+
+
+def _resnet(options: Options) -> Row:
+    """Times the exact path, on one batch in memory; steps 1 to 4 have grown the model to 20 classes."""
+    step, batch, crop = 5, 2, 257
+    model = random_network(ModelConfig(name="deeplabv3_resnet101", weights="none"), 15, [1] * 4, options.seed)
+    teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    model.grow(1, step)
+    reference = ReferenceStep(copy.deepcopy(model), copy.deepcopy(teacher), total=1000)
+    reference.train_mode()
+    exact = ExactStep(model, teacher, step)
+    images = torch.randint(0, 256, (batch, 3, crop, crop), dtype=torch.uint8)
+    labels = torch.randint(0, 2, (batch, crop, crop)) * (model.n_classes - 1)
+    salient = torch.rand(labels.shape) < 0.5
+    normalised = model.normalise(images).contiguous()
+    unknown = labels.masked_fill((labels == 0) & salient, UNKNOWN)
+
+    def theirs() -> float:
+        with (watch := Stopwatch()):
+            reference.update(normalised, unknown)
+        return watch.seconds
+
+    def ours() -> float:
+        memory = torch.zeros(batch, dtype=torch.bool)
+        with (watch := Stopwatch()):
+            exact.update(Batch(images, labels, memory, {"saliency": salient}))
+        return watch.seconds
+
+    found = alternate({"reference": theirs, "exact": ours}, 6, options.say, "calibrate: resnet101")
+    # the first of each prepares its convolutions
+    yardstick, mine = (median(found[name][1:]) for name in ("reference", "exact"))
+    note = f"calibrate: resnet101 {yardstick:.2f} s an iteration, exact path {mine:.2f} s"
+    row = _row(
+        "resnet101", "times the exact path, resnet101, batch 2, 257 px, step 5", RATIO, yardstick / mine, "x"
+    )
+    return replace(row, note=note)

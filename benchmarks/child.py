@@ -1,0 +1,132 @@
+"""One step of one variant in a process of its own, so that its peak memory is its own.
+
+python -m benchmarks.child '{"variant": "exact", ...}'      prints {"seconds": ..., "peak": ...}
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from segrow.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from segrow.engine.cost import peak_memory, reset_peak_memory
+from segrow.methods.ssul import Ssul
+
+from .ours import Precision, student_and_teacher, train_step, with_views
+from .reference import ReferenceStep
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a child does.
+
+    Attributes:
+        variant: reference (synthetic batches, no loader), exact or cached.
+        data: Name of the data set.
+        root: Its folder.
+        task: The task.
+        step: The step that is trained.
+        new: Number of classes it teaches.
+        before: The model directory that it starts from.
+        out: Folder for our run; does not exist.
+        backbone: Short name of the network.
+        batch: Images of a batch.
+        crop: Side of the crops in pixels.
+        precision: Of ours.
+        epochs: Of ours; the reference trains `iterations`.
+        iterations: Of the reference.
+        threads: Of torch.
+    """
+
+    variant: Literal["reference", "exact", "cached"]
+    data: str
+    root: str
+    task: str
+    step: int
+    new: int
+    before: str
+    out: str
+    backbone: str
+    batch: int
+    crop: int
+    precision: Precision = "32"
+    epochs: int = 1
+    iterations: int = 2
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """Seconds an iteration, and the peak of the process' resident set in bytes."""
+
+    seconds: float
+    peak: int
+
+
+def configuration(work: Work) -> RunConfig:
+    """The configuration of our run."""
+    views = 1 if work.variant == "cached" else 0
+    train = TrainConfig(epochs=work.epochs, batch_size=work.batch, crop=work.crop, device="cpu", workers=0)
+    return RunConfig(
+        task=work.task,
+        data=DataConfig(name=work.data, root=work.root),
+        model=ModelConfig(name=f"deeplabv3_{work.backbone}", weights="none"),
+        train=with_views(train, views, work.precision),
+    )
+
+
+def measure(work: Work) -> Result:
+    """Do the work in this process."""
+    if work.threads:
+        torch.set_num_threads(work.threads)
+    reset_peak_memory(CPU)  # what the imports took for a moment
+    if work.variant == "reference":
+        seconds = _reference(work)
+    else:
+        method = Ssul(unknown="background")
+        spent = train_step(configuration(work), method, work.step, Path(work.before), Path(work.out))
+        seconds = spent.training / spent.iterations
+    whole = max(peak_memory(CPU), 0)
+    return Result(seconds, whole or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def _reference(work: Work) -> float:
+    """Seconds of the fastest iteration."""
+    student, teacher = student_and_teacher(Path(work.before), work.new, work.step)
+    step = ReferenceStep(student, teacher, total=work.iterations)
+    step.train_mode()
+    shape = (work.batch, work.crop, work.crop)
+    seconds = []
+    for _ in range(work.iterations):
+        images = torch.randn(work.batch, 3, work.crop, work.crop)
+        labels = torch.randint(-2, 1, shape)
+        start = time.perf_counter()
+        step.update(images, labels)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def spawn(work: Work) -> Result:
+    """Do the work in a new process.
+
+    Raises:
+        RuntimeError: When it fails, with what it wrote.
+    """
+    command = [sys.executable, "-m", "benchmarks.child", json.dumps(asdict(work))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{work.variant} failed ({done.returncode}):\n{done.stderr[-4000:]}")
+    return Result(**json.loads(done.stdout.splitlines()[-1]))
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(measure(Work(**json.loads(sys.argv[1]))))))

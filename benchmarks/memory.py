@@ -1,0 +1,65 @@
+"""Peak memory of a late step: ADE20K 100-5, its last step, with 145 known classes before and 150 after it.
+
+ResNet-101 with random weights, batch 2, crops of 513 pixels; the peak of a process' resident set. The
+reference gets synthetic batches (so none of its memory is a loader's), ours run whole: index, loader, step.
+"""
+
+from dataclasses import replace
+
+from segrow.config import RunConfig
+from segrow.data.tiny import compose
+from segrow.methods.ssul import Ssul
+
+from .child import Result, Work, configuration, spawn
+from .ours import random_network, save_before
+from .report import Options, Row, less
+
+STEP, NEW, KNOWN = 10, 5, 150
+TARGETS = {"exact fp32": None, "cached fp32": 4.0, "cached bf16": 4.0}
+
+
+def run(options: Options) -> list[Row]:
+    """Reference, exact, cached; each in a process of its own."""
+    root = compose(options.work / "memory" / "ADEChallengeData2016", "ade20k")
+    work = options.work / "memory"
+    shared = Work(
+        variant="exact",
+        data="ade20k",
+        root=str(root),
+        task="100-5",
+        step=STEP,
+        new=NEW,
+        before=str(work / "before"),
+        out=str(work / "out"),
+        backbone="resnet101",
+        batch=2,
+        crop=513,
+        epochs=2,  # else every view would be used once, and none be kept
+    )
+    config: RunConfig = configuration(shared)
+    network = random_network(config.model, 100, [NEW] * (STEP - 1), options.seed)
+    save_before(network, config, Ssul(unknown="background"), STEP - 1, work / "before")
+    del network
+    found: dict[str, Result] = {}
+    variants = {
+        "reference": replace(shared, variant="reference"),
+        "exact fp32": shared,
+        "cached fp32": replace(shared, variant="cached"),
+        "cached bf16": replace(shared, variant="cached", precision="bf16"),
+    }
+    for name, work_of in variants.items():
+        options.say(f"memory: {name}")
+        found[name] = spawn(work_of)
+    theirs = found["reference"].peak / 2**20
+    return [
+        less(
+            f"memory.ade-100-5.{name.replace(' ', '-')}",
+            f"peak memory, {KNOWN} classes, resnet101, batch 2, 513 px",
+            name,
+            theirs,
+            found[name].peak / 2**20,
+            "MiB",
+            target,
+        )
+        for name, target in TARGETS.items()
+    ]

@@ -1,0 +1,31 @@
+"""Two or more variants in one run, in turn (A B A B), so that a busy machine slows all of them alike."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def alternate(
+    variants: Mapping[str, Callable[[], T]], rounds: int, say: Callable[[str], None], what: str
+) -> dict[str, list[T]]:
+    """Call every variant once a round; returns what they gave, by name.
+
+    Args:
+        variants: Name -> what is measured.
+        rounds: How often each is called.
+        say: Gets a line of progress.
+        what: Name of the measurement in it.
+    """
+    found: dict[str, list[T]] = {name: [] for name in variants}
+    for k in range(rounds):
+        for name, measure in variants.items():
+            say(f"{what}: {name}, {k + 1} of {rounds}")
+            found[name].append(measure())
+    return found
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle one."""
+    return float(statistics.median(values))

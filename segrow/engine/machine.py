@@ -1,0 +1,31 @@
+"""What all steps of a run share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import Precision
+
+from ..config import TrainConfig
+from .log import Display
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What all steps of a run share.
+
+    Attributes:
+        fabric: Devices, processes, precision.
+        precision: The precision plugin of `fabric`; its loss scaler is part of a checkpoint.
+        train: Options.
+        seed: Of the run.
+        root: The run's folder.
+        display: Progress bar.
+    """
+
+    fabric: Fabric
+    precision: Precision
+    train: TrainConfig
+    seed: int
+    root: Path
+    display: Display
