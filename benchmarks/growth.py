@@ -16,6 +16,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from PIL import Image
 
 from segrow.methods.ssul import Ssul
@@ -121,6 +122,7 @@ def _point(folder: Path, classes: int, seed: int) -> Work:
         new=NEW,
         before=str(folder / "before"),
         out=str(folder / "out"),
+        threads=torch.get_num_threads(),
         backbone="mobilenet",
         batch=BATCH,
         crop=CROP,

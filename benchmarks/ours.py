@@ -147,14 +147,15 @@ class ExactStep:
         model: Already grown.
         teacher: The model before the step.
         step: Index of the step.
+        bf16: Mixed precision in bfloat16.
     """
 
-    def __init__(self, model: Segmenter, teacher: Segmenter, step: int) -> None:
+    def __init__(self, model: Segmenter, teacher: Segmenter, step: int, bf16: bool = False) -> None:
         method, train = Ssul(), TrainConfig()
         ctx = StepContext(step, model, teacher, model.n_classes, teacher.n_classes)
         method.begin_step(ctx)
         ctx.share_frozen_trunk()
-        self.channels_last = train.channels_last
+        self.channels_last, self.bf16 = train.channels_last, bf16
         self.objective = Objective(method, ctx)
         self.objective.train()
         groups = method.parameter_groups(ctx, *step_rates(train, step))
@@ -165,7 +166,8 @@ class ExactStep:
     def update(self, batch: Batch) -> None:
         """One iteration."""
         (tensors,) = chunks(to_device(batch, torch.device("cpu"), self.channels_last), 1)
-        losses: dict[str, Tensor] = self.objective(tensors)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            losses: dict[str, Tensor] = self.objective(tensors)
         torch.autograd.backward(torch.stack(list(losses.values())).sum())
         self.optimizer.step()
         self.optimizer.zero_grad()
