@@ -180,7 +180,7 @@ def arg_maxes(options: Options) -> list[Row]:
     for classes in (21, 151):
         batch = 16 if options.full or classes == 21 else 4
         options.say(f"inference: arg max of {classes} classes")
-        bands, whole = spawn(classes, batch, 5 if options.full else 3, options.seed)
+        bands, whole = spawn(classes, batch, 5 if options.full else 2, options.seed)
         key, what = f"inference.argmax.{classes}", f"arg max, {classes} classes, batch {batch}, {SIDE} px"
         rows += [
             less(f"{key}.time", f"{what}, an image", "in bands", whole.time, bands.time, "ms"),
