@@ -4,7 +4,8 @@ Labels are class indices B H W (int64); channels C onwards are auxiliary (unknow
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,71 @@ def one_vs_rest(logits: Tensor, target: Tensor) -> Tensor:
     n = logits.shape[1]
     hit = logits.gather(1, target.clamp(0, n - 1).unsqueeze(1)).squeeze(1).masked_fill(target == n, 0.0)
     return (F.softplus(logits).sum(1) - hit).masked_fill(target < 0, 0.0)
+
+
+def one_vs_rest_upsampled(logits: Tensor, target: Tensor) -> Tensor:
+    """`one_vs_rest` of logits that are upsampled to the target's size, without ever holding them all at once.
+
+    Same value and gradient as `one_vs_rest(upsample(logits, target.shape[-2:]), target)`.
+
+    Args:
+        logits: B C h w.
+        target: B H W in [0, C]; C = none of these channels; negative = ignored.
+
+    Returns:
+        B H W, float32 at least; 0 where ignored.
+    """
+    values: Tensor = _OneVsRestUpsampled.apply(logits, target)
+    return values
+
+
+class _OneVsRestUpsampled(torch.autograd.Function):
+    """A few images at a time, forwards and backwards; only low-resolution logits are kept in between.
+
+    sum_c softplus(x_c) = sum_c max(x_c, 0) + log prod_c (1 + exp(-|x_c|)): one logarithm a pixel. The
+    gradient is sigmoid(x) - onehot(y), times what comes from above.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, target)
+        parts = []
+        for low, y in _few_images(logits, target):
+            x = upsample(low, y.shape[-2:])
+            hit = x.gather(1, _channel(y, x)).squeeze(1)
+            loss = hit.masked_fill_(y == x.shape[1], 0.0).neg_()
+            # factors are at most 2, so products of 64 do not overflow
+            for factors in torch.split(x.abs().neg_().exp_().add_(1), 64, 1):
+                loss += factors.prod(1).log_()
+            parts.append(loss.add_(x.clamp_(min=0).sum(1)))
+        return torch.cat(parts).masked_fill_(target < 0, 0.0)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
+        logits, target = ctx.saved_tensors
+        above = above.masked_fill(target < 0, 0.0)
+        size, grads = target.shape[-2:], []
+        for low, y, part in _few_images(logits, target, above):
+            grad = upsample(low, size).sigmoid_().mul_(part.unsqueeze(1))
+            one = part.masked_fill(y == low.shape[1], 0.0).neg_()
+            grad.scatter_add_(1, _channel(y, grad), one.unsqueeze(1))
+            grads.append(
+                torch.ops.aten.upsample_bilinear2d_backward(grad, size, low.shape, False, None, None)
+            )
+        return torch.cat(grads).to(logits.dtype), None
+
+
+def _channel(target: Tensor, x: Tensor) -> Tensor:
+    """B H W -> indices B 1 H W of channels of x, any where target names none."""
+    return target.clamp(0, x.shape[1] - 1).unsqueeze(1)
+
+
+def _few_images(logits: Tensor, target: Tensor, *more: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """At full resolution: on a CPU what stays in its cache, on a GPU what keeps it busy; at least one."""
+    pixels = logits.shape[1] * target.shape[-2] * target.shape[-1]
+    n = max(1, (1 << (18 if logits.device.type == "cpu" else 26)) // pixels)
+    return zip(*(torch.split(part, n) for part in (logits, target, *more)), strict=True)
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -18,7 +18,15 @@ from torch import Tensor
 
 from segrow.config import ModelConfig
 from segrow.evaluate import confusion
-from segrow.losses import cross_entropy, focal, one_vs_rest, poly, rate_factor, upsample
+from segrow.losses import (
+    cross_entropy,
+    focal,
+    one_vs_rest,
+    one_vs_rest_upsampled,
+    poly,
+    rate_factor,
+    upsample,
+)
 from segrow.methods.base import StepContext
 from segrow.model.segmenter import build_segmenter
 
@@ -71,6 +79,65 @@ def test_losses_equal_the_naive_ones_in_value_and_gradient(
     (ours * torch.from_numpy(weights)).sum().backward()
     assert x.grad is not None
     np.testing.assert_allclose(x.grad.numpy(), grads * weights[:, None], rtol=0, atol=1e-10)
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=problems(), seed=st.integers(0, 1000), size=st.tuples(st.integers(5, 9), st.integers(5, 9)))
+def test_one_vs_rest_upsampled_equals_the_naive_one_in_value_and_gradient(
+    problem: tuple[Array, Labels], seed: int, size: tuple[int, int]
+) -> None:
+    logits, rng = problem[0], np.random.default_rng(seed)
+    target = rng.integers(-2, logits.shape[1], (len(logits), *size))
+    values, grads = naive_pixelwise("bce", naive_upsample(logits, size), target)
+    weights = rng.normal(size=target.shape)
+    x = torch.from_numpy(logits).requires_grad_()
+    ours = one_vs_rest_upsampled(x, torch.from_numpy(target))
+    np.testing.assert_allclose(ours.detach().numpy(), values, rtol=0, atol=1e-10)
+    (ours * torch.from_numpy(weights)).sum().backward()
+    assert x.grad is not None
+    below = upsample_backward(grads * weights[:, None], logits.shape[-2:])
+    np.testing.assert_allclose(x.grad.numpy(), below, rtol=0, atol=1e-10)
+
+
+def test_one_vs_rest_upsampled_of_labels_without_a_channel() -> None:
+    """Target C is a class whose channel is not among these: no channel is hit."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (2, 3, 4, 4))
+    target = rng.integers(-1, 4, (2, 9, 9))
+    assert (target == 3).any()
+    with_fourth = np.concatenate([logits, np.full((2, 1, 4, 4), -1e3)], 1)  # costs 1000 where it is hit
+    values, grads = naive_pixelwise("bce", naive_upsample(with_fourth, (9, 9)), target)
+    x = torch.from_numpy(logits).requires_grad_()
+    ours = one_vs_rest_upsampled(x, torch.from_numpy(target))
+    np.testing.assert_allclose(ours.detach().numpy(), values - 1e3 * (target == 3), rtol=0, atol=1e-10)
+    ours.sum().backward()
+    assert x.grad is not None
+    below = upsample_backward(grads, (4, 4))[:, :3]
+    np.testing.assert_allclose(x.grad.numpy(), below, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("channels", [2, 151])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 500.0])
+def test_one_vs_rest_upsampled_in_float32_takes_images_in_turn(channels: int, spread: float) -> None:
+    """More pixels than go at a time, more channels than factors in a product; channels last."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, spread, (3, channels, 6, 6)).astype(np.float32)
+    target = rng.integers(-1, channels, (3, 60, 60))
+    big = np.concatenate([target] * 40, 2) if channels == 2 else target  # 60 x 2400
+    size = big.shape[1], big.shape[2]
+    wide = torch.from_numpy(naive_upsample(logits.astype(np.float64), size)).requires_grad_()
+    expected = one_vs_rest(wide, torch.from_numpy(big))
+    expected.mean().backward()
+    assert wide.grad is not None
+    x = torch.from_numpy(logits).to(memory_format=torch.channels_last).requires_grad_()
+    ours = one_vs_rest_upsampled(x, torch.from_numpy(big))
+    ours.mean().backward()
+    assert x.grad is not None
+    assert ours.dtype == torch.float32
+    scale = float(expected.detach().max())
+    np.testing.assert_allclose(ours.detach().numpy(), expected.detach().numpy(), rtol=1e-5, atol=1e-6 * scale)
+    below = upsample_backward(wide.grad.numpy(), (6, 6))
+    np.testing.assert_allclose(x.grad.numpy(), below, rtol=1e-4, atol=1e-5 * np.abs(below).max())
 
 
 @kinds

@@ -25,6 +25,7 @@ from ..data.loader import (
 from ..errors import LeakError, NonFiniteLossError, UserError
 from ..losses import rate_factor
 from ..methods.base import Method, StepContext
+from ..model.kernels import accelerate
 from .checkpoint import Checkpoint
 from .cost import Stopwatch
 from .features import StepFeatures
@@ -96,6 +97,8 @@ class StepTrainer:
         self.machine, self.method, self.ctx, self.epochs = machine, method, ctx, epochs
         self.selection, self.features = selection, features
         fabric, train = machine.fabric, machine.train
+        if fabric.device.type == "cpu":
+            accelerate(ctx.model)
         groups = method.parameter_groups(ctx, *step_rates(train, ctx.step))
         self.rates = [float(group["lr"]) for group in groups]
         optimizer = torch.optim.SGD(

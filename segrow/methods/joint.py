@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, final
 from torch import Tensor
 
 from ..batch import Batch
-from ..losses import cross_entropy, one_vs_rest, upsample
+from ..losses import cross_entropy, one_vs_rest_upsampled, upsample
 from .base import Method, StepContext
 
 
@@ -23,9 +23,12 @@ class Joint(Method):
     loss_type: Literal["ce", "bce"] = "ce"
 
     def loss(self, ctx: StepContext, batch: Batch) -> dict[str, Tensor]:
-        logits = upsample(ctx.forward(batch).logits, batch.labels.shape[-2:])
-        pixelwise = cross_entropy if self.loss_type == "ce" else one_vs_rest
-        return {self.loss_type: ctx.mean(pixelwise(logits, batch.labels), batch.labels >= 0)}
+        logits, labels = ctx.forward(batch).logits, batch.labels
+        if self.loss_type == "ce":
+            values = cross_entropy(upsample(logits, labels.shape[-2:]), labels)
+        else:
+            values = one_vs_rest_upsampled(logits, labels)
+        return {self.loss_type: ctx.mean(values, labels >= 0)}
 
     def scores(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
         return logits.softmax(1) if self.loss_type == "ce" else logits.sigmoid()

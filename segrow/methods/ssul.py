@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..errors import UserError
-from ..losses import cross_entropy, focal, one_vs_rest, upsample
+from ..losses import cross_entropy, focal, one_vs_rest_upsampled, upsample
 from ..model.segmenter import Segmenter
 from ..scenario import IGNORE, UNKNOWN
 from .base import ParameterGroup, StepContext
@@ -101,8 +101,11 @@ class Ssul(Composed):
         else:
             channels, place = ctx.forward_trained(batch)
             target = place[target.clamp(min=0)].masked_fill(labels == IGNORE, IGNORE)
-        pixelwise = {"bce": one_vs_rest, "ce": cross_entropy, "focal": focal}[self.loss_type]
-        values = pixelwise(upsample(channels, labels.shape[-2:]), target)
+        if self.loss_type == "bce":
+            values = one_vs_rest_upsampled(channels, target)
+        else:
+            pixelwise = cross_entropy if self.loss_type == "ce" else focal
+            values = pixelwise(upsample(channels, labels.shape[-2:]), target)
         return {self.loss_type: ctx.mean(values, labels != IGNORE)}
 
     def scores(self, logits: Tensor, unknown: Tensor | None) -> Tensor:

@@ -64,8 +64,11 @@ class ImagePooling(nn.Module):
                 "of the image-level features); raise --train.batch_size or lower --train.accumulate"
             )
         pooled: Tensor = self.project(x.mean((2, 3), keepdim=True))
-        # From 1x1 an interpolation is a copy; an expanded view costs no memory.
-        return pooled.expand(-1, -1, *x.shape[2:])
+        # From 1x1 an interpolation is a copy. In the layout of the other branches: an expanded view has
+        # none, and what they are concatenated to would be laid out as NCHW and copied again.
+        layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else None
+        wide = pooled.expand(-1, -1, *x.shape[2:])
+        return wide if layout is None else wide.contiguous(memory_format=layout)
 
 
 class ASPP(nn.Module):

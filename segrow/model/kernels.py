@@ -1,0 +1,170 @@
+"""What torch computes slowly on a CPU in training, computed otherwise; values and state dict stay the same.
+
+Only gradients of depthwise convolutions and clipped activations are concerned; `benchmarks/profile_step.py`
+prints what each costs.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .segmenter import Segmenter
+
+
+def accelerate(model: Segmenter) -> None:
+    """Exchange what is slow in training on a CPU; weights are shared with the modules that were there."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.ReLU6) and module.inplace:
+            model.set_submodule(name, Clip(module.min_val, module.max_val))
+        elif type(module) is nn.Conv2d and _slow(module):
+            model.set_submodule(name, Depthwise(module))
+
+
+def _slow(conv: nn.Conv2d) -> bool:
+    """3x3, one channel at a time, with a stride of 2 or dilated: of these oneDNN has no fast gradient."""
+    depthwise = conv.groups == conv.in_channels == conv.out_channels > 1 and conv.bias is None
+    plain = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    if not depthwise or not plain or conv.kernel_size != (3, 3):
+        return False
+    stride, dilation = conv.stride, conv.dilation
+    dilated = stride == (1, 1) and dilation[0] == dilation[1] > 1 and conv.padding == dilation
+    return dilated or (stride == (2, 2) and dilation == (1, 1))
+
+
+class Clip(nn.Module):
+    """A clipped activation in place. torch's own first copies its input, which nothing needs."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape; the input is overwritten."""
+        out: Tensor = ClipGradient.apply(x, self.low, self.high)
+        return out
+
+
+class ClipGradient(torch.autograd.Function):
+    """Where the output is strictly between the bounds the input was, so the output says the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
+        """Overwrites x."""
+        ctx.mark_dirty(x)
+        ctx.bounds = low, high
+        x.clamp_(low, high)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None, None]:
+        """Gradient of the input."""
+        return torch.ops.aten.hardtanh_backward(above, ctx.saved_tensors[0], *ctx.bounds), None, None
+
+
+class Depthwise(nn.Conv2d):
+    """A depthwise convolution whose gradient is computed by `DepthwiseGradient`."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        """Take the place of `conv`: the same weight, the same names."""
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            conv.groups,
+            bias=False,
+            device="meta",
+        )
+        self.weight = conv.weight
+        self.train(conv.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """B C H W -> B C h w."""
+        weight: Tensor = self.weight
+        if torch.is_autocast_enabled(input.device.type):
+            dtype = torch.get_autocast_dtype(input.device.type)
+            input, weight = input.to(dtype), weight.to(dtype)
+        out: Tensor = DepthwiseGradient.apply(input, weight, self.stride, self.padding, self.dilation)
+        return out
+
+
+class DepthwiseGradient(torch.autograd.Function):
+    """A depthwise 3x3 convolution, dilated or with a stride, with gradients that oneDNN computes fast.
+
+    Dilated by d it is the plain convolution of each of the d x d subgrids of pixels, whose gradients are
+    fast. With a stride the gradient of the input is slow in bfloat16 only; without one it is fast, and the
+    same when zeros stand for the outputs that a stride of 1 would have given.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+    ) -> Tensor:
+        """B C H W and C 1 3 3 -> B C h w."""
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = stride, padding, dilation
+        return F.conv2d(x, weight, None, stride, padding, dilation, x.shape[1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of input and weight."""
+        x, weight = ctx.saved_tensors
+        stride, padding, dilation = ctx.geometry
+        grad = above.contiguous(memory_format=torch.channels_last)
+        to_input, to_weight = ctx.needs_input_grad[:2]
+        if stride == (1, 1):
+            d = dilation[0]
+            parts = subgrids(grad, d), subgrids(x, d)
+            dx, dw = _gradients(*parts, weight, stride, (1, 1), to_input, to_weight)
+            return dx if dx is None else merged(dx, d, x.shape[2:]), dw, None, None, None
+        if not to_input or x.dtype == torch.float32:
+            return *_gradients(grad, x, weight, stride, padding, to_input, to_weight), None, None, None
+        whole = torch.zeros_like(x)
+        whole[:, :, ::2, ::2] = grad
+        dx, _ = _gradients(whole, x, weight, (1, 1), padding, True, False)
+        _, dw = _gradients(grad, x, weight, stride, padding, False, to_weight)
+        return dx, dw, None, None, None
+
+
+def _gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    to_input: bool,
+    to_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    mask = [to_input, to_weight, False]
+    dx, dw, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, (1, 1), False, (0, 0), x.shape[1], mask
+    )
+    return dx, dw
+
+
+def subgrids(x: Tensor, d: int) -> Tensor:
+    """Every d-th pixel: B C H W -> (d d B) C h w, zeros where the last rows and columns are missing."""
+    b, c, height, width = x.shape
+    x = F.pad(x, (0, -width % d, 0, -height % d))
+    h, w = x.shape[2] // d, x.shape[3] // d
+    parts = x.permute(0, 2, 3, 1).reshape(b, h, d, w, d, c).permute(2, 4, 0, 1, 3, 5)
+    return parts.reshape(d * d * b, h, w, c).permute(0, 3, 1, 2)
+
+
+def merged(parts: Tensor, d: int, size: torch.Size) -> Tensor:
+    """The reverse of `subgrids`: (d d B) C h w -> B C H W."""
+    _, c, h, w = parts.shape
+    grid = parts.permute(0, 2, 3, 1).reshape(d, d, -1, h, w, c).permute(2, 3, 0, 4, 1, 5)
+    return grid.reshape(-1, h * d, w * d, c)[:, : size[0], : size[1]].permute(0, 3, 1, 2)
