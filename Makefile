@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # two processes, a test file each: every test computes with one thread
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow bench lint format clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,10 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/pytest $(PARALLEL) -m slow --durations=10
 
+# ours beside the reference loop; fails when a ratio fell below its floor (benchmarks/guard.json)
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,4 +36,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo runs build dist *.egg-info
+	rm -rf $(VENV) demo runs build dist *.egg-info bench.json bench-growth.png

@@ -32,7 +32,7 @@ from .machine import describe, has_bf16
 from .report import GUARD, Options, Row, guard, read_guard, show, write
 
 # one module each, with `run(options) -> list[Row]`, in the order of the table
-SECTIONS = ("increment", "base", "memory", "growth", "quality")
+SECTIONS = ("increment", "base", "memory", "inference", "growth", "quality")
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "VOC2012"
 
 
@@ -88,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
         "--weights", default="timm", help="quality --full: as --model.weights of segrow train (default: timm)"
     )
     out.add_argument("--seed", type=int, default=1, help="of everything random (default: 1)")
+    out.add_argument("--rounds", type=int, default=0, help="measurements a variant (default: 3, full 5)")
     out.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
     out.add_argument(
         "--out", type=Path, default=Path("bench.json"), metavar="FILE", help="default: bench.json"
@@ -113,6 +114,7 @@ def run(arguments: argparse.Namespace, work: Path, console: Console) -> int:
         arguments.out.parent,
         full=arguments.full,
         seed=arguments.seed,
+        rounds=arguments.rounds,
         base=arguments.base,
         weights=arguments.weights,
         say=say,
@@ -123,8 +125,10 @@ def run(arguments: argparse.Namespace, work: Path, console: Console) -> int:
     rows: list[Row] = []
     for name in sections:
         rows += importlib.import_module(f"benchmarks.{name}").run(options)
-    show(rows, Console(highlight=False))
-    command = shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if arguments else [])])
+    # a file or a pipe has no width of its own, and a table of 80 columns cannot be read
+    wide = None if Console().is_terminal else 150
+    show(rows, Console(highlight=False, width=wide))
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     write(arguments.out, rows, about(options, command))
     console.print(f"{time.perf_counter() - start:.0f} s in all; written to {arguments.out}", markup=False)
     if arguments.no_guard:

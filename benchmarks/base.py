@@ -46,7 +46,8 @@ def run(options: Options) -> list[Row]:
 
     variants: dict[str, Callable[[], float]] = {"reference": reference}
     variants |= {"fp32": partial(ours, "32"), "bf16": partial(ours, "bf16")}
-    found = alternate(variants, 5 if options.full else 3, options.say, "base")
+    rounds = options.rounds or (5 if options.full else 3)
+    found = alternate(variants, rounds, options.say, "base")
     speeds = {name: median(each) for name, each in found.items()}
     return [
         more(

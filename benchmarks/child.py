@@ -4,7 +4,6 @@ python -m benchmarks.child '{"variant": "exact", ...}'      prints {"seconds": .
 """
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -66,10 +65,17 @@ class Work:
 
 @dataclass(frozen=True)
 class Result:
-    """Seconds an iteration, and the peak of the process' resident set in bytes."""
+    """What a child found.
+
+    Attributes:
+        seconds: Of an iteration.
+        peak: Of the process' resident set, in bytes.
+        before: The resident set when only the imports are there, in bytes.
+    """
 
     seconds: float
     peak: int
+    before: int = 0
 
 
 def configuration(work: Work) -> RunConfig:
@@ -89,14 +95,14 @@ def measure(work: Work) -> Result:
     if work.threads:
         torch.set_num_threads(work.threads)
     reset_peak_memory(CPU)  # what the imports took for a moment
+    before = peak_memory(CPU)
     if work.variant == "reference":
         seconds = _reference(work)
     else:
         method = Ssul(unknown="background")
         spent = train_step(configuration(work), method, work.step, Path(work.before), Path(work.out))
         seconds = spent.training / spent.iterations
-    whole = max(peak_memory(CPU), 0)
-    return Result(seconds, whole or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return Result(seconds, peak_memory(CPU), before)
 
 
 def _reference(work: Work) -> float:

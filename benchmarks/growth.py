@@ -16,6 +16,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from PIL import Image
 
 from segrow.methods.ssul import Ssul
@@ -68,14 +69,10 @@ def _rows(what: str, short: str, variant: str, values: Sequence[float], unit: st
             direction="at most",
             of="exponent",
             note="growth: the column reference holds the smallest number of classes; the exponent is the "
-            f"steepest between neighbours of {', '.join(f'{c:,}' for c in CLASSES)} classes; "
-            f"fitted to all: {_fits(variant, short, values)}",
+            f"steepest between neighbours of {', '.join(f'{c:,}' for c in CLASSES)} classes "
+            "(the plot's legend has those fitted to all)",
         )
     ]
-
-
-def _fits(variant: str, short: str, values: Sequence[float]) -> str:
-    return f"{short} of {variant} {fitted(CLASSES, values):.2f}"
 
 
 def steepest(x: Sequence[float], y: Sequence[float]) -> float:
@@ -92,14 +89,13 @@ def fitted(x: Sequence[float], y: Sequence[float]) -> float:
 def plot(path: Path, found: Mapping[str, Sequence[Result]]) -> None:
     """Time and memory against classes, in log-log, with a line of slope 1 to compare."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    panels = (
-        ("seconds of an iteration", lambda r: r.seconds),
-        ("peak memory, MiB", lambda r: r.peak / MIB),
-    )
-    for axis, (title, value) in zip(axes, panels, strict=True):
-        for name, results in found.items():
-            axis.loglog(CLASSES, [value(r) for r in results], marker="o", label=name)
-        first = value(next(iter(found.values()))[0])
+    seconds = {name: [r.seconds for r in results] for name, results in found.items()}
+    memory = {name: [r.peak / MIB for r in results] for name, results in found.items()}
+    panels = (("seconds of an iteration", seconds), ("peak memory, MiB", memory))
+    for axis, (title, lines) in zip(axes, panels, strict=True):
+        for name, values in lines.items():
+            axis.loglog(CLASSES, values, marker="o", label=f"{name}, exponent {fitted(CLASSES, values):.2f}")
+        first = next(iter(lines.values()))[0]
         axis.loglog(CLASSES, [first * c / CLASSES[0] for c in CLASSES], ":", color="grey", label="linear")
         axis.set_xlabel("classes")
         axis.set_title(title)
@@ -122,6 +118,7 @@ def _point(folder: Path, classes: int, seed: int) -> Work:
         new=NEW,
         before=str(folder / "before"),
         out=str(folder / "out"),
+        threads=torch.get_num_threads(),
         backbone="mobilenet",
         batch=BATCH,
         crop=CROP,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from segrow.batch import Batch
-from segrow.config import ModelConfig, RunConfig, RunPaths, TrainConfig
+from segrow.config import ModelConfig, RunConfig, TrainConfig
 from segrow.data.loader import to_device
 from segrow.engine.log import Display
 from segrow.engine.machine import Machine
@@ -135,11 +135,6 @@ def student_and_teacher(before: Path, n_new: int, step: int) -> tuple[Segmenter,
     return model, teacher
 
 
-def models_of(out: Path, step: int) -> Path:
-    """Where a run keeps the model of a step."""
-    return RunPaths(out).model(step)
-
-
 class ExactStep:
     """Updates of an incremental step on batches that are there already, without a loader or a log.
 
@@ -147,14 +142,15 @@ class ExactStep:
         model: Already grown.
         teacher: The model before the step.
         step: Index of the step.
+        bf16: Mixed precision in bfloat16.
     """
 
-    def __init__(self, model: Segmenter, teacher: Segmenter, step: int) -> None:
+    def __init__(self, model: Segmenter, teacher: Segmenter, step: int, bf16: bool = False) -> None:
         method, train = Ssul(), TrainConfig()
         ctx = StepContext(step, model, teacher, model.n_classes, teacher.n_classes)
         method.begin_step(ctx)
         ctx.share_frozen_trunk()
-        self.channels_last = train.channels_last
+        self.channels_last, self.bf16 = train.channels_last, bf16
         self.objective = Objective(method, ctx)
         self.objective.train()
         groups = method.parameter_groups(ctx, *step_rates(train, step))
@@ -165,8 +161,9 @@ class ExactStep:
     def update(self, batch: Batch) -> None:
         """One iteration."""
         (tensors,) = chunks(to_device(batch, torch.device("cpu"), self.channels_last), 1)
-        losses: dict[str, Tensor] = self.objective(tensors)
-        torch.stack(list(losses.values())).sum().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            losses: dict[str, Tensor] = self.objective(tensors)
+        torch.autograd.backward(torch.stack(list(losses.values())).sum())
         self.optimizer.step()
         self.optimizer.zero_grad()
 

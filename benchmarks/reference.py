@@ -122,7 +122,7 @@ class ReferenceStep:
         self.optimizer.zero_grad()
         with torch.autocast(images.device.type, torch.float16, enabled=self.amp):
             loss = self.loss(images, labels)
-        self.scaler.scale(loss).backward()
+        torch.autograd.backward(self.scaler.scale(loss))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.done += 1

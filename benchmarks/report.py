@@ -22,6 +22,7 @@ class Options:
         out: Folder of the JSON file; plots go there too.
         full: The long form; else all sections together stay under 10 minutes on 2 cores.
         seed: Of everything random.
+        rounds: How often each variant is measured; 0 = as often as the form has it.
         base: A run of animals-4-1-ssul whose base step `quality` shares; None = it is trained.
         weights: Of the backbone where a section trains on real photographs (`--model.weights`).
         say: Gets a line of progress.
@@ -32,6 +33,7 @@ class Options:
     out: Path
     full: bool = False
     seed: int = 1
+    rounds: int = 0
     base: Path | None = None
     weights: str = "timm"
     say: Callable[[str], None] = print

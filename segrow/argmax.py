@@ -3,7 +3,9 @@
 labels = arg_max(out.logits, out.unknown, (513, 513), method.scores)    # B H W int64
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ Scores = Callable[[Tensor, Tensor | None], Tensor]
 Decide = Callable[[Tensor, Tensor | None], Tensor]
 
 BAND_BYTES = 2_000_000
-"""Upsampled logits of a band on a CPU: small enough for its caches (`python -m benchmarks inference`)."""
+"""Upsampled logits of a band on a CPU: small enough for its caches, large enough for its kernels."""
 
 DEVICE_BAND_BYTES = 256_000_000
 """The same on other devices: large enough that starting a kernel costs nothing beside it."""
@@ -29,7 +31,7 @@ def by_bands(
     """Apply `decide` to upsampled logits, a band of rows of one image at a time.
 
     The bands together are `upsample(logits, size)`, up to rounding; it never exists as a whole. `decide` must
-    look at every pixel by itself.
+    look at every pixel by itself. On a CPU several threads call it at once, in no order, without gradients.
 
     Args:
         logits: B C h w.
@@ -42,12 +44,42 @@ def by_bands(
         B H W.
     """
     result = torch.empty((len(logits), *size), dtype=dtype, device=logits.device)
-    for i in range(len(logits)):
+
+    @torch.inference_mode()
+    def work(span: tuple[int, int, int]) -> None:
+        i, first, last = span
         maps = logits[i : i + 1] if unknown is None else torch.cat([logits[i : i + 1], unknown[i : i + 1]], 1)
-        for start, stop, band in _bands(wide(maps), size):
+        for start, stop, band in _bands(wide(maps), size, first, last):
             parts = (band, None) if unknown is None else (band[:, :-1], band[:, -1:])
             result[i, start:stop] = decide(*parts)[0]
+
+    threads = _threads(logits, size)
+    spans = _spans(len(logits), size[0], threads)
+    if threads == 1:
+        for span in spans:
+            work(span)
+        return result
+    torch.set_num_threads(1)  # of each of the threads that start below
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, spans))
+    finally:
+        torch.set_num_threads(threads)
     return result
+
+
+def _threads(logits: Tensor, size: Sequence[int]) -> int:
+    """How many threads share the work: torch's own would have to wait for each other in every band."""
+    if logits.device.type != "cpu" or logits[:, :, 0, 0].numel() * size[0] * size[1] * 4 <= BAND_BYTES:
+        return 1
+    return torch.get_num_threads()
+
+
+def _spans(images: int, height: int, threads: int) -> list[tuple[int, int, int]]:
+    """Image, first and last row (excluded) of each piece of work; at least one a thread."""
+    parts = min(height, -(-threads // images))
+    edges = [height * k // parts for k in range(parts + 1)]
+    return [(i, *rows) for i in range(images) for rows in itertools.pairwise(edges)]
 
 
 def arg_max(logits: Tensor, unknown: Tensor | None, size: Sequence[int], scores: Scores) -> Tensor:
@@ -70,8 +102,8 @@ def arg_max(logits: Tensor, unknown: Tensor | None, size: Sequence[int], scores:
     return by_bands(logits, unknown, size, decide, torch.int64)
 
 
-def _bands(maps: Tensor, size: Sequence[int]) -> Iterator[tuple[int, int, Tensor]]:
-    """Rows [start, stop) of `upsample(maps, size)`, 1 C h w -> 1 C (stop - start) W, from top to bottom.
+def _bands(maps: Tensor, size: Sequence[int], first: int, last: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Rows [start, stop) of `upsample(maps, size)`, 1 C h w -> 1 C (stop - start) W, from `first` to `last`.
 
     Columns are upsampled once for a strip of many bands, rows within the band.
     """
@@ -80,12 +112,12 @@ def _bands(maps: Tensor, size: Sequence[int]) -> Iterator[tuple[int, int, Tensor
     row_bytes = maps.shape[1] * width * maps.element_size()
     band = max(1, (BAND_BYTES if maps.device.type == "cpu" else DEVICE_BAND_BYTES) // row_bytes)
     strip = max(band, STRIP_BYTES // row_bytes * height // n)
-    for top in range(0, height, strip):
-        bottom = min(height, top + strip)
+    for top in range(first, last, strip):
+        bottom = min(last, top + strip)
         low, high, weight = _taps(top, bottom, n, height)
-        first, last = int(low[0]), int(high[-1])
-        low, high, weight = (low - first).to(maps.device), (high - first).to(maps.device), weight.to(maps)
-        source = upsample(maps[:, :, first : last + 1], (last + 1 - first, width))
+        a, b = int(low[0]), int(high[-1]) + 1
+        low, high, weight = (low - a).to(maps.device), (high - a).to(maps.device), weight.to(maps)
+        source = upsample(maps[:, :, a:b], (b - a, width))
         for start in range(top, bottom, band):
             rows = slice(start - top, min(bottom, start + band) - top)
             band_maps = torch.lerp(source[:, :, low[rows]], source[:, :, high[rows]], weight[rows])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segrow.batch import Batch
 from segrow.config import ModelConfig
@@ -53,6 +53,22 @@ def shake(model: nn.Module, spread: float = 1.0) -> None:
             nn.init.normal_(module.out.weight, 0, spread)
             assert module.out.bias is not None
             nn.init.normal_(module.out.bias, 0, spread)
+
+
+@torch.no_grad()
+def spread(model: Segmenter, image: Tensor) -> None:
+    """As in a trained network: norms of many scales, and every class wins somewhere in an image 1 3 H W."""
+    shake(model)
+    model.eval()
+    out = model(image)
+    heads = [
+        (head, out.logits[:, g.start : g.stop]) for head, g in zip(model.heads, model.layout, strict=True)
+    ]
+    for head, logits in [*heads, *([] if model.unknown is None else [(model.unknown, out.unknown)])]:
+        scale = 3 / logits.std((0, 2, 3))
+        head.out.weight *= scale.view(-1, 1, 1, 1)  # type: ignore[union-attr, operator]
+        bias = (head.out.bias - logits.mean((0, 2, 3))) * scale  # type: ignore[union-attr, operator]
+        head.out.bias.copy_(bias)  # type: ignore[union-attr, operator]
 
 
 def make_batch(known: int, seed: int = 0, side: int = SIDE, n: int = 2) -> Batch:

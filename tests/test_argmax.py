@@ -1,6 +1,7 @@
 """Label maps in bands of rows, against bilinear interpolation and scores written in numpy, float64."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -120,3 +121,40 @@ def test_half_precision_is_upsampled_in_single() -> None:
     got = by_bands(logits.bfloat16(), unknown.bfloat16(), (20, 20), decide, torch.bool)
     assert got.dtype == torch.bool
     assert seen == {torch.float32}
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("images", [1, 2, 5])
+@pytest.mark.usefixtures("three_threads")
+def test_several_threads_say_the_same(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(argmax, "BAND_BYTES", 4 * 4 * 50 * 9)
+    logits, unknown = maps(3, seed=4, images=images)
+    callers: set[int] = set()
+
+    def scores(x: Tensor, u: Tensor | None) -> Tensor:
+        assert u is not None
+        assert torch.get_num_threads() == 1  # of a kernel
+        callers.add(threading.get_ident())
+        return torch.cat([x[:, :1] + u, x[:, 1:]], 1)
+
+    labels = arg_max(logits.requires_grad_(), unknown, (70, 50), scores)
+    x, u = (bilinear(m.detach().double().numpy(), (70, 50)) for m in (logits, unknown))
+    want, clear = classes_of(np.concatenate([x[:, :1] + u, x[:, 1:]], 1))
+    assert (labels.numpy() == want)[clear].all()
+    assert threading.get_ident() not in callers
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_an_error_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(argmax, "BAND_BYTES", 1)
+    with pytest.raises(ZeroDivisionError):
+        by_bands(torch.zeros(1, 2, 4, 4), None, (8, 8), lambda x, u: x[:, 0] * (1 // 0), torch.float32)
+    assert torch.get_num_threads() == 3

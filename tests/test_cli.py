@@ -395,6 +395,12 @@ def test_predict_of_a_folder_without_overlays(root: Path, run: Path, tmp_path: P
     assert len(list((tmp_path / "out").iterdir())) == 32
 
 
+def test_predict_in_bf16(root: Path, run: Path, tmp_path: Path) -> None:
+    image = next((root / "JPEGImages").glob("2008_*.jpg"))
+    assert cli.main(["predict", str(run), str(image), "--out", str(tmp_path), "--precision", "bf16"]) == 0
+    assert (tmp_path / f"{image.stem}.png").exists()
+
+
 def test_predict_of_a_missing_image(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["predict", str(run), str(tmp_path / "no.jpg"), "--out", str(tmp_path / "out")]) == 2
     assert "no.jpg" in last_line(capsys.readouterr().err)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from steps import spread
 from torch import Tensor
 
 from segrow import argmax
@@ -36,11 +37,8 @@ def model() -> Segmenter:
     config = ModelConfig(name="deeplabv3_mobilenet", weights="none", width=16)
     built = build_segmenter(config, 1, unknown=True, report=lambda line: None)
     built.grow(1, step=1)
-    # random weights say the same everywhere: spread the outputs, so that every class appears
-    with torch.no_grad():
-        for module in built.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.running_var.fill_(0.02)  # type: ignore[union-attr]
+    # random weights say the same everywhere
+    spread(built, torch.from_numpy(noise(96, 96, seed=1).copy()).permute(2, 0, 1)[None])
     return built
 
 
@@ -69,9 +67,17 @@ def test_whole_image_at_its_own_size(model: Segmenter) -> None:
     labels = Predictor(model, scores, NAMES).labels(image)
     assert labels.dtype == np.uint8
     assert labels.shape == (70, 100)
+    assert model.training  # it is not touched
     assert (labels == expected(model, image, (70, 100))).all()
     assert len(np.unique(labels)) > 1  # otherwise this shows nothing
-    assert not model.training
+
+
+def test_bf16_is_nearly_the_same(model: Segmenter) -> None:
+    predictor = Predictor(model, scores, NAMES, precision="bf16")
+    assert {p.dtype for p in predictor.model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    image = noise(70, 100)
+    assert 0.7 < (predictor.labels(image) == Predictor(model, scores, NAMES).labels(image)).mean() < 1
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,9 @@ def test_the_published_command_for_voc_says_every_setting() -> None:
         "train.device": "cuda",
         "train.devices": 2,
         "train.workers": 2,
+        "train.feature_views": 0,
+        "train.feature_budget": 4.0,
+        "train.feature_store": "ram",
         "train.channels_last": True,
         "train.log_every": 10,
     }
@@ -152,6 +155,8 @@ def test_every_setting_that_could_be_another_is_said() -> None:
         "--train.step0_epochs",
         "--train.accumulate",
         "--train.channels_last",
+        "--train.feature_budget",
+        "--train.feature_store",
     }
 
 

@@ -24,9 +24,9 @@ IDS = [f"image {k}" for k in range(6)]
 # --- the store by itself ----------------------------------------------------------------------------------
 
 
-def small(seed: int = 0) -> Segmenter:
+def small(seed: int = 0, family: str = "deeplabv3") -> Segmenter:
     torch.manual_seed(seed)
-    config = ModelConfig(name="deeplabv3_test_resnet", weights="none", width=8)
+    config = ModelConfig(name=f"{family}_test_resnet", weights="none", width=8)
     return build_segmenter(config, 2, unknown=True, report=lambda line: None).eval()
 
 
@@ -41,7 +41,7 @@ class Counted:
 
     def __init__(self, model: Segmenter) -> None:
         self.images = 0
-        model.trunk.register_forward_pre_hook(self._add)
+        model.trunk.backbone.register_forward_pre_hook(self._add)
 
     def _add(self, module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
         self.images += len(args[0])
@@ -71,8 +71,9 @@ def test_the_trunk_runs_once_an_image_whatever_is_asked_for() -> None:
 
 
 @torch.no_grad()
-def test_what_is_kept_is_equal_to_the_last_bit() -> None:
-    model, images = small(), pictures(4)
+@pytest.mark.parametrize("family", ["deeplabv3", "deeplabv3plus"])
+def test_what_is_kept_is_equal_to_the_last_bit(family: str) -> None:
+    model, images = small(family=family), pictures(4)
     want = model.features(images).features
     kept = KeptFeatures(1e9, 4, silent)
     kept.begin(model, 32)

@@ -27,12 +27,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
     parser.add_argument("--out", required=True, help="folder for the results")
     parser.add_argument("--no-overlay", dest="overlay", action="store_false", help="label maps only")
+    parser.add_argument(
+        "--precision",
+        choices=("32", "bf16"),
+        default="32",
+        help="bf16: faster where the processor has it; where classes are close a pixel can get another one",
+    )
     parser.add_argument("--allow_code", action="store_true", help="import a method from outside segrow")
     args = parser.parse_args(list(argv))
     model, meta, method = load_with_method(find_model(Path(args.model)), args.allow_code)
     crop = meta["protocol"]["crop"] if meta["protocol"]["crop_val"] else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    predictor = Predictor(model, method.scores, meta["class_names"], crop=crop, device=device)
+    names, precision = meta["class_names"], args.precision
+    predictor = Predictor(model, method.scores, names, crop=crop, device=device, precision=precision)
     done = predict_files(predictor, _files(args.images), Path(args.out), args.overlay, progress=True)
     console = Console()
     for item in done:

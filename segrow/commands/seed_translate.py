@@ -189,6 +189,7 @@ def _views(seed: Seed) -> dict[str, str]:
         "--train.flip": "0.5",
         "--train.padding": "ignore",
         "--train.void": "ignore",
+        "--train.feature_views": "0",
         "--train.select": "last",
         "--train.crop_val": _word(seed.crop_val),
         "--train.val_batch_size": str(seed.val_batch_size),

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..batch import Batch
 from ..data.loader import Draw, EpochPlan, Loaded, RawView, StepImages, worker_count
-from ..errors import LeakError, UserError
+from ..errors import UserError
 from ..methods.base import Method, StepContext
 from .cost import Stopwatch
 from .machine import Machine
@@ -333,7 +333,9 @@ class StepFeatures:
         chunks = self._machine.display.track(loader, "features", len(loader))
         for n, items in enumerate(chunks):
             good = [_checked(item) for item in items]
-            pixels = torch.stack([item.image for item in good]).to(fabric.device)
+            # batches of one size: what is kept of a view does not depend on which others are missing
+            padded = [*good, *[good[-1]] * (size - len(good))]
+            pixels = torch.stack([item.image for item in padded]).to(fabric.device)
             with fabric.autocast():
                 parts = self._ctx.model.encode(pixels.contiguous(memory_format=layout))
             for k, (view, item) in enumerate(zip(views[n * size : (n + 1) * size], good, strict=True)):
@@ -460,7 +462,7 @@ def _without_labels(parts: tuple[Tensor, ...]) -> Batch:
     )
 
 
-def _checked(item: RawView | UserError | LeakError) -> RawView:
+def _checked(item: RawView | UserError) -> RawView:
     if not isinstance(item, RawView):
         raise item
     return item

@@ -42,6 +42,11 @@ def all_remarks(given: tuple[str, ...], config: RunConfig, method: Method) -> li
         given += (f"a memory of {size} images, which method {method.name} was published without",)
     if config.train.select == "best":
         given += ("the weights of every step were chosen on the validation images that it is tested on",)
+    views = config.train.feature_views
+    if views and method.freezes_trunk and method.needs_features_only:
+        given += (
+            f"increments train on {views} kept views of an image, not on new ones (train.feature_views)",
+        )
     return list(given)
 
 
@@ -69,7 +74,8 @@ def base_remark(base: Path, plain: Mapping[str, Any]) -> str:
 
 # options of `train` that the base step does not depend on, or (its epochs) that are compared apart
 _LATER = frozenset(
-    {"lr", "backbone_lr", "epochs", "step0_epochs"} | {key.removeprefix("train.") for key in FREE}
+    {"lr", "backbone_lr", "epochs", "step0_epochs", "feature_views", "feature_budget"}
+    | {key.removeprefix("train.") for key in FREE}
 )
 
 

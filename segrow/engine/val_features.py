@@ -26,7 +26,8 @@ class KeptFeatures:
     def __init__(self, budget: float, images: int, say: Callable[[str], None]) -> None:
         self._budget, self._images, self._say = budget, images, say
         self._key: tuple[str, int | None] = ("", None)
-        self._kept: dict[str, Tensor] = {}  # 1 D h w, in the memory format they were computed in
+        # maps 1 C h w of `Segmenter.encode`, in the memory format they were computed in
+        self._kept: dict[str, tuple[Tensor, ...]] = {}
         self._bytes = 0
         self._fit = True
 
@@ -55,23 +56,23 @@ class KeptFeatures:
         """
         new = [k for k, image in enumerate(ids) if image not in self._kept]
         if len(new) == len(ids):
-            features = model.features(images).features
-            self._keep(features, ids)
-            return features
-        fresh: dict[str, Tensor] = {}
+            maps = model.encode(images)
+            self._keep(maps, ids)
+            return model.trunk.join(maps)
+        parts = {image: self._kept[image] for image in ids if image in self._kept}
         if new:
             # slices, not an index, so that the memory format stays
-            some = model.features(torch.cat([images[k : k + 1] for k in new])).features
-            fresh = {ids[k]: some[i : i + 1] for i, k in enumerate(new)}
-            self._keep(some, list(fresh))
+            maps = model.encode(torch.cat([images[k : k + 1] for k in new]))
+            parts |= {ids[k]: tuple(m[i : i + 1] for m in maps) for i, k in enumerate(new)}
+            self._keep(maps, [ids[k] for k in new])
         device = model.mean.device
-        parts = [fresh[image] if image in fresh else self._kept[image].to(device) for image in ids]
-        return torch.cat(parts)
+        columns = zip(*(parts[image] for image in ids), strict=True)
+        return model.trunk.join(tuple(torch.cat([part.to(device) for part in column]) for column in columns))
 
-    def _keep(self, features: Tensor, ids: Sequence[str]) -> None:
+    def _keep(self, maps: tuple[Tensor, ...], ids: Sequence[str]) -> None:
         if not self._fit:
             return
-        size = features[0].numel() * features.element_size()
+        size = sum(part[0].numel() * part.element_size() for part in maps)
         self._bytes += size * len(ids)
         cropped = self._key[1] is not None  # then all images are of one size
         wanted = max(self._bytes, size * self._images) if cropped else self._bytes
@@ -79,7 +80,7 @@ class KeptFeatures:
             self._give_up(wanted)
             return
         for k, image in enumerate(ids):
-            self._kept[image] = features[k : k + 1].to("cpu", copy=True)
+            self._kept[image] = tuple(part[k : k + 1].to("cpu", copy=True) for part in maps)
 
     def _give_up(self, wanted: int) -> None:
         self._fit = False

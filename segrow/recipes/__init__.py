@@ -21,6 +21,8 @@ Setting = Literal["overlap", "disjoint"]
 SETTINGS: tuple[Setting, ...] = ("overlap", "disjoint")
 FALLBACK = "voc"  # whose settings all data sets have that nothing was published for
 NOT_PUBLISHED = "none published"
+# a published number was reached with a new view of every image in every epoch
+_EXACT = {"train": {"feature_views": 0}}
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ def read_recipe(name: str) -> dict[str, Any]:
         return values
     scenario = {"task": found.task, "setting": found.setting, "data": {"name": found.data}}
     settings = published_settings(found.row, found.data, found.task)
-    values = merge(merge(scenario, settings), _entry(found.row).get("recipe", {}))
+    values = merge(merge(merge(scenario, settings), _EXACT), _entry(found.row).get("recipe", {}))
     values["method"] = {"name": found.method, **values.get("method", {})}
     return values
 
