@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segrow.config import ModelConfig
-from segrow.model.kernels import Clip, Depthwise, accelerate, merged, subgrids
+from segrow.model.kernels import Clip, Depthwise, Dilated, DilatedGradient, accelerate, merged, subgrids
 from segrow.model.segmenter import Segmenter, build_segmenter
 
 torch.set_num_threads(1)
@@ -82,6 +82,42 @@ def test_depthwise_convolutions_in_bfloat16(stride: int, d: int, frozen: str) ->
         torch.testing.assert_close(got.float(), expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("d", [2, 4, 5, 9])
+@pytest.mark.parametrize("size", [(5, 6), (6, 3)])
+@pytest.mark.parametrize("frozen", ["none", "input", "weight"])
+def test_far_dilated_convolutions_equal_the_definition(d: int, size: tuple[int, int], frozen: str) -> None:
+    """Taps that meet a few rows, one or none; d = 2 also where `Dilated` leaves all to torch."""
+    torch.manual_seed(2)
+    conv = nn.Conv2d(4, 3, 3, 1, d, d, bias=False).double()
+    conv.weight.requires_grad_(frozen != "weight")
+    x = torch.randn(2, 4, *size, dtype=torch.float64).to(memory_format=torch.channels_last)
+    x.requires_grad_(frozen != "input")
+    channels = [naive_depthwise(x, row[:, None], 1, d).sum(1) for row in conv.weight]
+    wanted = torch.stack(channels, 1)
+    above = torch.randn_like(wanted)
+    inputs = [p for p in (x, conv.weight) if p.requires_grad]
+    expected = torch.autograd.grad(wanted, inputs, above)
+    for got in (Dilated(conv)(x), DilatedGradient.apply(x, conv.weight, d)):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+        for a, b in zip(torch.autograd.grad(got, inputs, above), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_far_dilated_convolutions_in_bfloat16() -> None:
+    torch.manual_seed(2)
+    conv = nn.Conv2d(16, 8, 3, 1, 4, 4, bias=False)
+    x = torch.randn(2, 16, 5, 5).to(memory_format=torch.channels_last).requires_grad_()
+    wanted = torch.autograd.grad(conv(x).square().sum(), (x, conv.weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = Dilated(conv)(x)
+    assert out.dtype == torch.bfloat16
+    for got, expected in zip(
+        torch.autograd.grad(out.float().square().sum(), (x, conv.weight)), wanted, strict=True
+    ):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_subgrids_are_every_dth_pixel(d: int) -> None:
     x = torch.randn(2, 3, 7, 8)
@@ -117,6 +153,7 @@ def test_an_accelerated_network_is_the_same_network(training: bool) -> None:
     kinds = [type(m) for m in fast.modules()]
     assert kinds.count(Depthwise) == 6  # three strides, three dilated blocks
     assert kinds.count(Clip) == 34
+    assert kinds.count(Dilated) == 2  # of the ASPP; its first rate is 1 here
     assert nn.ReLU6 not in kinds
     images = torch.randint(0, 256, (2, 3, 49, 65), dtype=torch.uint8)
     plain.mean, plain.std, fast.mean, fast.std = (

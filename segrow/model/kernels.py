@@ -1,10 +1,11 @@
 """What torch computes slowly on a CPU in training, computed otherwise; values and state dict stay the same.
 
-Only gradients of depthwise convolutions and clipped activations are concerned; `benchmarks/profile_step.py`
-prints what each costs.
+Clipped activations, gradients of depthwise convolutions, and of convolutions that are dilated so far that
+most of what their taps meet is padding; `benchmarks/profile_step.py` prints an update's cost with and without.
 """
 
-from typing import Any
+import itertools
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -18,21 +19,33 @@ def accelerate(model: Segmenter) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.ReLU6) and module.inplace:
             model.set_submodule(name, Clip(module.min_val, module.max_val))
-        elif type(module) is nn.Conv2d and _slow(module):
-            model.set_submodule(name, Depthwise(module))
+        elif type(module) is nn.Conv2d and _plain(module):
+            if _slow_depthwise(module):
+                model.set_submodule(name, Depthwise(module))
+            elif module.groups == 1 and _dilated(module):
+                model.set_submodule(name, Dilated(module))
 
 
-def _slow(conv: nn.Conv2d) -> bool:
-    """3x3, one channel at a time, with a stride of 2 or dilated: of these oneDNN has no fast gradient."""
-    depthwise = conv.groups == conv.in_channels == conv.out_channels > 1 and conv.bias is None
-    plain = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-    if not depthwise or not plain or conv.kernel_size != (3, 3):
-        return False
-    stride, dilation = conv.stride, conv.dilation
-    dilated = stride == (1, 1) and dilation[0] == dilation[1] > 1 and conv.padding == dilation
-    return dilated or (stride == (2, 2) and dilation == (1, 1))
+def _plain(conv: nn.Conv2d) -> bool:
+    """3x3, zeros around the map, no bias."""
+    zeros = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    return zeros and conv.kernel_size == (3, 3) and conv.bias is None
 
 
+def _dilated(conv: nn.Conv2d) -> bool:
+    """Dilated alike in both directions, with a result as large as the input."""
+    d = conv.dilation[0]
+    return d > 1 and conv.dilation == conv.padding == (d, d) and conv.stride == (1, 1)
+
+
+def _slow_depthwise(conv: nn.Conv2d) -> bool:
+    """One channel at a time, with a stride of 2 or dilated: of these oneDNN has no fast gradient."""
+    depthwise = conv.groups == conv.in_channels == conv.out_channels > 1
+    strided = conv.stride == (2, 2) and conv.dilation == (1, 1)
+    return depthwise and (strided or _dilated(conv))
+
+
+@final
 class Clip(nn.Module):
     """A clipped activation in place. torch's own first copies its input, which nothing needs."""
 
@@ -65,11 +78,10 @@ class ClipGradient(torch.autograd.Function):
         return torch.ops.aten.hardtanh_backward(above, ctx.saved_tensors[0], *ctx.bounds), None, None
 
 
-class Depthwise(nn.Conv2d):
-    """A depthwise convolution whose gradient is computed by `DepthwiseGradient`."""
+class _SameWeight(nn.Conv2d):
+    """A convolution in another's place: the same weight, the same names. Abstract."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        """Take the place of `conv`: the same weight, the same names."""
         super().__init__(
             conv.in_channels,
             conv.out_channels,
@@ -84,13 +96,84 @@ class Depthwise(nn.Conv2d):
         self.weight = conv.weight
         self.train(conv.training)
 
+    def cast(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Input and weight as autocast would have them: it does not see what an autograd function calls."""
+        if not torch.is_autocast_enabled(x.device.type):
+            return x, self.weight
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return x.to(dtype), self.weight.to(dtype)
+
+
+@final
+class Dilated(_SameWeight):
+    """A dilated 3x3 convolution whose gradient skips what lies outside the map (`DilatedGradient`)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """B C H W -> B D H W."""
+        d = int(self.dilation[0])
+        height, width = input.shape[-2:]
+        seen = (height + 2 * max(0, height - d)) * (width + 2 * max(0, width - d))
+        # a product of matrices a tap is slower than oneDNN's all at once unless most of them are small
+        if 9 * height * width < 2.5 * seen:
+            return super().forward(input)
+        out: Tensor = DilatedGradient.apply(*self.cast(input), d)
+        return out
+
+
+class DilatedGradient(torch.autograd.Function):
+    """A 3x3 convolution dilated by d, padded by d, whose gradient goes tap by tap.
+
+    A tap reaches d pixels away: on a map of 13 x 13 the outer taps at d = 18 meet nothing but padding, at
+    d = 12 one row or column. oneDNN leaves that out forwards, but not backwards.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, d: int) -> Tensor:
+        """B C H W and D C 3 3 -> B D H W."""
+        ctx.save_for_backward(x, weight)
+        ctx.d = d
+        return F.conv2d(x, weight, None, 1, d, d)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Gradients of input and weight; that of the input is summed over taps in float32 at least."""
+        x, weight = ctx.saved_tensors
+        to_input, to_weight = ctx.needs_input_grad[:2]
+        grad, pixels = above.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        dx = torch.zeros_like(pixels, dtype=wide) if to_input else None
+        dw = torch.zeros_like(weight) if to_weight else None
+        for i, j in itertools.product(range(3), repeat=2):
+            (y, rows), (z, columns) = (
+                _overlap(size, (k - 1) * ctx.d) for size, k in zip(x.shape[-2:], (i, j), strict=True)
+            )
+            part = grad[:, y, z].reshape(-1, weight.shape[0])
+            if not len(part):
+                continue
+            if dw is not None:
+                dw[:, :, i, j] = part.t() @ pixels[:, rows, columns].reshape(-1, weight.shape[1])
+            if dx is not None:
+                there = dx[:, rows, columns]
+                there += (part @ weight[:, :, i, j]).view(there.shape)
+        return None if dx is None else dx.to(x.dtype).permute(0, 3, 1, 2), dw, None
+
+
+def _overlap(size: int, shift: int) -> tuple[slice, slice]:
+    """Of a row of pixels and the same row shifted: where both are, in the one and in the other."""
+    first = max(0, -shift)
+    last = max(first, min(size, size - shift))
+    return slice(first, last), slice(first + shift, last + shift)
+
+
+@final
+class Depthwise(_SameWeight):
+    """A depthwise convolution whose gradient is computed by `DepthwiseGradient`."""
+
     def forward(self, input: Tensor) -> Tensor:
         """B C H W -> B C h w."""
-        weight: Tensor = self.weight
-        if torch.is_autocast_enabled(input.device.type):
-            dtype = torch.get_autocast_dtype(input.device.type)
-            input, weight = input.to(dtype), weight.to(dtype)
-        out: Tensor = DepthwiseGradient.apply(input, weight, self.stride, self.padding, self.dilation)
+        x, weight = self.cast(input)
+        out: Tensor = DepthwiseGradient.apply(x, weight, self.stride, self.padding, self.dilation)
         return out
 
 
