@@ -97,7 +97,7 @@ class StepTrainer:
         self.machine, self.method, self.ctx, self.epochs = machine, method, ctx, epochs
         self.selection, self.features = selection, features
         fabric, train = machine.fabric, machine.train
-        if fabric.device.type == "cpu":
+        if fabric.device.type == "cpu" and not ctx.shares_trunk:
             accelerate(ctx.model)
         groups = method.parameter_groups(ctx, *step_rates(train, ctx.step))
         self.rates = [float(group["lr"]) for group in groups]
