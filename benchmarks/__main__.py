@@ -32,7 +32,7 @@ from .machine import describe, has_bf16
 from .report import GUARD, Options, Row, guard, read_guard, show, write
 
 # one module each, with `run(options) -> list[Row]`, in the order of the table
-SECTIONS = ("increment", "base", "memory", "inference", "growth", "quality")
+SECTIONS = ("increment", "base", "loading", "memory", "inference", "growth", "quality")
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "VOC2012"
 
 

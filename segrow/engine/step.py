@@ -106,6 +106,7 @@ class StepTrainer:
             momentum=train.momentum,
             nesterov=train.momentum > 0,
             weight_decay=train.weight_decay,
+            fused=True if fabric.device.type == "cpu" else None,  # there torch has no other fast one
         )
         self.first = resume.epoch if resume else 0
         self.watch = Stopwatch(resume.seconds if resume else 0.0)

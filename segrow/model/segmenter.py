@@ -177,7 +177,8 @@ class Segmenter(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 B 3 H W, RGB -> (x / 255 - mean) / std in the model's precision."""
-        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+        x = images.to(self.mean.dtype, copy=True)  # and then in place: new memory costs more than the sums
+        return x.div_(255).sub_(self.mean).div_(self.std)
 
     def features(self, images: Tensor, before: bool = False) -> TrunkOutput:
         """The trunk alone: uint8 B 3 H W -> features B D h w before dropout, and the backbone's maps.
