@@ -422,6 +422,9 @@ def test_a_stopped_run_continues_on_the_same_views(root: Path, whole: Path, tmp_
     with pytest.MonkeyPatch.context() as patch:
         Stopper(patch, Checkpoint, "save", n, True)  # in step 1, in step 2
         assert start(root, out, *KEPT) == 130
+    kept = Checkpoint.load(out / "last.ckpt")
+    assert kept is not None
+    assert {name.split(".")[0] for name in kept.model} == {"heads", "unknown"}  # the trunk has not moved
     assert start(root, out, *KEPT) == 0
     assert weights(out) == weights(whole)
     assert matrices(out) == matrices(whole)
