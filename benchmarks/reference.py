@@ -77,6 +77,7 @@ class ReferenceStep:
             groups, lr=rates.increment, momentum=MOMENTUM, nesterov=True, weight_decay=DECAY
         )
         self.scaler = torch.amp.GradScaler("cuda", enabled=amp)
+        self.bound: list[Tensor] = []  # what names of a loop's body hold until the next iteration binds them
 
     def _base_groups(self, rates: Rates) -> list[dict[str, Any]]:
         self.model.requires_grad_(True)
@@ -132,10 +133,13 @@ class ReferenceStep:
         """Arguments of `update` -> scalar."""
         targets = shifted(labels)
         outputs = full_size(all_channels(self.model, images), images)
+        self.bound = [outputs]
         if self.teacher is not None:
             with torch.no_grad():
                 before = full_size(all_channels(self.teacher, images), images)
-            targets = pseudo_labelled(targets, before)
+                probabilities = torch.sigmoid(before)
+            self.bound += [before, probabilities]
+            targets = pseudo_labelled(targets, probabilities)
         return one_hot_bce(outputs, targets)
 
 
@@ -157,14 +161,14 @@ def shifted(labels: Tensor) -> Tensor:
     return torch.where(labels == UNKNOWN, 0, torch.where(labels == IGNORE, IGNORE, labels + 1))
 
 
-def pseudo_labelled(targets: Tensor, before: Tensor) -> Tensor:
+def pseudo_labelled(targets: Tensor, probabilities: Tensor) -> Tensor:
     """Old classes of which the teacher is certain, where there is background or unknown.
 
     Args:
         targets: B H W channels.
-        before: The teacher's logits, B K+1 H W at full resolution.
+        probabilities: The teacher's, B K+1 H W at full resolution.
     """
-    scores, channels = torch.sigmoid(before).max(dim=1)
+    scores, channels = probabilities.max(dim=1)
     fill = (targets >= 0) & (targets <= 1) & (channels > 1) & (scores >= THRESHOLD)
     return torch.where(fill, channels, targets)
 

@@ -151,7 +151,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
     workers: int = 2
-    feature_views: int = 4
+    feature_views: int = 2
     feature_budget: float = 4.0
     feature_store: Literal["ram", "disk"] = "ram"
     channels_last: bool = True

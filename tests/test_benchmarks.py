@@ -47,7 +47,7 @@ def test_loss_equals_a_slow_restatement() -> None:
     labels = rng.choice([UNKNOWN, IGNORE, 0, 0, 3], (2, 6, 5))
     student, teacher = rng.normal(0, 3, (2, 5, 6, 5)), rng.normal(0, 3, (2, 4, 6, 5))  # unknown first
     targets = reference_labels(labels, np.roll(teacher, -1, axis=1))
-    filled = pseudo_labelled(shifted(torch.from_numpy(labels)), torch.from_numpy(teacher))
+    filled = pseudo_labelled(shifted(torch.from_numpy(labels)), torch.from_numpy(teacher).sigmoid())
     assert np.array_equal(filled.numpy(), targets)
     assert (targets > 1).sum() > (labels == 3).sum()  # there are pseudo-labels
     values, _ = naive.pixelwise("bce", student, targets)

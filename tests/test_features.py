@@ -253,10 +253,11 @@ def test_an_image_of_two_tables_is_kept_once(root: Path, scenario: Scenario) -> 
     assert all(len(values) == 1 for values in parts.values())
 
 
-def counted(model: Segmenter) -> list[int]:
+def counted(bench: Bench) -> list[int]:
     """Images that go through the trunk's backbone from now on."""
     counts: list[int] = []
-    model.trunk.backbone.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
+    assert bench.ctx.frozen_trunk is not None
+    bench.ctx.frozen_trunk.backbone.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
     return counts
 
 
@@ -266,13 +267,13 @@ def test_the_next_step_takes_over_what_the_trunk_said_but_not_the_teachers_verdi
     grown, store = network(), FeatureStore(1 << 30)
     first = increment(root, scenario, Ssul(threshold=0.3), grown, 1, store=store)
     first.kept()
-    counts = counted(grown)
     old = set(first.images.images)
     shared = sorted(old & set(scenario.steps[2].images))
     assert shared
     shake(grown.heads[1], 3.0)  # as if the step had trained: the next teacher says something else
     kept = [store.read([View(image, 1)]) for image in shared]
     second = increment(root, scenario, Ssul(threshold=0.3), grown, 2, store=store)
+    counts = counted(second)
     features = second.kept()
     new = [image for image in second.images.images if image not in old]
     # in batches of one size, and once an empty image to see what a row holds
@@ -310,7 +311,7 @@ def test_less_room_takes_nothing_over(root: Path, scenario: Scenario) -> None:
     increment(root, scenario, Ssul(), grown, 1, store=store).kept()
     second = increment(root, scenario, Ssul(), grown, 2, store=store)
     store.budget = len(second.images) * K * store._layout().row
-    counts = counted(grown)
+    counts = counted(second)
     second.kept()
     assert sum(counts) - 1 == -(-len(second.images) * K // BATCH) * BATCH
 
@@ -421,6 +422,9 @@ def test_a_stopped_run_continues_on_the_same_views(root: Path, whole: Path, tmp_
     with pytest.MonkeyPatch.context() as patch:
         Stopper(patch, Checkpoint, "save", n, True)  # in step 1, in step 2
         assert start(root, out, *KEPT) == 130
+    kept = Checkpoint.load(out / "last.ckpt")
+    assert kept is not None
+    assert {name.split(".")[0] for name in kept.model} == {"heads", "unknown"}  # the trunk has not moved
     assert start(root, out, *KEPT) == 0
     assert weights(out) == weights(whole)
     assert matrices(out) == matrices(whole)

@@ -574,7 +574,8 @@ def test_a_frozen_trunk_runs_once_and_changes_nothing(bn_freeze: bool) -> None:
         assert (ctx.teacher.trunk is model.trunk) == ctx.shares_trunk  # one copy in memory
         model.train()
         counts: list[int] = []
-        count_runs(list({ctx.model.trunk, ctx.teacher.trunk}), counts)
+        assert (ctx.frozen_trunk is not None) == ctx.shares_trunk
+        count_runs([ctx.frozen_trunk] if ctx.frozen_trunk else [model.trunk, ctx.teacher.trunk], counts)
         batch = make_batch(ctx.known)
         outputs = Outputs(model)
         torch.manual_seed(5)  # dropout

@@ -35,7 +35,7 @@ class Checkpoint:
     Attributes:
         step: The step in progress.
         epoch: Epochs done.
-        model: State dict of the network.
+        model: State dict of the network, without a frozen trunk.
         optimizer: State dict of the optimizer.
         scaler: State of the loss scaler; only fp16 has one.
         method: State of the method.

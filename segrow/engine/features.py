@@ -337,7 +337,7 @@ class StepFeatures:
             padded = [*good, *[good[-1]] * (size - len(good))]
             pixels = torch.stack([item.image for item in padded]).to(fabric.device)
             with fabric.autocast():
-                parts = self._ctx.model.encode(pixels.contiguous(memory_format=layout))
+                parts = self._ctx.encode(pixels.contiguous(memory_format=layout))
             for k, (view, item) in enumerate(zip(views[n * size : (n + 1) * size], good, strict=True)):
                 self._store.write(view, [part[k] for part in parts], item.mask, item.saliency)
 
@@ -437,7 +437,7 @@ def _layout(ctx: StepContext, method: Method, images: StepImages, machine: Machi
     ctx.model.eval()
     empty = torch.zeros(1, 3, crop, crop, dtype=torch.uint8, device=fabric.device)
     with fabric.autocast():
-        parts = ctx.model.encode(empty)
+        parts = ctx.encode(empty)
         out = ctx.teach(_without_labels(tuple(part.bfloat16() for part in parts)))
     judged = method.verdict(ctx, out, (crop, crop)) is not None
     small = ctx.known_before - LOWEST <= 255

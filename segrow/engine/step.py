@@ -97,7 +97,7 @@ class StepTrainer:
         self.machine, self.method, self.ctx, self.epochs = machine, method, ctx, epochs
         self.selection, self.features = selection, features
         fabric, train = machine.fabric, machine.train
-        if fabric.device.type == "cpu":
+        if fabric.device.type == "cpu" and not ctx.shares_trunk:
             accelerate(ctx.model)
         groups = method.parameter_groups(ctx, *step_rates(train, ctx.step))
         self.rates = [float(group["lr"]) for group in groups]
@@ -111,7 +111,8 @@ class StepTrainer:
         self.first = resume.epoch if resume else 0
         self.watch = Stopwatch(resume.seconds if resume else 0.0)
         if resume:
-            ctx.model.load_state_dict(resume.model)
+            # without a frozen trunk's tensors, which are those of the step before
+            ctx.model.load_state_dict({**ctx.model.state_dict(), **resume.model})
             optimizer.load_state_dict(resume.optimizer)
             method.load_state_dict({k: v.to(fabric.device) for k, v in resume.method.items()})
             if resume.scaler:
@@ -225,7 +226,11 @@ class StepTrainer:
         return Checkpoint(
             step=self.ctx.step,
             epoch=epochs_done,
-            model=self.ctx.model.state_dict(),
+            model={
+                name: value
+                for name, value in self.ctx.model.state_dict().items()
+                if not (self.ctx.shares_trunk and name.startswith("trunk."))
+            },
             optimizer=self.optimizer.state_dict(),
             scaler=self.machine.precision.state_dict(),
             method=dict(self.method.state_dict()),

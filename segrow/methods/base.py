@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..errors import UserError, near
-from ..model.segmenter import Segmenter, SegOutput, TrunkOutput
+from ..model.fused import folded
+from ..model.segmenter import Segmenter, SegOutput, Trunk, TrunkOutput
 
 ParameterGroup = dict[str, Any]
 
@@ -47,6 +48,8 @@ class StepContext:
         teacher: The model as it was before the step (eval mode, no gradients); None at step 0.
         known: Number of known classes after this step, background included (C in METHODS).
         known_before: The same before this step (K in METHODS); 1 at step 0.
+        shares_trunk: The trunk is frozen and runs once for student and teacher.
+        frozen_trunk: What then runs: the model's trunk, or a folded copy of it; None while the trunk trains.
     """
 
     def __init__(
@@ -65,13 +68,28 @@ class StepContext:
         self.known_before = known_before
         self.shares_trunk = False
         self._scan = scan
+        self.frozen_trunk: Trunk | None = None
         self._trained: tuple[list[int], bool, Tensor] | None = None
 
     def share_frozen_trunk(self) -> None:
         """Run a wholly frozen trunk once an iteration for student and teacher (after `begin_step`)."""
         self.shares_trunk = self.model.trunk_frozen
-        if self.shares_trunk and self.teacher is not None:
+        if not self.shares_trunk:
+            return
+        if self.teacher is not None:
             self.teacher.trunk = self.model.trunk
+        self.frozen_trunk = folded(self.model.trunk)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """A frozen trunk's maps of uint8 B 3 H W before they are joined, for keeping them.
+
+        Raises:
+            RuntimeError: When the trunk trains.
+        """
+        if self.frozen_trunk is None:
+            raise RuntimeError("the trunk of this step is not frozen")
+        parts: tuple[Tensor, ...] = self.frozen_trunk.encode(self.model.normalise(images))
+        return parts
 
     def forward(self, batch: Batch, before: bool = False) -> SegOutput:
         """The student on a batch; no graph is kept for a frozen trunk.
@@ -129,11 +147,13 @@ class StepContext:
     def _trunk(self, batch: Batch, before: bool) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         if batch.trunk is None:
             with torch.no_grad():
+                if self.frozen_trunk is None:
+                    raise RuntimeError("the trunk of this step is not frozen")
                 if batch.parts:
                     dtype = self.model.mean.dtype  # they are kept in fewer digits
                     batch.trunk = TrunkOutput(self.model.trunk.join(tuple(p.to(dtype) for p in batch.parts)))
                 else:
-                    batch.trunk = self.model.features(batch.images, before)
+                    batch.trunk = self.frozen_trunk(self.model.normalise(batch.images), before)
         return batch.trunk
 
     def scan(self) -> Iterator[Batch]:

@@ -22,12 +22,13 @@ from torch.utils._pytree import tree_leaves
 
 from .decoder import SeparableConv
 from .norm import CrossRankBatchNorm2d
-from .segmenter import Head, Segmenter, SegOutput
+from .segmenter import Head, Segmenter, SegOutput, Trunk
 
 WIDEST = 2048
 """Channels of one convolution over several heads. More gains nothing, and so the memory for what stands
 between features and logits does not grow with the number of heads."""
 
+FOLDED_BYTES = 64 << 20  # of a trunk that is copied to be folded
 EXAMPLE = 64  # side in pixels of the image that shows which normalisation follows which convolution
 
 
@@ -75,6 +76,21 @@ def fuse(model: Segmenter) -> FusedSegmenter:
 
 
 # --- heads ------------------------------------------------------------------------------------------------
+
+
+def folded(trunk: Trunk) -> Trunk:
+    """A frozen trunk for repeated use: a copy with its normalisations folded, if it is small.
+
+    Large ones gain little (`python -m benchmarks inference`) and would stand in memory twice: these are
+    returned as they are.
+    """
+    size = sum(p.numel() * p.element_size() for p in trunk.parameters())
+    if size > FOLDED_BYTES:
+        return trunk
+    copied = copy.deepcopy(trunk).eval().requires_grad_(False)
+    first = next(trunk.parameters())
+    fold_norms(copied, torch.zeros(1, 3, EXAMPLE, EXAMPLE, dtype=first.dtype, device=first.device))
+    return copied
 
 
 class WideHead(nn.Module):

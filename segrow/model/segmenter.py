@@ -157,8 +157,7 @@ class Segmenter(nn.Module):
         self._frozen_norms: set[str] = set()  # by name: survives copies and exchanged norm classes
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.set_normalisation(mean, std)
 
     def _head(self, classes: int, form: str) -> Head:
         config = self.config
@@ -168,6 +167,13 @@ class Segmenter(nn.Module):
     def n_classes(self) -> int:
         """Number of classes, background included."""
         return self.layout[-1].stop
+
+    def set_normalisation(
+        self, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype = torch.float32
+    ) -> None:
+        """How images are normalised: RGB, in [0, 1]; not part of the state dict."""
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values, dtype=dtype).view(1, 3, 1, 1), persistent=False)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 B 3 H W, RGB -> (x / 255 - mean) / std in the model's precision."""

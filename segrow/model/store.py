@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,18 @@ def save_model(
     files = dict(extra or {})
     if taken := [name for name in files if name in (WEIGHTS, RECORD) or Path(name).name != name]:
         raise ValueError(f"not a name for a further file: {', '.join(taken)}")
-    files[WEIGHTS] = safetensors.torch.save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    )
     record = {"format": FORMAT, "segrow": __version__, "timm": timm.__version__, **meta, **_describe(model)}
     record = json.loads(json.dumps(record))  # as it will be read: lists for tuples, names for numbers
-    record["hashes"] = _hashes(record, files)
-    files[RECORD] = json.dumps(record, indent=1).encode()
-    _write_directory(directory, files)
+    with _exchanged(directory) as temporary:
+        safetensors.torch.save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
+            temporary / WEIGHTS,
+        )
+        digests = {name: _sha(content) for name, content in files.items()}
+        record["hashes"] = _hashes(record, {**digests, WEIGHTS: _sha_file(temporary / WEIGHTS)})
+        files[RECORD] = json.dumps(record, indent=1).encode()
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
 
 
 def load_model(directory: Path) -> tuple[Segmenter, dict[str, Any]]:
@@ -79,16 +84,13 @@ def load_model(directory: Path) -> tuple[Segmenter, dict[str, Any]]:
     if not (directory / RECORD).is_file():
         raise UserError(f"no model in {directory}: expected a folder with {RECORD} and {WEIGHTS}")
     record = _read_record(directory / RECORD)
-    weights = b""
     for name, expected in record["hashes"]["files"].items():
         path = directory / name
         if not path.is_file():
             raise UserError(f"{path} is missing; copy the whole model directory again")
-        content = path.read_bytes()
-        if _sha(content) != expected:
+        if _sha_file(path) != expected:
             raise UserError(f"{path} was changed or cut off after it was written; copy it again")
-        weights = content if name == WEIGHTS else weights
-    return _build(record, safetensors.torch.load(weights), directory), record
+    return _build(record, safetensors.torch.load_file(directory / WEIGHTS), directory), record
 
 
 def _describe(model: Segmenter) -> dict[str, Any]:
@@ -107,16 +109,25 @@ def _describe(model: Segmenter) -> dict[str, Any]:
     }
 
 
-def _hashes(record: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
-    """SHA-256 of the configuration (all of model.json but this), of each file, and of both together."""
+def _hashes(record: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+    """SHA-256 of the configuration (all of model.json but this), of each file, and of both together.
+
+    Args:
+        files: That of each file by name.
+    """
     config = _sha(json.dumps({k: v for k, v in record.items() if k != "hashes"}, sort_keys=True).encode())
-    each = {name: _sha(content) for name, content in sorted(files.items())}
+    each = dict(sorted(files.items()))
     model = _sha((config + each[WEIGHTS]).encode())
     return {"config": config, "weights": each[WEIGHTS], "model": model, "files": each}
 
 
 def _sha(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _sha_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -151,18 +162,18 @@ def _build(record: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: 
     fields["rates"] = None if fields["rates"] is None else tuple(fields["rates"])
     layout = tuple(Group(**group) for group in described["layout"])
     normal = record["input"]
-    with torch.random.fork_rng(devices=[]):
-        model = Segmenter(
-            ModelConfig(**fields), layout, described["unknown"], tuple(normal["mean"]), tuple(normal["std"])
-        )
+    mean, std = tuple(normal["mean"]), tuple(normal["std"])
+    # no memory for weights that would be overwritten: the file's own become those of the model
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = Segmenter(ModelConfig(**fields), layout, described["unknown"], mean, std)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if {name: tensor.shape for name, tensor in tensors.items()} != expected:
         raise UserError(
             f"the weights in {directory} do not fit {fields['name']} of timm {timm.__version__}; they were "
             f"written with timm {record['timm']}, install that version"
         )
-    model.to(next(tensors[name].dtype for name, _ in model.named_parameters()))
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, assign=True)
+    model.set_normalisation(mean, std, next(model.parameters()).dtype)
     return model.eval()
 
 
@@ -171,8 +182,9 @@ def _backup(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.replaced")
 
 
-def _write_directory(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write all files beside `directory`, then exchange it."""
+@contextmanager
+def _exchanged(directory: Path) -> Iterator[Path]:
+    """A new folder beside `directory` to write files into, which then takes its place."""
     directory = Path(directory).resolve()
     backup = _backup(directory)
     if backup.exists():
@@ -184,10 +196,9 @@ def _write_directory(directory: Path, files: Mapping[str, bytes]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)  # of a writer that was killed
     try:
         temporary.mkdir()
-        for name, content in files.items():
-            with (temporary / name).open("wb") as file:
-                file.write(content)
-                file.flush()
+        yield temporary
+        for written in temporary.iterdir():
+            with written.open("rb") as file:
                 os.fsync(file.fileno())
         if directory.exists():
             os.rename(directory, backup)
