@@ -1,7 +1,7 @@
 """What torch computes slowly on a CPU in training, computed otherwise; values and state dict stay the same.
 
 Clipped activations, gradients of depthwise convolutions, and of convolutions that are dilated so far that
-most of what their taps meet is padding; `benchmarks/profile_step.py` prints an update's cost with and without.
+most of what their taps meet is padding; `benchmarks/profile_step.py` prints what an update costs without.
 """
 
 import itertools
