@@ -31,6 +31,7 @@ from .report import Options, Row, less, more
 from .timing import alternate
 
 BATCH = 16
+SMALL, LARGE = 96, 64  # images of the base class
 PAIRS, FULL_PAIRS = 2000, 12_000
 COLD, WARM = 40.0, 0.5  # seconds, of FULL_PAIRS
 CPU = torch.device("cpu")
@@ -38,8 +39,8 @@ CPU = torch.device("cpu")
 
 def run(options: Options) -> list[Row]:
     """Both loaders, at crop 193 on `animals` and at crop 513 on images of the size of VOC; the index."""
-    small = animals(options, "loading", few(96, BATCH, of="person"), val=8)
-    large = photographs(options.work / "large" / "VOC2012", few(64, BATCH, of="person"), 8, options.seed)
+    small = animals(options, "loading", few(SMALL, BATCH, of="person"), val=8)
+    large = photographs(options.work / "large" / "VOC2012", few(LARGE, BATCH, of="person"), 8, options.seed)
     rows = _rows(options, small, 193) + _rows(options, large, 513)
     return rows + _index_rows(options, VocDataset(large))
 

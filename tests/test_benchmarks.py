@@ -14,7 +14,7 @@ from steps import make_batch, next_step, tiny
 from trees import voc_tree
 
 from benchmarks import __main__ as command
-from benchmarks import growth, quality
+from benchmarks import growth, loading, quality
 from benchmarks.increment import Case, Cost, rows_of
 from benchmarks.reference import (
     ReferenceStep,
@@ -26,7 +26,7 @@ from benchmarks.reference import (
     train_reference,
 )
 from benchmarks.reference_data import ReferenceImages, ReferenceValidation, byte_table
-from benchmarks.report import GUARD, Row, guard, less, more, read_guard
+from benchmarks.report import GUARD, Options, Row, guard, less, more, read_guard
 from segrow.data.voc import VocDataset
 from segrow.methods.ssul import Ssul
 from segrow.scenario import IGNORE, UNKNOWN
@@ -231,3 +231,25 @@ def test_file_says_what_was_measured_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert {"cpu", "cores", "ram_gib", "threads"} <= stored["machine"].keys()
     assert {"torch", "torchvision", "timm", "segrow", "python"} <= stored["versions"].keys()
     assert stored["seeds"] == [1]
+
+
+def test_loading_measures_both_loaders_and_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGROW_CACHE", str(tmp_path / "cache"))
+    for name, value in {"BATCH": 2, "SMALL": 4, "LARGE": 4, "PAIRS": 12}.items():
+        monkeypatch.setattr(loading, name, value)
+    said: list[str] = []
+    rows = loading.run(Options(None, tmp_path, tmp_path, rounds=1, say=said.append))
+    assert [row.key.removeprefix("loading.") for row in rows] == [
+        *("193", "193-normalised", "513", "513-normalised", "index-cold", "index-warm")
+    ]
+    by_key = {row.key: row for row in rows}
+    for crop in ("193", "513"):
+        row = by_key[f"loading.{crop}"]
+        assert row.reference is not None
+        assert row.ratio == pytest.approx(row.ours / row.reference)
+        assert row.target == 3
+        assert by_key[f"loading.{crop}-normalised"].reference == row.reference
+    cold, warm = by_key["loading.index-cold"], by_key["loading.index-warm"]
+    assert cold.ours > warm.ours > 0  # the second time is read from the cache
+    assert cold.ratio == pytest.approx(40 / cold.ours)
+    assert said[-1] == "loading: index of 12 masks, warm"
