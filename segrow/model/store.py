@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import timm
 import torch
@@ -26,6 +27,7 @@ from .segmenter import Group, Segmenter
 
 FORMAT = 1
 WEIGHTS, RECORD = "model.safetensors", "model.json"
+_AT_ONCE = 16  # tensors
 _OURS = ("format", "segrow", "timm", "class_steps", "model", "input", "hashes")
 
 
@@ -90,7 +92,7 @@ def load_model(directory: Path) -> tuple[Segmenter, dict[str, Any]]:
             raise UserError(f"{path} is missing; copy the whole model directory again")
         if _sha_file(path) != expected:
             raise UserError(f"{path} was changed or cut off after it was written; copy it again")
-    return _build(record, safetensors.torch.load_file(directory / WEIGHTS), directory), record
+    return _build(record, _read_weights(directory / WEIGHTS), directory), record
 
 
 def _describe(model: Segmenter) -> dict[str, Any]:
@@ -130,6 +132,20 @@ def _sha_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, as aligned copies: the same numbers then give the same results, to the last bit.
+
+    A few at a time, because what has been read of an open file counts as the process' memory too.
+    """
+    with safetensors.safe_open(path, "pt") as file:
+        names = list(file.keys())
+    found: dict[str, Tensor] = {}
+    for start in range(0, len(names), _AT_ONCE):
+        with safetensors.safe_open(path, "pt") as file:
+            found |= {name: file.get_tensor(name).clone() for name in names[start : start + _AT_ONCE]}
+    return found
+
+
 def _read_record(path: Path) -> dict[str, Any]:
     """model.json, checked for version and hash."""
     try:
@@ -163,7 +179,7 @@ def _build(record: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: 
     layout = tuple(Group(**group) for group in described["layout"])
     normal = record["input"]
     mean, std = tuple(normal["mean"]), tuple(normal["std"])
-    # no memory for weights that would be overwritten: the file's own become those of the model
+    # no memory for weights that would be overwritten: those that were read become the model's
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = Segmenter(ModelConfig(**fields), layout, described["unknown"], mean, std)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
