@@ -23,7 +23,8 @@ from segrow.data import open_dataset
 from segrow.data.augment import Augmentation
 from segrow.data.loader import EpochPlan, Loaded, StepImages, to_device
 from segrow.engine.checkpoint import Checkpoint
-from segrow.engine.features import FeatureStore, Layout, StepFeatures, View, keep_features
+from segrow.engine.feature_store import FeatureStore, Layout, View
+from segrow.engine.features import StepFeatures, keep_features
 from segrow.engine.log import Display
 from segrow.engine.machine import Machine
 from segrow.engine.setup import make_fabric

@@ -29,7 +29,8 @@ from ..model.store import load_model, save_model
 from .checkpoint import Checkpoint, write_atomic, write_json
 from .cost import Stopwatch, parameter_counts, peak_memory, reset_peak_memory, stored_bytes
 from .exemplars import Chooser
-from .features import FeatureStore, keep_features
+from .feature_store import FeatureStore
+from .features import keep_features
 from .folder import META, check_base, check_data, check_folder, configuration, images_hash, read_results
 from .log import Display
 from .machine import Machine
