@@ -23,7 +23,7 @@ from .report import Options, Row
 
 DEFINITION = "foreground"
 SEEDS = (1, 2, 3)
-VIEWS = (1, 2, 4, 8)
+VIEWS = (1, 2, 4)
 # two-sided 95 % quantiles of Student's t, by degrees of freedom
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
