@@ -75,6 +75,17 @@ def test_double_precision_survives(tmp_path: Path) -> None:
     assert torch.equal(load_model(tmp_path / "model")[0](pictures()).logits, model(pictures()).logits)
 
 
+def test_buffers_that_are_computed_are_there_too(tmp_path: Path) -> None:
+    """Kernels of a blur, say: part of the network, not of its state dict."""
+    torch.manual_seed(0)
+    config = ModelConfig(name="deeplabv3_resnetblur18", weights="none", width=8)
+    model = build_segmenter(config, 4, True, lambda line: None).eval()
+    assert set(dict(model.named_buffers())) - set(model.state_dict())
+    save_model(model, tmp_path / "model", META)
+    loaded, _ = load_model(tmp_path / "model")
+    assert torch.equal(loaded(pictures()).logits, model(pictures()).logits)
+
+
 def test_the_hashes_are_those_of_the_files(tmp_path: Path) -> None:
     save_model(grown(), tmp_path / "model", META, {"memory.json": b"{}"})
     record = json.loads((tmp_path / "model/model.json").read_text())

@@ -18,7 +18,6 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
-from torch import Tensor
 
 from .. import __version__
 from ..config import ModelConfig
@@ -92,7 +91,7 @@ def load_model(directory: Path) -> tuple[Segmenter, dict[str, Any]]:
             raise UserError(f"{path} is missing; copy the whole model directory again")
         if _sha_file(path) != expected:
             raise UserError(f"{path} was changed or cut off after it was written; copy it again")
-    return _build(record, _read_weights(directory / WEIGHTS), directory), record
+    return _build(record, directory), record
 
 
 def _describe(model: Segmenter) -> dict[str, Any]:
@@ -132,18 +131,22 @@ def _sha_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, as aligned copies: the same numbers then give the same results, to the last bit.
+def _fill(model: Segmenter, path: Path) -> bool:
+    """Put the tensors of a file in a model's place of them; False, and nothing done, when they do not fit.
 
-    A few at a time, because what has been read of an open file counts as the process' memory too.
+    As aligned copies: the same numbers then give the same results, to the last bit. A few at a time, because
+    what has been read of an open file counts as the process' memory, and so do the weights they replace.
     """
     with safetensors.safe_open(path, "pt") as file:
-        names = list(file.keys())
-    found: dict[str, Tensor] = {}
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    if shapes != {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}:
+        return False
+    names = list(shapes)
     for start in range(0, len(names), _AT_ONCE):
         with safetensors.safe_open(path, "pt") as file:
-            found |= {name: file.get_tensor(name).clone() for name in names[start : start + _AT_ONCE]}
-    return found
+            some = {name: file.get_tensor(name).clone() for name in names[start : start + _AT_ONCE]}
+        model.load_state_dict(some, strict=False, assign=True)
+    return True
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -171,7 +174,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _build(record: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: Path) -> Segmenter:
+def _build(record: Mapping[str, Any], directory: Path) -> Segmenter:
     """The network that model.json describes, filled; no pretrained weights are fetched."""
     described = record["model"]
     fields = dict(described["config"])
@@ -179,17 +182,15 @@ def _build(record: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: 
     layout = tuple(Group(**group) for group in described["layout"])
     normal = record["input"]
     mean, std = tuple(normal["mean"]), tuple(normal["std"])
-    # no memory for weights that would be overwritten: those that were read become the model's
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):
         model = Segmenter(ModelConfig(**fields), layout, described["unknown"], mean, std)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+    if not _fill(model, directory / WEIGHTS):
         raise UserError(
             f"the weights in {directory} do not fit {fields['name']} of timm {timm.__version__}; they were "
             f"written with timm {record['timm']}, install that version"
         )
-    model.load_state_dict(tensors, assign=True)
-    model.set_normalisation(mean, std, next(model.parameters()).dtype)
+    dtype = next(model.parameters()).dtype
+    model.to(dtype).set_normalisation(mean, std, dtype)  # buffers too that no file holds
     return model.eval()
 
 
