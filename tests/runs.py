@@ -65,10 +65,12 @@ def start(root: Path, out: Path, *more: str) -> int:
     return cli.main(options(root, out, *more))
 
 
-def run_processes(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+def run_processes(
+    arguments: list[str], program: tuple[str, ...] = ("-m", "segrow")
+) -> subprocess.CompletedProcess[str]:
     """`python -m segrow …`; a hang fails the test and leaves no process behind."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "segrow", *arguments],
+        [sys.executable, *program, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

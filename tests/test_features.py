@@ -452,14 +452,54 @@ def test_negative_numbers_are_refused(root: Path, tmp_path: Path, capfd: pytest.
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("n", [9, 17])
+def test_thresholds_come_back_before_the_verdict(root: Path, tmp_path: Path, n: int) -> None:
+    """The teacher's verdict is written anew after a resume: with the step's thresholds, not with the last's."""
+    more = (*KEPT, "--method", "mib", "--method.freeze", "trunk", "--method.pseudo", "entropy")
+    assert start(root, tmp_path / "whole", *more) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        Stopper(patch, Checkpoint, "save", n, True)  # in step 1, in step 2
+        assert start(root, tmp_path / "run", *more) == 130
+    assert start(root, tmp_path / "run", *more) == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+SLOW = """
+import os, sys, time
+from segrow import cli
+from segrow.engine.feature_store import FeatureStore
+
+write = FeatureStore.write
+
+def slow(*arguments):
+    if os.environ.get("LOCAL_RANK") == "1":
+        time.sleep(0.1)
+    write(*arguments)
+
+FeatureStore.write = slow
+sys.exit(cli.main())
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_two_processes_keep_one_file(root: Path, tmp_path: Path) -> None:
-    same = (*KEPT, "--model.dropout", "0")
-    done = run_processes(run_options(root, tmp_path / "two", *same, "--train.devices", "2"))
-    assert done.returncode == 0, done.stderr
+    """Also when one of them takes its time: a verdict is on rows that are there.
+
+    Three views, so that in step 2, which finds many, a process judges others than those it computed.
+    """
+    three = ("--train.feature_views", "3", "--train.epochs", "12", "--model.dropout", "0")
+    same = (*KEPT, *three, "--method", "mib", "--method.freeze", "trunk", "--method.pseudo", "entropy")
+    assert start(root, tmp_path / "base", *same, "--steps", "1") == 0
+    same = (*same, "--base", str(tmp_path / "base"))
     assert start(root, tmp_path / "one", *same) == 0
+    program = tmp_path / "slow.py"
+    program.write_text(SLOW)
+    done = run_processes(
+        run_options(root, tmp_path / "two", *same, "--train.devices", "2"), program=(str(program),)
+    )
+    assert done.returncode == 0, done.stderr
     one, two = (log(tmp_path / name) for name in ("one", "two"))
-    assert [float(row["total"]) for row in one] == pytest.approx([float(r["total"]) for r in two], rel=5e-3)
+    assert [float(row["total"]) for row in one] == pytest.approx([float(r["total"]) for r in two], rel=1e-3)
     assert not list((tmp_path / "two").glob("features*"))
     assert model(tmp_path / "two", 2).exists()

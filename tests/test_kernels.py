@@ -177,6 +177,30 @@ def test_an_accelerated_network_is_the_same_network(training: bool) -> None:
         torch.testing.assert_close(a, b)  # running statistics moved alike
 
 
+def test_the_references_padding_trains_as_well() -> None:
+    """Its strided depthwise convolutions get maps that are padded already, so they stay as they are."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        name="deeplabv3_mobilenet", weights="none", width=8, rates=(1, 2), dropout=0.0, reference_padding=True
+    )
+    plain = build_segmenter(config, 2, True, quiet).double()
+    plain.mean, plain.std = plain.mean.double(), plain.std.double()
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
+    images = torch.randint(0, 256, (2, 3, 49, 65), dtype=torch.uint8)
+    for model in (plain, fast):
+        model(images).logits.square().sum().backward()
+    largest = max(float(p.grad.abs().max()) for p in plain.parameters() if p.grad is not None)
+    for p, q in zip(plain.parameters(), fast.parameters(), strict=True):
+        if p.grad is not None:
+            torch.testing.assert_close(q.grad, p.grad, rtol=1e-8, atol=1e-12 * largest)
+    low = fast.float()
+    low.mean, low.std = low.mean.float(), low.std.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        low(images).logits.square().sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in low.parameters() if p.grad is not None)
+
+
 def test_modes_survive() -> None:
     model = mobilenet()
     model.freeze(model.trunk)

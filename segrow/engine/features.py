@@ -105,6 +105,7 @@ class StepFeatures:
             missing = self._store.prepare(views, self._layout, trunk, self._machine)
             self._ctx.model.eval()
             self._compute(missing[fabric.global_rank :: fabric.world_size])
+            fabric.barrier()  # a verdict reads rows that another process computed
             self._judge(views[fabric.global_rank :: fabric.world_size])
             fabric.barrier()
 

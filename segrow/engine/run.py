@@ -203,6 +203,8 @@ class Run:
         if resume is None:
             model.eval()
             self.method.gather(ctx)
+        else:
+            self.method.load_state_dict({k: v.to(self.fabric.device) for k, v in resume.method.items()})
         train = self.config.train
         epochs = train.epochs if step or train.step0_epochs is None else train.step0_epochs
         updates = epochs * (len(images) // train.batch_size)

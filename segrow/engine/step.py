@@ -74,7 +74,7 @@ class StepTrainer:
 
     Args:
         machine: What all steps share.
-        method: Its `begin_step` has been called on `ctx`.
+        method: Its `begin_step` has been called on `ctx`, and `gather` or, after a resume, `load_state_dict`.
         ctx: The step.
         images: Training views.
         epochs: Epochs of this step.
@@ -114,7 +114,6 @@ class StepTrainer:
             # without a frozen trunk's tensors, which are those of the step before
             ctx.model.load_state_dict({**ctx.model.state_dict(), **resume.model})
             optimizer.load_state_dict(resume.optimizer)
-            method.load_state_dict({k: v.to(fabric.device) for k, v in resume.method.items()})
             if resume.scaler:
                 machine.precision.load_state_dict(resume.scaler)
         self.objective, self.optimizer = fabric.setup(Objective(method, ctx), optimizer)

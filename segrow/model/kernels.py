@@ -41,7 +41,7 @@ def _dilated(conv: nn.Conv2d) -> bool:
 def _slow_depthwise(conv: nn.Conv2d) -> bool:
     """One channel at a time, with a stride of 2 or dilated: of these oneDNN has no fast gradient."""
     depthwise = conv.groups == conv.in_channels == conv.out_channels > 1
-    strided = conv.stride == (2, 2) and conv.dilation == (1, 1)
+    strided = conv.stride == (2, 2) and conv.dilation == conv.padding == (1, 1)
     return depthwise and (strided or _dilated(conv))
 
 
