@@ -353,10 +353,20 @@ def test_what_can_be_kept(root: Path, scenario: Scenario, method: Method, kept: 
 
 @pytest.mark.parametrize(("views", "epochs", "kept"), [(0, 9, False), (2, 2, False), (2, 3, True)])
 def test_views_that_would_be_used_once_are_not_kept(
-    root: Path, scenario: Scenario, views: int, epochs: int, kept: bool
+    root: Path, scenario: Scenario, views: int, epochs: int, kept: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     bench = increment(root, scenario, Ssul(), network(), views=views)
     assert (bench.keep(epochs) is not None) == kept
+    said = capfd.readouterr().err
+    if kept:
+        assert "are kept" in said
+    elif views:
+        n = len(bench.images)
+        line = f"step 1  keeps no features: 2 views an image are {2 * n}, and 2 epochs show {n // BATCH * BATCH * 2}"
+        assert line in said
+        assert "(exact mode)" in said
+    else:
+        assert not said  # as was asked
 
 
 def test_a_too_small_budget_is_said(
@@ -394,6 +404,9 @@ def test_a_row_is_as_long_as_its_fields() -> None:
 KEPT = ("--train.epochs", "8", "--train.feature_views", "2", "--memory.size", "6", "--train.log_every", "1")
 
 
+KEPT_REMARK = "{} trained on kept views, 2 an image, not on new ones (train.feature_views)"
+
+
 @pytest.fixture(scope="module")
 def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run that trains on kept features."""
@@ -409,6 +422,7 @@ def test_a_run_records_what_it_kept(whole: Path) -> None:
         assert record["views"] == 2
         assert record["bytes"] > 0
         assert record["seconds"] > 0
+    assert KEPT_REMARK.format("all increments") in results(whole)["remarks"]
 
 
 def test_a_file_serves_as_well_as_memory_and_is_gone(root: Path, whole: Path, tmp_path: Path) -> None:
@@ -443,6 +457,20 @@ def test_without_room_a_run_is_that_of_the_exact_mode(
     assert weights(tmp_path / "small") == weights(tmp_path / "exact")
     found = [step["cost"]["features"] for step in results(tmp_path / "small")["steps"]]
     assert found == [None] * len(found)
+    for name in ("small", "exact"):
+        assert not [line for line in results(tmp_path / name)["remarks"] if "kept views" in line]
+
+
+def test_the_remark_says_which_steps_kept_views(root: Path, tmp_path: Path) -> None:
+    """Step 2 shows 7 images, so one batch of 4 an epoch: of its 14 views two epochs use none twice."""
+    few = ("--train.epochs", "3", "--train.feature_views", "2")
+    assert start(root, tmp_path / "run", *few) == 0
+    kept = [bool(step["cost"]["features"]) for step in results(tmp_path / "run")["steps"]]
+    assert kept == [False, True, False]
+    for _ in range(2):  # also when the same command finds everything done
+        assert KEPT_REMARK.format("step 1") in results(tmp_path / "run")["remarks"]
+        assert start(root, tmp_path / "run", *few) == 0
+    assert results(tmp_path / "run")["remarks"].count(KEPT_REMARK.format("step 1")) == 1
 
 
 def test_negative_numbers_are_refused(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

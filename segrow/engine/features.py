@@ -152,7 +152,7 @@ class StepFeatures:
                 self._store.write_verdict(view, row)
 
     def batches(self, draws: Iterable[Sequence[Draw]]) -> Iterator[Loaded]:
-        """The batches of these draws; the t-th time an image is drawn it shows view t modulo their number.
+        """The batches of these draws; in its turn t (`Draw.turn`) an image shows view t modulo their number.
 
         Raises:
             LeakError: When labels show what the step may not see.
@@ -191,7 +191,7 @@ def keep_features(
 ) -> StepFeatures | None:
     """The cache of a step, not built yet; None where the trunk has to, or may as well, run every iteration.
 
-    Says which of both it is, where the options leave it open.
+    Where method and options allow a cache it is said which of both it is, and why.
     """
     views = machine.train.feature_views
     if not views or not ctx.step or not ctx.shares_trunk or not method.needs_features_only:
@@ -199,8 +199,12 @@ def keep_features(
     own, replayed = plan.turns(epochs)
     counts = (min(views, own), min(views, replayed))
     rows = len(_views(images, counts))
-    if rows >= epochs * plan.iterations * plan.batch_size:
-        return None  # every view would be used once
+    if rows >= (shown := epochs * plan.iterations * plan.batch_size):
+        machine.display.say(
+            f"step {ctx.step}  keeps no features: {views} views an image are {rows}, and {epochs} epochs show "
+            f"{shown}; the trunk runs every iteration (exact mode)"
+        )
+        return None
     layout = _layout(ctx, method, images, machine)
     need = rows * layout.row
     what = f"step {ctx.step}  features of {rows} views ({views} an image), {need / GIB:.2g} GiB"

@@ -1,6 +1,6 @@
 """What a run says about itself: the head of results.json, and the engine's part of model.json."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +36,34 @@ def empty_results(config: RunConfig, method: Method, scenario: Scenario, val: Pr
 
 
 def all_remarks(given: tuple[str, ...], config: RunConfig, method: Method) -> list[str]:
-    """What a reader of the results should know; the engine itself sees to the memory and the selection."""
+    """What a reader of the results should know before a step is trained."""
     size = config.memory.size
     if size and not method.paper_memory:
         given += (f"a memory of {size} images, which method {method.name} was published without",)
     if config.train.select == "best":
         given += ("the weights of every step were chosen on the validation images that it is tested on",)
-    views = config.train.feature_views
-    if views and method.freezes_trunk and method.needs_features_only:
-        given += (
-            f"increments train on {views} kept views of an image, not on new ones (train.feature_views)",
-        )
     return list(given)
 
 
+KEPT = "trained on kept views"
 SHARED = "the base step is shared with"
 AS_OURS = "trained as this run's own would be"
+
+
+def kept_remarks(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which steps did not see a new view in every epoch, if any did not.
+
+    Args:
+        steps: As results.json holds them.
+    """
+    kept = {step["step"]: step["cost"]["features"]["views"] for step in steps if step["cost"].get("features")}
+    if not kept:
+        return []
+    increments = [step["step"] for step in steps if step["step"]]
+    some = f"step{'s' if len(kept) > 1 else ''} {', '.join(map(str, kept))}"
+    which = "all increments" if list(kept) == increments else some
+    views = " or ".join(map(str, sorted(set(kept.values()))))
+    return [f"{which} {KEPT}, {views} an image, not on new ones (train.feature_views)"]
 
 
 def base_remark(base: Path, plain: Mapping[str, Any]) -> str:

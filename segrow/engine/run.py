@@ -34,7 +34,7 @@ from .features import keep_features
 from .folder import META, check_base, check_data, check_folder, configuration, images_hash, read_results
 from .log import Display
 from .machine import Machine
-from .records import SHARED, all_remarks, base_remark, empty_results, model_meta
+from .records import KEPT, SHARED, all_remarks, base_remark, empty_results, kept_remarks, model_meta
 from .scan import scan
 from .select import Selection, new_classes_score
 from .setup import Prepared, check_ranges, is_first_process, make_fabric, prepare
@@ -121,8 +121,8 @@ class Run:
         if there:
             self.results = read_results(self.paths.root)
             check_data(self.results, empty, self.scenario)
-            shared = [line for line in self.results.get("remarks", ()) if line.startswith(SHARED)]
-            self.results["remarks"] = [*empty["remarks"], *shared]
+            stored = [r for r in self.results.get("remarks", ()) if r.startswith(SHARED) or KEPT in r]
+            self.results["remarks"] = [*empty["remarks"], *stored]
             return
         self.results = empty
         adopted = None if base is None else check_base(base, plain, self.results, self.method, self.scenario)
@@ -362,6 +362,8 @@ class Run:
                 **selected,
             }
         )
+        remarks = [line for line in self.results["remarks"] if KEPT not in line]
+        self.results["remarks"] = [*remarks, *kept_remarks(self.results["steps"])]
         self._write_results()
 
     def _reader(self, meta: Mapping[str, Any]) -> Method:

@@ -140,14 +140,14 @@ class StepTrainer:
             UserError: When an image cannot be read.
             LeakError: When labels show what the step may not see.
         """
+        if self.features:
+            with self.watch:
+                self.features.build()
         machine, step, per_epoch = self.machine, self.ctx.step, len(self.batches)
         first = machine.fabric.is_global_zero
         log = RunLog(machine.root, step, self.first, per_epoch) if first else None
         bar = machine.display.training(f"step {step}", self.epochs * per_epoch, self.first * per_epoch)
         try:
-            if self.features:
-                with self.watch:
-                    self.features.build()
             for epoch in range(self.first, self.epochs):
                 with self.watch:
                     terms = self._epoch(epoch, bar, log)
