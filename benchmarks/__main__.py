@@ -28,12 +28,12 @@ from rich.console import Console
 import segrow
 from segrow.errors import UserError
 
+from . import quality
 from .machine import describe, has_bf16
 from .report import GUARD, Options, Row, guard, read_guard, show, write
 
 # one module each, with `run(options) -> list[Row]`, in the order of the table
 SECTIONS = ("increment", "base", "loading", "memory", "inference", "growth", "quality")
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "VOC2012"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,10 +72,7 @@ def parser() -> argparse.ArgumentParser:
         dest="root",
         type=Path,
         metavar="DIR",
-        help="VOC 2012 with saliency maps (default: ../shared/data/VOC2012 if there, else embedded data)",
-    )
-    out.add_argument(
-        "--embedded", action="store_true", help="use embedded data also where there are real ones"
+        help="VOC 2012 with saliency maps (default: embedded data)",
     )
     out.add_argument(
         "--only", metavar="SECTION,...", help=f"sections to run, of {', '.join(SECTIONS)} (default: all)"
@@ -88,7 +85,12 @@ def parser() -> argparse.ArgumentParser:
         "--weights", default="timm", help="quality --full: as --model.weights of segrow train (default: timm)"
     )
     out.add_argument("--seed", type=int, default=1, help="of everything random (default: 1)")
-    out.add_argument("--rounds", type=int, default=0, help="measurements a variant (default: 3, full 5)")
+    out.add_argument(
+        "--rounds",
+        type=int,
+        metavar="N",
+        help="measurements of a variant (default: as many as a section needs)",
+    )
     out.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
     out.add_argument(
         "--out", type=Path, default=Path("bench.json"), metavar="FILE", help="default: bench.json"
@@ -100,9 +102,13 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace, work: Path, console: Console) -> int:
     """All sections, the table, the file and the guard."""
     sections = chosen(arguments.only)
+    for name in ("rounds", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}, expected 1 or more; leave it out for the default")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    root = None if arguments.embedded else arguments.root or (SHARED if SHARED.is_dir() else None)
+    root = arguments.root
     start = time.perf_counter()
 
     def say(line: str) -> None:
@@ -114,7 +120,7 @@ def run(arguments: argparse.Namespace, work: Path, console: Console) -> int:
         arguments.out.parent,
         full=arguments.full,
         seed=arguments.seed,
-        rounds=arguments.rounds,
+        rounds=arguments.rounds or 0,
         base=arguments.base,
         weights=arguments.weights,
         say=say,
@@ -159,7 +165,7 @@ def about(options: Options, command: str) -> dict[str, Any]:
         "command": command,
         "form": "full" if options.full else "short",
         "data": "embedded" if options.root is None else options.root.name,
-        "seeds": [options.seed],
+        "seeds": sorted({options.seed, *(quality.SEEDS if quality.is_long(options) else ())}),
         "machine": describe(),
         "versions": {
             "segrow": segrow.__version__,

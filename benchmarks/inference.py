@@ -66,7 +66,7 @@ def networks(options: Options) -> list[Row]:
         name: label_map(network, images) for name, network in variants.items() if name.endswith(f" {LAST}")
     }
     timed = {name: timer(network, images) for name, network in variants.items()}
-    found = alternate(timed, 7 if options.full else 2, options.say, "inference")
+    found = alternate(timed, options.rounds or (7 if options.full else 2), options.say, "inference")
     # the least is what other processes disturbed least
     return [*times({name: 1000 * min(values) for name, values in found.items()}), *agreement(maps)]
 
@@ -180,7 +180,7 @@ def arg_maxes(options: Options) -> list[Row]:
     for classes in (21, 151):
         batch = 16 if options.full or classes == 21 else 4
         options.say(f"inference: arg max of {classes} classes")
-        bands, whole = spawn(classes, batch, 5 if options.full else 2, options.seed)
+        bands, whole = spawn(classes, batch, options.rounds or (5 if options.full else 2), options.seed)
         key, what = f"inference.argmax.{classes}", f"arg max, {classes} classes, batch {batch}, {SIDE} px"
         rows += [
             less(f"{key}.time", f"{what}, an image", "in bands", whole.time, bands.time, "ms"),

@@ -25,6 +25,7 @@ from segrow.data.base import SegDataset
 from segrow.scenario import IGNORE, UNKNOWN
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 SCALE = (0.5, 2.0)
 FLIP = 0.5
 IGNORED = 255  # in an 8-bit label image
@@ -41,6 +42,9 @@ class ReferenceImages(Dataset[tuple[Tensor, Tensor]]):
         crop: Side of the crop in pixels.
         seed: Of scale, crop and flip; every worker draws a sequence of its own.
         saliency: Whether background that is salient becomes unknown; else all background does (ADE20K).
+        scale: Range of the random resize.
+        flip: Probability of a flip.
+        normalisation: Mean and standard deviation of the three colours.
     """
 
     def __init__(
@@ -51,7 +55,11 @@ class ReferenceImages(Dataset[tuple[Tensor, Tensor]]):
         crop: int,
         seed: int,
         saliency: bool = True,
+        scale: tuple[float, float] = SCALE,
+        flip: float = FLIP,
+        normalisation: Normalisation = (MEAN, STD),
     ) -> None:
+        self.scale, self.flip, self.normalisation = scale, flip, normalisation
         self.data, self.image_ids, self.crop, self.seed = data, tuple(image_ids), crop, seed
         self.table = byte_table(table)
         self.saliency = saliency
@@ -70,7 +78,7 @@ class ReferenceImages(Dataset[tuple[Tensor, Tensor]]):
         if self.saliency:
             parts.append(Image.open(self.data.saliency_path("train", image_id)).convert("L"))
         parts = self._crop(self._scale(parts, draw), draw)
-        if draw.random() < FLIP:
+        if draw.random() < self.flip:
             parts = [F.hflip(part) for part in parts]
         labels = as_labels(parts[1])
         if self.saliency:
@@ -78,7 +86,7 @@ class ReferenceImages(Dataset[tuple[Tensor, Tensor]]):
             labels = torch.where((labels == 0) & salient, UNKNOWN, labels)
         else:
             labels = torch.where(labels == 0, UNKNOWN, labels)
-        return as_input(parts[0]), labels
+        return as_input(parts[0], self.normalisation), labels
 
     def _draw(self) -> random.Random:
         if self._random is None:
@@ -88,7 +96,7 @@ class ReferenceImages(Dataset[tuple[Tensor, Tensor]]):
 
     def _scale(self, parts: list[Image.Image], draw: random.Random) -> list[Image.Image]:
         """Image bilinear, label and saliency nearest, each of them whole."""
-        factor = draw.uniform(*SCALE)
+        factor = draw.uniform(*self.scale)
         size = [max(1, int(side * factor)) for side in (parts[0].height, parts[0].width)]
         return [
             F.resize(part, size, InterpolationMode.NEAREST if k else InterpolationMode.BILINEAR)
@@ -157,9 +165,10 @@ def byte_table(table: NDArray[np.int16]) -> NDArray[np.uint8]:
     return np.where(table == IGNORE, IGNORED, table).astype(np.uint8)
 
 
-def as_input(image: Image.Image) -> Tensor:
+def as_input(image: Image.Image, normalisation: Normalisation = (MEAN, STD)) -> Tensor:
     """float32 3 H W, normalised, made in the worker."""
-    normalised: Tensor = F.normalize(F.to_tensor(image), MEAN, STD)
+    mean, std = normalisation
+    normalised: Tensor = F.normalize(F.to_tensor(image), list(mean), list(std))
     return normalised
 
 

@@ -10,12 +10,13 @@ import naive
 import numpy as np
 import pytest
 import torch
+from runs import NAMES, build_tree, results, start
 from steps import make_batch, next_step, tiny
 from trees import voc_tree
 
 from benchmarks import __main__ as command
 from benchmarks import growth, loading, quality
-from benchmarks.increment import Case, Cost, rows_of
+from benchmarks.increment import Case, Cost, rows_of, whole_steps
 from benchmarks.reference import (
     ReferenceStep,
     confusion,
@@ -27,6 +28,7 @@ from benchmarks.reference import (
 )
 from benchmarks.reference_data import ReferenceImages, ReferenceValidation, byte_table
 from benchmarks.report import GUARD, Options, Row, guard, less, more, read_guard
+from segrow.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from segrow.data.voc import VocDataset
 from segrow.methods.ssul import Ssul
 from segrow.scenario import IGNORE, UNKNOWN
@@ -200,6 +202,34 @@ def test_cost_model() -> None:
     assert [row.target for row in rows] == [None, None, None, 5.0, None, None]
 
 
+def test_a_whole_step_counts_the_references_looks() -> None:
+    """8 epochs of 27 batches: two looks at 79 images; then 462."""
+    costs = {"reference": Cost(1.0), "exact fp32": Cost(0.5), "cached bf16": Cost(0.05, 0.01)}
+    rows = whole_steps(Case("net", 16, 65, 32, 1, {}), costs, theirs=0.1, saving=2.0, ours=0.01)
+    assert [row.reference for row in rows] == [pytest.approx(216 + 2 * (7.9 + 2) + 46.2)] * 2
+    assert [row.ours for row in rows] == [
+        pytest.approx(108 + 4.62),
+        pytest.approx(444 * 2 * 0.01 + 216 * 0.05 + 4.62),
+    ]
+
+
+def test_the_reference_reaches_a_miou(tmp_path: Path) -> None:
+    """From the same base step, counted the same way; with another seed it is another run."""
+    root = build_tree(tmp_path / "VOC2012").root
+    assert start(root, tmp_path / "ours", "--train.precision", "32") == 0
+    stored = results(tmp_path / "ours")
+    small = TrainConfig(epochs=2, batch_size=4, crop=32, workers=0, device="cpu")
+    network = ModelConfig(name="deeplabv3_test_resnet", weights="none", width=8)
+    data = DataConfig(name="voc", root=str(root), classes=NAMES)
+    config = RunConfig(task="2-1", data=data, model=network, train=small)
+    out = tmp_path / "reference"
+    first = quality.reference(config, tmp_path / "ours", out, stored)
+    assert 0 <= first <= 100
+    still = replace(config, train=replace(small, epochs=0))
+    untrained = quality.reference(still, tmp_path / "ours", tmp_path / "still", stored)
+    assert untrained != first
+
+
 def test_exponents_and_intervals() -> None:
     assert growth.steepest((10, 100, 1000), (1, 2, 20)) == pytest.approx(1)
     assert growth.fitted((10, 100, 1000), (3, 30, 300)) == pytest.approx(1)
@@ -217,6 +247,9 @@ def test_help_and_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert "--only" in text
     assert command.main(["--only", "increments", "--out", str(tmp_path / "b.json")]) == 2
     assert 'no section "increments"' in capsys.readouterr().err
+    for name in ("rounds", "threads"):
+        assert command.main([f"--{name}", "-1", "--out", str(tmp_path / "b.json")]) == 2
+        assert f"--{name} is -1, expected 1 or more" in capsys.readouterr().err
     assert not (tmp_path / "b.json").exists()
 
 
@@ -224,7 +257,7 @@ def test_file_says_what_was_measured_on(tmp_path: Path, monkeypatch: pytest.Monk
     rows = [less("growth.a.x", "a", "x", 3.0, 1.0, "s", target=2.0, note="how")]
     monkeypatch.setattr(growth, "run", lambda options: rows)
     out = tmp_path / "bench.json"
-    assert command.main(["--only", "growth", "--embedded", "--no-guard", "--out", str(out)]) == 0
+    assert command.main(["--only", "growth", "--no-guard", "--out", str(out)]) == 0
     stored = json.loads(out.read_text())
     assert stored["rows"][0]["ratio"] == 3.0
     assert stored["rows"][0]["met"] is True

@@ -362,7 +362,8 @@ def test_views_that_would_be_used_once_are_not_kept(
         assert "are kept" in said
     elif views:
         n = len(bench.images)
-        line = f"step 1  keeps no features: 2 views an image are {2 * n}, and 2 epochs show {n // BATCH * BATCH * 2}"
+        shown = n // BATCH * BATCH * epochs
+        line = f"keeps no features: 2 views an image are {2 * n}, and {epochs} epochs show {shown}"
         assert line in said
         assert "(exact mode)" in said
     else:
@@ -482,7 +483,7 @@ def test_negative_numbers_are_refused(root: Path, tmp_path: Path, capfd: pytest.
 
 @pytest.mark.parametrize("n", [9, 17])
 def test_thresholds_come_back_before_the_verdict(root: Path, tmp_path: Path, n: int) -> None:
-    """The teacher's verdict is written anew after a resume: with the step's thresholds, not with the last's."""
+    """The teacher's verdict is written anew after a resume: with the step's thresholds."""
     more = (*KEPT, "--method", "mib", "--method.freeze", "trunk", "--method.pseudo", "entropy")
     assert start(root, tmp_path / "whole", *more) == 0
     with pytest.MonkeyPatch.context() as patch:

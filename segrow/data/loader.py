@@ -1,7 +1,8 @@
 """From image ids to batches: what each draw shows, decided by seed alone, and read by worker processes.
 
 Every random number of a batch derives from (seed, step, epoch, iteration, position), so a resumed run, and
-one with other workers or more devices, draws the same global batches.
+one with other workers or more devices, draws the same global batches. Where views are kept (engine.features)
+the view is that of (seed, image, turn) instead.
 """
 
 import os

@@ -7,6 +7,7 @@ store.write(view, parts, mask, saliency); store.read(views)
 
 import math
 import os
+import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -134,7 +135,10 @@ class FeatureStore:
         if machine.fabric.is_global_zero:
             try:
                 with self.file.open("wb") as file:
-                    os.posix_fallocate(file.fileno(), 0, rows * size)
+                    if sys.platform == "linux":  # a full disk is met now, not in the middle of a step
+                        os.posix_fallocate(file.fileno(), 0, rows * size)
+                    else:
+                        file.truncate(rows * size)
             except OSError as error:
                 self.file.unlink(missing_ok=True)
                 raise UserError(

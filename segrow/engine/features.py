@@ -201,8 +201,8 @@ def keep_features(
     rows = len(_views(images, counts))
     if rows >= (shown := epochs * plan.iterations * plan.batch_size):
         machine.display.say(
-            f"step {ctx.step}  keeps no features: {views} views an image are {rows}, and {epochs} epochs show "
-            f"{shown}; the trunk runs every iteration (exact mode)"
+            f"step {ctx.step}  keeps no features: {views} views an image are {rows}, and {epochs} epochs "
+            f"show {shown}; the trunk runs every iteration (exact mode)"
         )
         return None
     layout = _layout(ctx, method, images, machine)

@@ -121,8 +121,10 @@ class Run:
         if there:
             self.results = read_results(self.paths.root)
             check_data(self.results, empty, self.scenario)
-            stored = [r for r in self.results.get("remarks", ()) if r.startswith(SHARED) or KEPT in r]
-            self.results["remarks"] = [*empty["remarks"], *stored]
+            earlier = [
+                line for line in self.results.get("remarks", ()) if line.startswith(SHARED) or KEPT in line
+            ]
+            self.results["remarks"] = [*empty["remarks"], *earlier]
             return
         self.results = empty
         adopted = None if base is None else check_base(base, plain, self.results, self.method, self.scenario)
