@@ -16,7 +16,7 @@ from .reference_data import ReferenceImages, reference_loader
 from .report import Options, Row, more
 from .timing import alternate, median
 
-BATCH, CROP, IMAGES = 16, 193, 64
+BATCH, CROP, IMAGES = 16, 193, 128
 
 
 def run(options: Options) -> list[Row]:

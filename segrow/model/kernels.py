@@ -240,14 +240,23 @@ def _gradients(
 def subgrids(x: Tensor, d: int) -> Tensor:
     """Every d-th pixel: B C H W -> (d d B) C h w, zeros where the last rows and columns are missing."""
     b, c, height, width = x.shape
-    x = F.pad(x, (0, -width % d, 0, -height % d))
-    h, w = x.shape[2] // d, x.shape[3] // d
-    parts = x.permute(0, 2, 3, 1).reshape(b, h, d, w, d, c).permute(2, 4, 0, 1, 3, 5)
-    return parts.reshape(d * d * b, h, w, c).permute(0, 3, 1, 2)
+    h, w = -(-height // d), -(-width // d)
+    out, pixels = x.new_empty(d, d, b, h, w, c), x.permute(0, 2, 3, 1)
+    for i, j in itertools.product(range(d), repeat=2):
+        part, whole = pixels[:, i::d, j::d], out[i, j]
+        rows, columns = part.shape[1:3]
+        whole[:, :rows, :columns] = part
+        whole[:, rows:].zero_()
+        whole[:, :rows, columns:].zero_()
+    return out.view(d * d * b, h, w, c).permute(0, 3, 1, 2)
 
 
 def merged(parts: Tensor, d: int, size: torch.Size) -> Tensor:
     """The reverse of `subgrids`: (d d B) C h w -> B C H W."""
     _, c, h, w = parts.shape
-    grid = parts.permute(0, 2, 3, 1).reshape(d, d, -1, h, w, c).permute(2, 3, 0, 4, 1, 5)
-    return grid.reshape(-1, h * d, w * d, c)[:, : size[0], : size[1]].permute(0, 3, 1, 2)
+    grid = parts.permute(0, 2, 3, 1).reshape(d, d, -1, h, w, c)
+    out = parts.new_empty(grid.shape[2], size[0], size[1], c)
+    for i, j in itertools.product(range(d), repeat=2):
+        there = out[:, i::d, j::d]
+        there.copy_(grid[i, j, :, : there.shape[1], : there.shape[2]])
+    return out.permute(0, 3, 1, 2)
