@@ -38,21 +38,24 @@ CPU = torch.device("cpu")
 
 
 def run(options: Options) -> list[Row]:
-    """Both loaders, at crop 193 on `animals` and at crop 513 on images of the size of VOC; the index."""
+    """Both loaders: the data at crop 193, real ones at 513 too, photographs of VOC's size at 513; the index."""
     small = animals(options, "loading", few(SMALL, BATCH, of="person"), val=8)
     large = photographs(options.work / "large" / "VOC2012", few(LARGE, BATCH, of="person"), 8, options.seed)
-    rows = _rows(options, small, 193) + _rows(options, large, 513)
+    rows = _rows(options, small, 193)
+    if options.root is not None:
+        rows += _rows(options, small, 513, "data")
+    rows += _rows(options, large, 513)
     return rows + _index_rows(options, VocDataset(large))
 
 
-def _rows(options: Options, root: Path, crop: int) -> list[Row]:
+def _rows(options: Options, root: Path, crop: int, which: str = "") -> list[Row]:
     config = RunConfig(
         task="1-1",
         data=DataConfig(name="voc", root=str(root), classes=ANIMALS),
         model=ModelConfig(name="deeplabv3_mobilenet", weights="none"),
         train=TrainConfig(epochs=1, batch_size=BATCH, crop=crop, device="cpu"),
     )
-    plan = make_run(config, Ssul(), options.work / f"plan-loading-{crop}")
+    plan = make_run(config, Ssul(), options.work / f"plan-loading-{crop}{which}")
     model = plan._base_model()
     images = plan._views(0, model, ())
     reference = ReferenceImages(plan.data, images.images, plan.scenario.train_table(0), crop, options.seed)
@@ -63,14 +66,15 @@ def _rows(options: Options, root: Path, crop: int) -> list[Row]:
     }
     rounds = options.rounds or (7 if options.full else 4)
     with one_thread():
-        found = alternate(seconds, rounds, options.say, f"loading, {crop} px")
+        found = alternate(seconds, rounds, options.say, f"loading, {crop} px{which and ', real'}")
     speed = {name: 1 / min(each) for name, each in found.items()}  # the least disturbed round
-    what = f"loading, {crop} px, a core"
+    what = f"loading, {crop} px{', real images' if which else ''}, a core"
+    key = f"loading.{crop}{f'-{which}' if which else ''}"
     note = "loading: images a second of CPU time in one process, the fastest round of each"
     return [
-        more(f"loading.{crop}", what, "uint8", speed["reference"], speed["ours"], "images/s", 3.0, note),
+        more(key, what, "uint8", speed["reference"], speed["ours"], "images/s", 3.0, note),
         more(
-            f"loading.{crop}-normalised",
+            f"{key}-normalised",
             what,
             "normalised on this CPU",
             speed["reference"],

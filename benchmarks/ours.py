@@ -150,6 +150,7 @@ class ExactStep:
         ctx = StepContext(step, model, teacher, model.n_classes, teacher.n_classes)
         method.begin_step(ctx)
         ctx.share_frozen_trunk()
+        ctx.fold_frozen_trunk()
         self.channels_last, self.bf16 = train.channels_last, bf16
         self.objective = Objective(method, ctx)
         self.objective.train()

@@ -20,6 +20,7 @@ from segrow.methods.finetune import Finetune
 from segrow.methods.joint import Joint
 from segrow.methods.parts import Freeze
 from segrow.methods.ssul import Ssul
+from segrow.model import fused
 from segrow.model.segmenter import Head, Segmenter, SegOutput
 from segrow.scenario import IGNORE, UNKNOWN
 
@@ -599,11 +600,32 @@ def test_a_frozen_trunk_runs_once_and_changes_nothing(bn_freeze: bool) -> None:
         torch.testing.assert_close(shared_grads[name], grad, rtol=1e-10, atol=1e-13)
 
 
+def test_a_large_frozen_trunk_is_folded_where_it_runs_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "FOLDED_BYTES", 0)
+    method, model = Ssul(), tiny(dropout=0.0)
+    ctx = next_step(method, model, 2, 1)
+    ctx.share_frozen_trunk()
+    assert ctx.frozen_trunk is model.trunk  # of one that passes over a few views nothing is copied
+    batch = make_batch(ctx.known)
+    plain = total(method.loss(ctx, batch))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    ctx.fold_frozen_trunk()
+    assert ctx.frozen_trunk is not model.trunk
+    again = total(method.loss(ctx, make_batch(ctx.known)))
+    assert abs(plain.item() - again.item()) < 1e-10
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    once = ctx.frozen_trunk
+    ctx.fold_frozen_trunk()
+    assert ctx.frozen_trunk is once
+
+
 def test_a_training_trunk_is_never_shared() -> None:
     method, model = Finetune(), tiny(unknown=False)
     ctx = next_step(method, model, 1, 1)
     ctx.share_frozen_trunk()
+    ctx.fold_frozen_trunk()
     assert not ctx.shares_trunk
+    assert ctx.frozen_trunk is None
     assert ctx.teacher is not None
     assert ctx.teacher.trunk is not model.trunk
     batch = make_batch(ctx.known)

@@ -213,6 +213,8 @@ class Run:
         selection = self._selection(step, model, updates, resume) if train.select == "best" else None
         plan = epoch_plan(self.machine, step, images)
         features = keep_features(self.store, self.machine, self.method, ctx, images, plan, epochs)
+        if features is None:
+            ctx.fold_frozen_trunk()
         trainer = StepTrainer(self.machine, self.method, ctx, images, epochs, resume, selection, features)
         seconds = trainer.fit()
         if not all(

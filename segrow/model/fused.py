@@ -28,7 +28,7 @@ WIDEST = 2048
 """Channels of one convolution over several heads. More gains nothing, and so the memory for what stands
 between features and logits does not grow with the number of heads."""
 
-FOLDED_BYTES = 64 << 20  # of a trunk that is copied to be folded
+FOLDED_BYTES = 64 << 20  # of a trunk that is copied to be folded for a few passes
 EXAMPLE = 64  # side in pixels of the image that shows which normalisation follows which convolution
 
 
@@ -78,14 +78,16 @@ def fuse(model: Segmenter) -> FusedSegmenter:
 # --- heads ------------------------------------------------------------------------------------------------
 
 
-def folded(trunk: Trunk) -> Trunk:
-    """A frozen trunk for repeated use: a copy with its normalisations folded, if it is small.
+def folded(trunk: Trunk, large: bool = False) -> Trunk:
+    """A frozen trunk for repeated use: a copy with its normalisations folded.
 
-    Large ones gain little (`python -m benchmarks inference`) and would stand in memory twice: these are
-    returned as they are.
+    Args:
+        trunk: Stays as it is.
+        large: Fold one of more than FOLDED_BYTES too; else that is returned as it is, because it gains no
+            more than a tenth, and would stand in memory twice.
     """
     size = sum(p.numel() * p.element_size() for p in trunk.parameters())
-    if size > FOLDED_BYTES:
+    if size > FOLDED_BYTES and not large:
         return trunk
     copied = copy.deepcopy(trunk).eval().requires_grad_(False)
     first = next(trunk.parameters())
