@@ -1,7 +1,7 @@
 """The base step: everything trains, no teacher. Images a second, loading included."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,48 +16,63 @@ from .reference_data import ReferenceImages, reference_loader
 from .report import Options, Row, more
 from .timing import alternate, median
 
-BATCH, CROP, IMAGES = 16, 193, 128
+
+@dataclass(frozen=True)
+class Case:
+    """A network, its batches, and what ours should gain in each precision."""
+
+    name: str
+    batch: int
+    crop: int
+    images: int
+    targets: Mapping[Precision, float]
+
+
+ON_CPU = Case("mobilenet", 16, 193, 128, {"32": 1.5, "bf16": 3.0})
+ON_GPU = Case("resnet101", 32, 513, 256, {"16": 2.5, "bf16": 2.5})
 
 
 def run(options: Options) -> list[Row]:
-    """deeplabv3_mobilenet, batch 16, crop 193, as in animals-4-1-ssul; the batches of one epoch."""
-    root = animals(options, "base", few(IMAGES, BATCH, of="person"), val=8)
+    """As in animals-4-1-ssul, or, on a GPU, as published and in mixed precision; the batches of one epoch."""
+    return measure(options, ON_GPU if options.on_gpu else ON_CPU)
+
+
+def measure(options: Options, case: Case) -> list[Row]:
+    """Reference and ours, in turn."""
+    device = torch.device(options.device)
+    root = animals(options, "base", few(case.images, case.batch, of="person"), val=8)
     config = RunConfig(
         task="1-1",
         data=DataConfig(name="voc", root=str(root), classes=ANIMALS),
-        model=ModelConfig(name="deeplabv3_mobilenet", weights="none"),
-        train=TrainConfig(epochs=1, batch_size=BATCH, crop=CROP, device="cpu"),
+        model=ModelConfig(name=f"deeplabv3_{case.name}", weights="none"),
+        train=TrainConfig(epochs=1, batch_size=case.batch, crop=case.crop, device=options.device),
     )
     plan = make_run(config, Ssul(), options.work / "plan-base")
     images = ReferenceImages(
-        plan.data, plan.scenario.images(0), plan.scenario.train_table(0), CROP, options.seed
+        plan.data, plan.scenario.images(0), plan.scenario.train_table(0), case.crop, options.seed
     )
-    loader = reference_loader(images, BATCH, train=True)
-    step = ReferenceStep(plan._base_model(), None, total=10_000)
+    loader = reference_loader(images, case.batch, train=True)
+    model = plan._base_model().to(device)
+    step = ReferenceStep(model, None, total=10_000, amp=options.on_gpu)
 
     def reference() -> float:
-        spent = train_reference(step, loader, 1, torch.device("cpu"))
-        return len(spent.iterations) * BATCH / spent.training
+        spent = train_reference(step, loader, 1, device)
+        return len(spent.iterations) * case.batch / spent.training
 
     def ours(precision: Precision) -> float:
         train = replace(config.train, precision=precision)
         spent = train_step(replace(config, train=train), Ssul(), 0, None, options.work / "ours-base")
-        return spent.iterations * BATCH / spent.training
+        return spent.iterations * case.batch / spent.training
 
     variants: dict[str, Callable[[], float]] = {"reference": reference}
-    variants |= {"fp32": partial(ours, "32"), "bf16": partial(ours, "bf16")}
+    variants |= {precision: partial(ours, precision) for precision in case.targets}
     rounds = options.rounds or (5 if options.full else 3)
     found = alternate(variants, rounds, options.say, "base")
     speeds = {name: median(each) for name, each in found.items()}
-    return [
-        more(
-            f"base.mobilenet.{name}",
-            f"base step, mobilenet, batch {BATCH}, {CROP} px",
-            name,
-            speeds["reference"],
-            speeds[name],
-            "images/s",
-            target,
-        )
-        for name, target in (("fp32", 1.5), ("bf16", 3.0))
-    ]
+    rows = []
+    for precision, target in case.targets.items():
+        name = {"32": "fp32", "16": "fp16"}.get(precision, precision)
+        what = f"base step, {case.name}, batch {case.batch}, {case.crop} px"
+        gain = (speeds["reference"], speeds[precision])
+        rows.append(more(f"base.{case.name}.{name}", what, name, *gain, "images/s", target))
+    return rows

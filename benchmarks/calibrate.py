@@ -25,7 +25,7 @@ from segrow.methods.ssul import Ssul
 from segrow.scenario import UNKNOWN
 
 from .data import animals, few
-from .increment import CPU, Case, Measurement, configuration
+from .increment import Case, Measurement, configuration
 from .ours import ExactStep, random_network, save_before
 from .reference import ReferenceStep, train_reference
 from .report import Options, Row
@@ -67,7 +67,7 @@ def _mobilenet(options: Options) -> Row:
     rounds = options.rounds or 3
     for k in range(rounds):
         options.say(f"calibrate: mobilenet, epoch {k + 1} of {rounds}")
-        spent = train_reference(measure.step, measure.loader, 1, CPU)
+        spent = train_reference(measure.step, measure.loader, 1, torch.device(case.device))
         epochs.append(spent.training / len(spent.iterations))
     return _row(
         "mobilenet", "iteration, mobilenet, batch 16, 193 px, 2 workers", SECONDS, median(epochs), "s"

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -40,7 +41,6 @@ from .reference_data import WORKERS, ReferenceImages, ReferenceValidation, refer
 from .report import Options, Row, less
 from .timing import alternate, median
 
-CPU = torch.device("cpu")
 EPOCHS = 8  # of the recipe animals-4-1-ssul
 PUBLISHED_EPOCHS = 50  # of SSUL on VOC
 # of step 1 of animals 4-1 in the data that the recipe was measured on: training images, validation images,
@@ -62,6 +62,7 @@ class Case:
         targets: Least gains of a whole step, by variant.
         epochs: Of the step that the targets are about.
         evaluated: Validation images whose evaluation is measured; 0 = it is not.
+        device: Where it is trained; on a GPU both sides in mixed precision.
     """
 
     name: str
@@ -72,6 +73,12 @@ class Case:
     targets: dict[str, float]
     epochs: int = EPOCHS
     evaluated: int = 0
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Ours: the reference's own, then the best."""
+        return ("16", "bf16") if self.device == "cuda" else ("32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -87,16 +94,17 @@ class Cost:
 
 
 def run(options: Options) -> list[Row]:
-    """Both networks, then evaluation."""
+    """Both networks, then evaluation; on a GPU the published network and batch."""
     rounds = options.rounds or (5 if options.full else 3)
-    five, ten = ({f"cached {precision}": gain for precision in ("fp32", "bf16")} for gain in (5.0, 10.0))
-    mobilenet = Case("mobilenet", 16, 193, 96, rounds, five, evaluated=64)
+    ten = {f"cached {precision}": 10.0 for precision in ("fp32", "fp16", "bf16")}
     # the published network, so the published number of epochs
+    if options.on_gpu:
+        large = Case("resnet101", 32, 513, 128, rounds, ten, PUBLISHED_EPOCHS, device=options.device)
+        return _case(options, large)
+    five = {f"cached {precision}": 5.0 for precision in ("fp32", "bf16")}
+    mobilenet = Case("mobilenet", 16, 193, 96, rounds, five, evaluated=64)
     resnet = Case("resnet101", 4, 257, 8, rounds, {"exact fp32": 2.0, **ten}, PUBLISHED_EPOCHS)
-    rows: list[Row] = []
-    for case in (mobilenet, resnet):
-        rows += _case(options, case)
-    return rows
+    return [*_case(options, mobilenet), *_case(options, resnet)]
 
 
 def configuration(root: Path, case: Case, epochs: int = 1) -> RunConfig:
@@ -105,7 +113,7 @@ def configuration(root: Path, case: Case, epochs: int = 1) -> RunConfig:
         task="4-1",
         data=DataConfig(name="voc", root=str(root), classes=ANIMALS),
         model=ModelConfig(name=f"deeplabv3_{case.name}", weights="none"),
-        train=TrainConfig(epochs=epochs, batch_size=case.batch, crop=case.crop, device="cpu"),
+        train=TrainConfig(epochs=epochs, batch_size=case.batch, crop=case.crop, device=case.device),
     )
 
 
@@ -121,9 +129,10 @@ def _case(options: Options, case: Case) -> list[Row]:
     )
     measure = Measurement(options, case, config, before)
     variants: dict[str, Callable[[], Cost]] = {"reference": measure.reference}
-    variants["exact fp32"] = partial(measure.ours, 0, "32")
-    variants["cached fp32"] = partial(measure.ours, 1, "32")  # the cost of a view is that of any view
-    variants["cached bf16"] = partial(measure.ours, 1, "bf16")
+    for mode, views in (("exact", 0), ("cached", 1)):  # the cost of a view is that of any view
+        for precision in case.precisions:
+            name = {"32": "fp32", "16": "fp16"}.get(precision, precision)
+            variants[f"{mode} {name}"] = partial(measure.ours, views, precision)
     found = alternate(variants, case.rounds, options.say, f"increment, {case.name}")
     costs = {
         name: Cost(median([c.iteration for c in each]), median([c.view for c in each]))
@@ -187,11 +196,14 @@ class Measurement:
         )
         self.loader = reference_loader(images, case.batch, train=True, workers=workers)
         student, teacher = student_and_teacher(before, len(self.scenario.steps[1].classes), 1)
-        self.step = ReferenceStep(student, teacher, total=10_000)
+        device = torch.device(case.device)
+        self.step = ReferenceStep(
+            student.to(device), teacher.to(device), total=10_000, amp=case.device == "cuda"
+        )
 
     def reference(self) -> Cost:
         """An epoch of the reference."""
-        spent = train_reference(self.step, self.loader, 1, CPU)
+        spent = train_reference(self.step, self.loader, 1, torch.device(self.case.device))
         return Cost(spent.training / len(spent.iterations))
 
     def ours(self, views: int, precision: Precision) -> Cost:
@@ -217,7 +229,7 @@ def _evaluation(options: Options, case: Case, measure: Measurement, costs: dict[
     checkpoint = options.work / "best.pth"
 
     def reference() -> float:
-        return timed(lambda: confusion(model, batches, CPU))
+        return timed(lambda: confusion(model, batches, torch.device(case.device)))
 
     def segrow(validation: Validation) -> float:
         return timed(lambda: validation.matrices(1, ours, Ssul(), ids, "evaluation"))

@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 
 
 def run(options: Options) -> list[Row]:
-    """Both loaders: the data at crop 193, real ones at 513 too, photographs of VOC's size at 513; the index."""
+    """Both loaders at crop 193, at 513 on real images and on photographs of VOC's size; then the index."""
     small = animals(options, "loading", few(SMALL, BATCH, of="person"), val=8)
     large = photographs(options.work / "large" / "VOC2012", few(LARGE, BATCH, of="person"), 8, options.seed)
     rows = _rows(options, small, 193)

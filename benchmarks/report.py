@@ -26,6 +26,7 @@ class Options:
         base: A run of animals-4-1-ssul whose base step `quality` shares; None = it is trained.
         weights: Of the backbone where a section trains on real photographs (`--model.weights`).
         say: Gets a line of progress.
+        device: Where increments and the base step are measured.
     """
 
     root: Path | None
@@ -37,6 +38,12 @@ class Options:
     base: Path | None = None
     weights: str = "timm"
     say: Callable[[str], None] = print
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is a GPU: there both sides train in mixed precision."""
+        return self.device == "cuda"
 
 
 @dataclass(frozen=True)

@@ -246,6 +246,9 @@ def test_help_and_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert "--only" in text
     assert command.main(["--only", "increments", "--out", str(tmp_path / "b.json")]) == 2
     assert 'no section "increments"' in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert command.main(["--device", "cuda", "--out", str(tmp_path / "b.json")]) == 2
+        assert "torch sees no GPU" in capsys.readouterr().err
     for name in ("rounds", "threads"):
         assert command.main([f"--{name}", "-1", "--out", str(tmp_path / "b.json")]) == 2
         assert f"--{name} is -1, expected 1 or more" in capsys.readouterr().err
