@@ -287,4 +287,5 @@ def test_loading_measures_both_loaders_and_the_index(tmp_path: Path, monkeypatch
     cold, warm = by_key["loading.index-cold"], by_key["loading.index-warm"]
     assert cold.ours > warm.ours > 0  # the second time is read from the cache
     assert cold.ratio == pytest.approx(40 / cold.ours)
+    assert said[0] == "loading, 193 px"
     assert said[-1] == "loading: index of 12 masks, warm"
