@@ -1,41 +1,200 @@
 """From an image to a label map: `Predictor`, and files of label maps and overlays.
 
-model, meta = load_model(directory)
-predictor = Predictor(model, method.scores, class_names, crop=513)
-labels = predictor.labels("photo.jpg")           # H W class indices, the size of the photo
-write_prediction(labels, Path("photo.png"), voc_palette(len(class_names)))
+predictor = load("runs/ssul")
+seen = predictor("photo.jpg")
+seen.labels, seen.probability, seen.unknown, seen.overlay()      # all in the size of the photo
 """
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, final, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 from rich.progress import track
+from torch import Tensor
 
-from .argmax import Scores, arg_max
+from .argmax import Scores, arg_max, by_bands
 from .data.augment import View, centre_view, cut_image
 from .data.files import read_image
 from .errors import UserError
+from .losses import upsample
+from .methods.base import Method, make_method
 from .model.fused import fuse
-from .model.segmenter import Segmenter
+from .model.segmenter import Segmenter, SegOutput
+from .model.store import load_model
 from .palette import voc_palette
 from .report.figures import overlay
 
 Labels = npt.NDArray[np.integer[Any]]
+Pixels = npt.NDArray[np.uint8]
+Image_ = Path | str | Image.Image | Pixels | Tensor
 
 MAX_AREA = 16
 """A long strip is never resized to more than this many crops' worth of pixels."""
 
+STRIDE = 16
+"""Tiles begin at multiples of this, so that their maps fit each other; every backbone's stride divides it."""
+
+
+@final
+@dataclass(frozen=True)
+class Segmentation:
+    """What a model says of one image.
+
+    Attributes:
+        image: uint8 H W 3, RGB.
+        labels: H W class indices, 0 = background; uint8, or int16 where the model knows more than 256 classes.
+        classes: Names by class index.
+    """
+
+    image: Pixels
+    labels: Labels
+    classes: tuple[str, ...]
+    _maps: "_Maps"
+
+    @cached_property
+    def probability(self) -> npt.NDArray[np.float32]:
+        """Of each class at each pixel: C H W in 0..1, as the model's method scores them.
+
+        Of a method with softmax they sum to 1; else every class is a question of its own. Computed when it is
+        asked for: C H W numbers need much memory.
+        """
+        return self._maps.probability()
+
+    @cached_property
+    def unknown(self) -> npt.NDArray[np.float32]:
+        """H W in 0..1: here may be something that the model was not taught.
+
+        A model with a head for unknown objects (SSUL) says so itself; else it is 1 - the best class's
+        probability.
+        """
+        return self._maps.unknown()
+
+    def overlay(self, alpha: float = 0.55) -> Image.Image:
+        """The image with its classes painted over.
+
+        Args:
+            alpha: Weight of the colour, 0..1.
+        """
+        palette = voc_palette(max(256, len(self.classes)))
+        return Image.fromarray(overlay(self.image, self.labels, palette, alpha))
+
+    def shares(self) -> dict[str, float]:
+        """Class name -> part of the pixels, 0..1, of the classes that appear, the largest first."""
+        pixels = np.bincount(self.labels.ravel(), minlength=len(self.classes))
+        order = np.argsort(-pixels, kind="stable")
+        return {self.classes[c]: float(pixels[c] / self.labels.size) for c in order if pixels[c]}
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """The network's output, still small, and how it is read.
+
+    Attributes:
+        out: Logits 1 C h w, unknown 1 1 h w or None.
+        size: What the maps cover when they are upsampled; at least that of the image.
+        shape: Height and width of the image.
+    """
+
+    out: SegOutput
+    size: tuple[int, int]
+    shape: tuple[int, int]
+    scores: Scores
+    novelty: Scores
+
+    @torch.inference_mode()
+    def labels(self) -> Tensor:
+        return self._cut(arg_max(self.out.logits, self.out.unknown, self.size, self.scores)[0])
+
+    @torch.inference_mode()
+    def probability(self) -> npt.NDArray[np.float32]:
+        unknown = None if self.out.unknown is None else upsample(self.out.unknown, self.size)
+        scores = self.scores(upsample(self.out.logits, self.size), unknown)[0].float()
+        return self._cut(scores.clamp(0, 1)).cpu().numpy()
+
+    @torch.inference_mode()
+    def unknown(self) -> npt.NDArray[np.float32]:
+        def decide(logits: Tensor, unknown: Tensor | None) -> Tensor:
+            return self.novelty(logits, unknown)[:, 0]
+
+        found = by_bands(self.out.logits, self.out.unknown, self.size, decide, torch.float32)
+        return self._cut(found[0]).cpu().numpy()
+
+    def _cut(self, full: Tensor) -> Tensor:
+        return full[..., : self.shape[0], : self.shape[1]]
+
+
+def load(
+    model: Path | str,
+    *,
+    device: torch.device | str | None = None,
+    precision: Literal["32", "bf16"] = "32",
+    tile: int | None = None,
+    allow_code: bool = False,
+) -> "Predictor":
+    """A model directory, or the last model of a run folder, ready to label images.
+
+    Args:
+        model: The folder.
+        device: None: a GPU if there is one.
+        precision: As in `Predictor`.
+        tile: As in `Predictor`.
+        allow_code: Import a method from outside segrow, if that is what the model was trained with.
+
+    Raises:
+        UserError: When there is no model, it was changed, or its method may not be imported.
+    """
+    folder = find_model(Path(model))
+    network, meta, method = load_with_method(folder, allow_code)
+    protocol = meta["protocol"]
+    return Predictor(
+        network,
+        method.scores,
+        meta["class_names"],
+        crop=protocol["crop"] if protocol["crop_val"] else None,
+        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        precision=precision,
+        tile=tile,
+        novelty=method.novelty,
+    )
+
+
+def find_model(path: Path) -> Path:
+    """A model directory, or the last one of a run folder.
+
+    Raises:
+        UserError: When there is none.
+    """
+    if (path / "model.json").exists():
+        return path
+    found = sorted((path / "steps").glob("*/model"))
+    if not found:
+        raise UserError(f"{path} holds no model: expected model.json in it, or a run folder with steps/")
+    return found[-1]
+
+
+def load_with_method(folder: Path, allow_code: bool) -> tuple[Segmenter, dict[str, Any], Method]:
+    """A model, its model.json, and the method that knows how its logits become scores.
+
+    Raises:
+        UserError: When there is no model, or its method is code outside segrow and that is not allowed.
+    """
+    model, meta = load_model(folder)
+    stored = meta["method"]
+    if "." in stored["name"] and not allow_code:
+        raise UserError(f"the model's method is code outside segrow ({stored['name']}); give --allow_code")
+    return model, meta, make_method(stored["name"], stored["fields"])
+
 
 @final
 class Predictor:
-    """A model ready to label images.
+    """A model ready to label images; call it with one, or with a list.
 
     Args:
         model: Stays as it is; a copy of it is fused (`model/fused.py`).
@@ -46,8 +205,12 @@ class Predictor:
         device: Where the copy runs.
         precision: 32, or bf16: faster where the processor has it, but where classes are close a pixel can get
             another one.
+        tile: Side in pixels of square tiles, for large images: they then keep their size, whatever `crop`
+            says, and go through the network piece by piece. Tiles overlap by a quarter and are blended.
+        novelty: The method's `novelty`; None: 1 - the best score.
 
     Raises:
+        UserError: A tile that is too small.
         ValueError: Names and channels differ in number.
     """
 
@@ -60,39 +223,72 @@ class Predictor:
         crop: int | None = None,
         device: torch.device | str = "cpu",
         precision: Literal["32", "bf16"] = "32",
+        tile: int | None = None,
+        novelty: Scores | None = None,
     ) -> None:
         if len(classes) != model.n_classes:
             raise ValueError(f"{len(classes)} class names for a model of {model.n_classes} classes")
+        if tile is not None and tile < 4 * STRIDE:
+            raise UserError(f"tile is {tile}, expected at least {4 * STRIDE} pixels")
         self.device = torch.device(device)
         self.model = fuse(model).to(self.device, torch.bfloat16 if precision == "bf16" else None)
         self.scores = scores
+        self.novelty = novelty or (lambda logits, unknown: 1 - scores(logits, unknown).amax(1, True))
         self.classes = tuple(classes)
         self.crop = crop
+        self.tile = tile
 
+    @overload
+    def __call__(self, image: Image_) -> Segmentation: ...
+    @overload
+    def __call__(self, image: Sequence[Image_]) -> list[Segmentation]: ...
     @torch.inference_mode()
-    def labels(self, image: Path | str | Image.Image | npt.NDArray[np.uint8]) -> Labels:
+    def __call__(self, image: Image_ | Sequence[Image_]) -> Segmentation | list[Segmentation]:
+        """Segment an image, or a list of them.
+
+        Args:
+            image: A file, a PIL image, uint8 H W 3 (numpy) or uint8 3 H W (torch), RGB; or a list of these.
+
+        Raises:
+            UserError: A file cannot be read, or an array is something else.
+        """
+        if isinstance(image, list | tuple):
+            return [self(one) for one in image]
+        pixels = as_rgb(image)  # type: ignore[arg-type]
+        maps = self._tiled(pixels) if self.tile else self._whole(pixels)
+        labels = maps.labels().cpu().numpy().astype(np.uint8 if len(self.classes) <= 256 else np.int16)
+        return Segmentation(pixels, labels, self.classes, maps)
+
+    def labels(self, image: Image_) -> Labels:
         """The class of every pixel.
 
         The whole image goes through the network, at the scale the model was evaluated at; the logits are
         upsampled to the image's own size, so outlines stay smooth.
 
         Args:
-            image: A file, a PIL image, or uint8 H W 3 (RGB).
+            image: As in a call.
 
         Returns:
             H W class indices in the size of the image (EXIF orientation applied to a file); uint8, or
             int16 where the model knows more than 256 classes.
 
         Raises:
-            UserError: The file cannot be read, or the array is not uint8 H W 3.
+            UserError: The file cannot be read, or the array is not an RGB image.
         """
-        pixels = as_rgb(image)
+        return self(image).labels
+
+    def _whole(self, pixels: Pixels) -> _Maps:
         height, width = pixels.shape[:2]
         resized = cut_image(pixels, self._view((height, width)), (0, 0, 0))
-        batch = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None].to(self.device)
-        out = self.model(batch)
-        chosen = arg_max(out.logits, out.unknown, (height, width), self.scores)[0]
-        return chosen.cpu().numpy().astype(np.uint8 if len(self.classes) <= 256 else np.int16)
+        return self._maps(self._run(np.array(resized)), (height, width), (height, width))
+
+    def _run(self, pixels: Pixels) -> SegOutput:
+        batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.device)
+        out: SegOutput = self.model(batch)
+        return out
+
+    def _maps(self, out: SegOutput, size: tuple[int, int], shape: tuple[int, int]) -> _Maps:
+        return _Maps(out, size, shape, self.scores, self.novelty)
 
     def _view(self, shape: tuple[int, int]) -> View:
         """The whole image at the scale of the evaluation."""
@@ -104,119 +300,77 @@ class Predictor:
                 height, width = (max(1, int(side * shrink)) for side in (height, width))
         return View((height, width), 0, 0, (height, width))
 
+    def _tiled(self, pixels: Pixels) -> _Maps:
+        """Maps of the whole image, put together from those of tiles: means where tiles overlap.
 
-def as_rgb(image: Path | str | Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """uint8 H W 3 of a file, a PIL image or an array.
+        A tile weighs less towards its border, where the network sees half of what surrounds a pixel.
+        """
+        shape = pixels.shape[0], pixels.shape[1]
+        side = (self.tile or 0) // STRIDE * STRIDE
+        size = tuple(-(-length // STRIDE) * STRIDE for length in shape)
+        padded = np.pad(
+            pixels, [(0, whole - length) for whole, length in zip(size, shape, strict=True)] + [(0, 0)], "edge"
+        )
+        total = weights = None
+        for top in _starts(size[0], side):
+            for left in _starts(size[1], side):
+                out = self._run(np.ascontiguousarray(padded[top : top + side, left : left + side]))
+                maps = out.logits if out.unknown is None else torch.cat([out.logits, out.unknown], 1)
+                maps = maps.float()
+                stride = min(side, size[0]) // maps.shape[2]
+                if total is None or weights is None:
+                    full = (size[0] // stride, size[1] // stride)
+                    total = maps.new_zeros(1, maps.shape[1], *full)
+                    weights = maps.new_zeros(1, 1, *full)
+                weight = _tent(maps.shape[2])[:, None] * _tent(maps.shape[3])
+                rows = slice(top // stride, top // stride + maps.shape[2])
+                columns = slice(left // stride, left // stride + maps.shape[3])
+                total[..., rows, columns] += maps * weight.to(maps)
+                weights[..., rows, columns] += weight.to(maps)
+        if total is None or weights is None:
+            raise RuntimeError("an image has no tile")
+        mean = total / weights
+        known = len(self.classes)
+        unknown = mean[:, known:] if mean.shape[1] > known else None
+        merged = SegOutput(mean[:, :known], unknown, mean.new_empty(0))
+        return self._maps(merged, (size[0], size[1]), shape)
+
+
+def _starts(length: int, side: int) -> list[int]:
+    """Where tiles begin along a side: a quarter of one overlaps the next, the last ends where the image does."""
+    if length <= side:
+        return [0]
+    apart = side * 3 // 4 // STRIDE * STRIDE
+    last = length - side
+    return [*range(0, last, apart), last]
+
+
+def _tent(n: int) -> Tensor:
+    """Weights of n positions, the largest in the middle."""
+    place = torch.arange(1, n + 1, dtype=torch.float32)
+    return torch.minimum(place, n + 1 - place)
+
+
+def as_rgb(image: Image_) -> Pixels:
+    """uint8 H W 3 of a file, a PIL image, an array or a tensor.
 
     Raises:
-        UserError: The file cannot be read, or the array is not uint8 H W 3.
+        UserError: The file cannot be read, or the array is not uint8 H W 3 (a tensor uint8 3 H W).
     """
     if isinstance(image, Path | str):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
         return np.array(image.convert("RGB"))
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            raise UserError(
+                f"got a tensor of {str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}, expected uint8 "
+                "(3, height, width); scale it to 0..255"
+            )
+        return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UserError(
             f"got an array of {image.dtype} {image.shape}, expected uint8 (height, width, 3); convert it to"
             " RGB."
         )
     return image
-
-
-def write_prediction(labels: Labels, path: Path, palette: npt.NDArray[np.uint8]) -> None:
-    """A PNG whose pixel value is the class index: with a palette, or 16-bit grey above 256 classes.
-
-    Args:
-        labels: H W class indices, not negative.
-        path: Where it goes; written under a temporary name first.
-        palette: uint8 n x 3, for at least the classes that appear.
-    """
-    if labels.dtype == np.uint8:
-        picture = Image.fromarray(labels)
-        picture.putpalette(palette[:256].tobytes())
-    else:
-        picture = Image.fromarray(labels.astype(np.uint16))
-    _save(picture, path, "PNG")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What was written for one image.
-
-    Attributes:
-        image: The input.
-        labels: The label map.
-        overlay: The picture with the labels painted over, if asked for.
-        shares: Class name -> part of the pixels, 0..1, of the classes that appear, the largest first.
-    """
-
-    image: Path
-    labels: Path
-    overlay: Path | None
-    shares: dict[str, float]
-
-
-def predict_files(
-    predictor: Predictor, images: Sequence[Path], out: Path, overlays: bool, progress: bool
-) -> list[Prediction]:
-    """Write `<stem>.png`, and `<stem>_overlay.jpg` with `overlays`, for every image.
-
-    Args:
-        images: Image files.
-        out: Folder of the results; made if it is missing.
-        overlays: Also write the pictures with the labels painted over.
-        progress: Show a progress bar.
-
-    Raises:
-        UserError: Two inputs have the same stem, a result would overwrite an input, or an image cannot be
-            read (what came before it is written).
-    """
-    targets = _targets(images, out, overlays)
-    palette = voc_palette(max(256, len(predictor.classes)))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be a folder ({error.strerror}); choose another --out.") from error
-    done = []
-    jobs = list(zip(images, targets, strict=True))
-    for image, (label_path, overlay_path) in track(jobs, description="predict", disable=not progress):
-        pixels = as_rgb(image)
-        labels = predictor.labels(pixels)
-        write_prediction(labels, label_path, palette)
-        if overlay_path is not None:
-            _save(Image.fromarray(overlay(pixels, labels, palette)), overlay_path, "JPEG", quality=92)
-        done.append(Prediction(image, label_path, overlay_path, _shares(labels, predictor.classes)))
-    return done
-
-
-def _targets(images: Sequence[Path], out: Path, overlays: bool) -> list[tuple[Path, Path | None]]:
-    """Label map and overlay of each image, once it is sure that nothing is written twice or over an input."""
-    inputs = {image.resolve() for image in images}
-    taken: dict[Path, Path] = {}  # what is written -> for which image
-    targets = []
-    for image in images:
-        label_path = out / f"{image.stem}.png"
-        overlay_path = out / f"{image.stem}_overlay.jpg" if overlays else None
-        for target in (label_path, overlay_path):
-            if target is not None and target.resolve() in inputs:
-                raise UserError(f"{target} would overwrite an input image; choose another --out than {out}.")
-        if label_path in taken:
-            raise UserError(
-                f"{taken[label_path]} and {image} would both be written to {label_path}; rename one, or"
-                " predict them into two folders."
-            )
-        taken[label_path] = image
-        targets.append((label_path, overlay_path))
-    return targets
-
-
-def _shares(labels: Labels, classes: Sequence[str]) -> dict[str, float]:
-    pixels = np.bincount(labels.ravel(), minlength=len(classes))
-    order = np.argsort(-pixels, kind="stable")
-    return {classes[c]: float(pixels[c] / labels.size) for c in order if pixels[c]}
-
-
-def _save(picture: Image.Image, path: Path, kind: str, **options: int) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    picture.save(temporary, format=kind, **options)
-    os.replace(temporary, path)

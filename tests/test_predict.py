@@ -12,12 +12,17 @@ from PIL import Image
 from steps import spread
 from torch import Tensor
 
+import segrow
 from segrow import argmax
 from segrow.config import ModelConfig
 from segrow.errors import UserError
-from segrow.model.segmenter import Segmenter, build_segmenter
+from segrow.methods.lwf import Lwf
+from segrow.methods.ssul import Ssul
+from segrow.model.segmenter import Segmenter, SegOutput, build_segmenter
+from segrow.model.store import save_model
 from segrow.palette import voc_palette
-from segrow.predict import Predictor, predict_files, write_prediction
+from segrow.predict import STRIDE, Predictor, as_rgb
+from segrow.predict_files import Job, Prediction, find_images, predict_files, write_prediction
 
 NAMES = ("background", "cat", "dog")
 
@@ -191,26 +196,37 @@ def folder(path: Path, names: Sequence[str]) -> list[Path]:
     return [path / name for name in names]
 
 
+def written(predictor: Predictor, names: Sequence[Path], out: Path, **options: bool) -> list[Prediction]:
+    """All results at once."""
+    jobs = [Job(image, Path(image.name)) for image in names]
+    return list(predict_files(predictor, jobs, out, **{"overlays": True, **options}))
+
+
 def test_predict_files(model: Segmenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = folder(tmp_path / "in", ["a.jpg", "b.c.png"])
     predictor = Predictor(model, scores, NAMES)
-    done = predict_files(predictor, images, tmp_path / "x" / "out", overlays=True, progress=False)
     out = tmp_path / "x" / "out"
-    assert sorted(p.name for p in out.iterdir()) == ["a.png", "a_overlay.jpg", "b.c.png", "b.c_overlay.jpg"]
+    done = written(predictor, images, out, unknown=True)
+    assert sorted(p.name for p in out.iterdir()) == [
+        *("a.png", "a_overlay.jpg", "a_unknown.png", "b.c.png", "b.c_overlay.jpg", "b.c_unknown.png")
+    ]
     assert [d.image for d in done] == images
     for prediction in done:
+        assert prediction.labels is not None
         labels = np.asarray(Image.open(prediction.labels))
         assert (labels == predictor.labels(prediction.image)).all()
         assert prediction.overlay is not None
         assert Image.open(prediction.overlay).size == (60, 40)
         assert prediction.shares == pytest.approx({NAMES[c]: (labels == c).mean() for c in np.unique(labels)})
         assert list(prediction.shares.values()) == sorted(prediction.shares.values(), reverse=True)
+        grey = np.asarray(Image.open(prediction.labels.with_name(f"{prediction.labels.stem}_unknown.png")))
+        assert np.abs(grey / 255 - predictor(prediction.image).unknown).max() <= 0.5 / 255 + 1e-6
     assert capsys.readouterr().out == ""
 
 
 def test_predict_files_without_overlays(model: Segmenter, tmp_path: Path) -> None:
     images = folder(tmp_path / "in", ["a.jpg"])
-    done = predict_files(Predictor(model, scores, NAMES), images, tmp_path / "out", False, False)
+    done = written(Predictor(model, scores, NAMES), images, tmp_path / "out", overlays=False)
     assert done[0].overlay is None
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]
 
@@ -218,7 +234,7 @@ def test_predict_files_without_overlays(model: Segmenter, tmp_path: Path) -> Non
 def test_same_stem_is_refused_before_anything_is_written(model: Segmenter, tmp_path: Path) -> None:
     images = [*folder(tmp_path / "one", ["a.jpg"]), *folder(tmp_path / "two", ["a.png"])]
     with pytest.raises(UserError, match=r"one/a\.jpg and .*two/a\.png would both be written to .*out/a\.png"):
-        predict_files(Predictor(model, scores, NAMES), images, tmp_path / "out", True, False)
+        written(Predictor(model, scores, NAMES), images, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -227,26 +243,159 @@ def test_an_input_is_never_overwritten(model: Segmenter, tmp_path: Path, names: 
     images = folder(tmp_path / "in", names)
     before = images[-1].read_bytes()
     with pytest.raises(UserError, match=f"{names[-1]} would overwrite an input image"):
-        predict_files(Predictor(model, scores, NAMES), images, tmp_path / "in" / ".." / "in", True, False)
+        written(Predictor(model, scores, NAMES), images, tmp_path / "in" / ".." / "in")
     assert images[-1].read_bytes() == before
     assert len(list((tmp_path / "in").iterdir())) == len(names)
 
 
-def test_unreadable_images_are_one_line(model: Segmenter, tmp_path: Path) -> None:
-    good = folder(tmp_path, ["a.jpg"])
+def test_unreadable_images_are_skipped_with_a_line(model: Segmenter, tmp_path: Path) -> None:
+    good = folder(tmp_path, ["a.jpg", "z.jpg"])
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(good[0].read_bytes()[:300])
     text = tmp_path / "text.png"
     text.write_text("no image")
-    for bad in (broken, text, tmp_path / "missing.jpg", tmp_path):
-        with pytest.raises(UserError) as error:
-            predict_files(Predictor(model, scores, NAMES), [*good, bad], tmp_path / "out", True, False)
-        assert str(bad) in str(error.value)
-        assert "\n" not in str(error.value)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "a_overlay.jpg"]
+    done = written(Predictor(model, scores, NAMES), [good[0], broken, text, good[1]], tmp_path / "out")
+    assert [bool(d.labels) for d in done] == [True, False, False, True]
+    for skipped in done[1:3]:
+        assert str(skipped.image) in skipped.problem
+        assert "cannot be decoded" in skipped.problem
+        assert "\n" not in skipped.problem
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == ["a.png", "a_overlay.jpg", "z.png", "z_overlay.jpg"]
+
+
+def test_sub_folders_and_patterns_are_kept(model: Segmenter, tmp_path: Path) -> None:
+    folder(tmp_path / "in", ["a.jpg"])
+    folder(tmp_path / "in" / "deep" / "er", ["a.jpg", "b.PNG"])
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    jobs = find_images([str(tmp_path / "in")])
+    assert [str(job.place) for job in jobs] == ["a.jpg", "deep/er/a.jpg", "deep/er/b.PNG"]
+    list(predict_files(Predictor(model, scores, NAMES), jobs, tmp_path / "out", overlays=False))
+    found = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png"))
+    assert found == ["a.png", "deep/er/a.png", "deep/er/b.png"]
+    by_pattern = find_images([str(tmp_path / "in" / "**" / "*.jpg"), str(tmp_path / "in" / "a.jpg")])
+    assert [str(job.place) for job in by_pattern] == ["a.jpg", "deep/er/a.jpg"]  # each once
+    one = find_images([str(tmp_path / "in" / "d*" / "er" / "a.jpg")])
+    assert [str(job.place) for job in one] == ["deep/er/a.jpg"]
+    for nothing in ("in/*.tif", "in/nowhere/**"):
+        with pytest.raises(UserError, match="holds no images"):
+            find_images([str(tmp_path / nothing)])
+    with pytest.raises(UserError, match=r"no\.jpg is missing"):
+        find_images([str(tmp_path / "no.jpg")])
 
 
 def test_out_that_is_a_file(model: Segmenter, tmp_path: Path) -> None:
     images = folder(tmp_path, ["a.jpg"])
     with pytest.raises(UserError, match=r"a\.jpg cannot be a folder"):
-        predict_files(Predictor(model, scores, NAMES), images, images[0], False, False)
+        written(Predictor(model, scores, NAMES), images, images[0])
+
+
+# --- what a call gives ------------------------------------------------------------------------------------
+
+
+def test_a_segmentation_says_how_sure_it_is(model: Segmenter) -> None:
+    image = noise(40, 60)
+    seen = Predictor(model, scores, NAMES)(image)
+    assert (seen.image == image).all()
+    assert seen.probability.shape == (3, 40, 60)
+    with torch.no_grad():
+        out = model.eval()(torch.from_numpy(image.copy()).permute(2, 0, 1)[None])
+        assert out.unknown is not None
+        full = [
+            F.interpolate(m, (40, 60), mode="bilinear", align_corners=False)
+            for m in (out.logits, out.unknown)
+        ]
+    wanted = scores(full[0], full[1])[0].clamp(0, 1).numpy()
+    assert np.abs(seen.probability - wanted).max() < 1e-4
+    assert np.abs(seen.unknown - (1 - scores(full[0], full[1])[0].amax(0)).numpy()).max() < 1e-4
+    assert np.asarray(seen.overlay()).shape == (40, 60, 3)
+    assert (np.asarray(seen.overlay())[seen.labels == 0] == image[seen.labels == 0]).all()
+    assert list(seen.shares()) == sorted(seen.shares(), key=lambda name: -seen.shares()[name])
+    assert sum(seen.shares().values()) == pytest.approx(1)
+
+
+def test_ssul_says_with_its_own_head_what_is_unknown(model: Segmenter) -> None:
+    image = noise(40, 60)
+    seen = Predictor(model, Ssul().scores, NAMES, novelty=Ssul().novelty)(image)
+    with torch.no_grad():
+        out = model.eval()(torch.from_numpy(image.copy()).permute(2, 0, 1)[None])
+        assert out.unknown is not None
+        head = F.interpolate(out.unknown, (40, 60), mode="bilinear", align_corners=False)
+    assert np.abs(seen.unknown - head[0, 0].sigmoid().numpy()).max() < 1e-4
+    softmax = Lwf()
+    logits = torch.randn(1, 3, 2, 2)
+    best = logits.softmax(1).amax(1, keepdim=True)
+    assert torch.allclose(softmax.novelty(logits, None), 1 - best)
+
+
+def test_a_list_a_tensor_and_a_file_are_taken(model: Segmenter, tmp_path: Path) -> None:
+    image = noise(40, 60)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)
+    predictor = Predictor(model, scores, NAMES)
+    found = predictor([image, tensor, tmp_path / "a.png", Image.fromarray(image)])
+    assert len(found) == 4
+    assert all((seen.labels == found[0].labels).all() for seen in found)
+    assert predictor([]) == []
+    for wrong in (tensor.float(), tensor[0], tensor.permute(1, 2, 0)):
+        with pytest.raises(UserError, match=r"got a tensor of .* expected uint8 \(3, height, width\)"):
+            as_rgb(wrong)
+
+
+# --- tiles ------------------------------------------------------------------------------------------------
+
+
+def test_an_image_of_one_tile_is_seen_whole(model: Segmenter) -> None:
+    image = noise(64, 96)
+    whole, tiled = (Predictor(model, scores, NAMES, tile=tile)(image) for tile in (None, 96))
+    assert (whole.labels == tiled.labels).all()
+    assert np.abs(whole.probability - tiled.probability).max() < 1e-4
+
+
+@pytest.mark.parametrize("size", [(200, 330), (64, 500), (331, 65), (20, 30)])
+def test_tiles_are_put_together_in_place(size: tuple[int, int]) -> None:
+    """A network that only looks at its own pixels gives the same in tiles as whole."""
+
+    class Local(torch.nn.Module):
+        n_classes = 3
+
+        def forward(self, images: Tensor) -> SegOutput:
+            logits = F.avg_pool2d(images.float() / 255, STRIDE, ceil_mode=True)
+            return SegOutput(logits, logits[:, :1] / 2, logits)
+
+    predictor = Predictor.__new__(Predictor)
+    predictor.device, predictor.model = torch.device("cpu"), Local()  # type: ignore[assignment]
+    predictor.scores = lambda logits, unknown: logits
+    predictor.novelty = lambda logits, unknown: unknown
+    predictor.classes, predictor.crop, predictor.tile = NAMES, None, 64
+    image = noise(*size)
+    seen = predictor(image)
+    sides = [-(-length // STRIDE) * STRIDE for length in size]
+    padded = np.pad(image, [(0, sides[0] - size[0]), (0, sides[1] - size[1]), (0, 0)], "edge")
+    out = Local()(torch.from_numpy(padded).permute(2, 0, 1)[None])
+    wanted = F.interpolate(out.logits, sides, mode="bilinear", align_corners=False)[0, :, : size[0], : size[1]]
+    assert seen.labels.shape == size
+    assert np.abs(seen.probability - wanted.numpy()).max() < 1e-5
+    assert np.abs(seen.unknown - wanted[0].numpy() / 2).max() < 1e-5
+
+
+def test_tiles_of_a_large_image_agree_with_the_whole(model: Segmenter) -> None:
+    image = noise(256, 384)
+    whole, tiled = (Predictor(model, scores, NAMES, tile=tile).labels(image) for tile in (None, 192))
+    assert (whole == tiled).mean() > 0.7  # a tile does not see what surrounds it
+    with pytest.raises(UserError, match="tile is 32, expected at least 64 pixels"):
+        Predictor(model, scores, NAMES, tile=32)
+
+
+def test_three_lines_are_enough(model: Segmenter, tmp_path: Path) -> None:
+    protocol = {"crop_val": True, "crop": 48}
+    meta = {"class_names": list(NAMES), "method": {"name": "ssul", "fields": {}}, "protocol": protocol}
+    save_model(model, tmp_path / "steps" / "01" / "model", meta)
+    predictor = segrow.load(tmp_path)
+    seen = predictor(noise(40, 60))
+    assert seen.classes == NAMES
+    assert predictor.crop == 48
+    same = Predictor(model, Ssul().scores, NAMES, crop=48, novelty=Ssul().novelty)(noise(40, 60))
+    assert (seen.labels == same.labels).all()
+    with pytest.raises(UserError, match="nowhere holds no model"):
+        segrow.load("nowhere")

@@ -3,30 +3,39 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
+from rich.progress import track
 
-from ..errors import UserError
-from ..predict import Predictor, predict_files
-from .eval import find_model, load_with_method
+from ..predict import load
+from ..predict_files import find_images, predict_files
 from .parser import OneLineParser
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write label maps and overlays."""
+    """Write label maps and overlays; 1 when images had to be skipped."""
     parser = OneLineParser(
         prog="segrow predict",
-        description="Label maps (PNG whose pixel value is the class index, with a palette) and overlays.",
-        epilog="Example: segrow predict runs/ssul photos/ --out predictions",
+        description="Label maps (PNG whose pixel value is the class index, with a palette) and overlays. "
+        "Sub-folders are kept; what cannot be read is skipped and listed at the end (exit code 1).",
+        epilog='Example: segrow predict runs/ssul photos/ "more/**/*.jpg" --out predictions',
     )
     parser.add_argument(
         "model", metavar="MODEL|RUN", help="a model directory, or a run folder (its last step)"
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders or patterns")
     parser.add_argument("--out", required=True, help="folder for the results")
-    parser.add_argument("--no-overlay", dest="overlay", action="store_false", help="label maps only")
+    parser.add_argument("--no-overlay", dest="overlay", action="store_false", help="no overlays")
+    parser.add_argument(
+        "--unknown",
+        action="store_true",
+        help="also maps of what the model was perhaps never taught (grey, 255 = surely)",
+    )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PX",
+        help="for large images: keep their size and label them in tiles of this side that overlap by a quarter",
+    )
     parser.add_argument(
         "--precision",
         choices=("32", "bf16"),
@@ -35,26 +44,19 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--allow_code", action="store_true", help="import a method from outside segrow")
     args = parser.parse_args(list(argv))
-    model, meta, method = load_with_method(find_model(Path(args.model)), args.allow_code)
-    crop = meta["protocol"]["crop"] if meta["protocol"]["crop_val"] else None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    names, precision = meta["class_names"], args.precision
-    predictor = Predictor(model, method.scores, names, crop=crop, device=device, precision=precision)
-    done = predict_files(predictor, _files(args.images), Path(args.out), args.overlay, progress=True)
+    predictor = load(args.model, precision=args.precision, tile=args.tile, allow_code=args.allow_code)
+    jobs = find_images(args.images)
     console = Console()
-    for item in done:
+    skipped = []
+    results = predict_files(predictor, jobs, Path(args.out), args.overlay, args.unknown)
+    for item in track(results, "predict", len(jobs), console=Console(stderr=True)):
+        if item.labels is None:
+            skipped.append(item)
+            continue
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in item.shares.items())
         console.print(f"{item.labels}: {shares}", highlight=False, soft_wrap=True, markup=False)
-    return 0
-
-
-def _files(names: Sequence[str]) -> list[Path]:
-    files: list[Path] = []
-    for path in map(Path, names):
-        inside = (
-            sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        )
-        if not inside:
-            raise UserError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
-        files += inside
-    return files
+    if skipped:
+        console.print(f"{len(skipped)} of {len(jobs)} images were skipped:", soft_wrap=True, markup=False)
+        for item in skipped:
+            console.print(f"  {item.problem}", highlight=False, soft_wrap=True, markup=False)
+    return 1 if skipped else 0

@@ -266,6 +266,13 @@ class Method(abc.ABC):
     def scores(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
         """Upsampled logits B C H W (and B 1 H W) -> scores B C H W; the prediction is their arg max."""
 
+    def novelty(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
+        """Arguments of `scores` -> B 1 H W in 0..1: whether a pixel shows what the model was never taught.
+
+        By default how unsure it is: 1 - its best score.
+        """
+        return 1 - self.scores(logits, unknown).amax(1, keepdim=True).clamp(0, 1)
+
     def pseudo_labels(self, teacher: SegOutput, labels: Tensor) -> Tensor:
         """Fill B H W labels with the teacher's certain predictions of old classes; default: none."""
         return labels

@@ -1,0 +1,193 @@
+"""Label maps and overlays of files, folders and patterns.
+
+jobs = find_images(["photos/", "more/*.jpg"])
+for done in predict_files(predictor, jobs, Path("out"), overlays=True): ...
+"""
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from .errors import UserError
+from .palette import voc_palette
+from .predict import Labels, Predictor, Segmentation
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image, and where its results go below the folder of results.
+
+    Attributes:
+        image: The file.
+        place: Its path below the folder or pattern that was given, so sub-folders are kept.
+    """
+
+    image: Path
+    place: Path
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was written for one image.
+
+    Attributes:
+        image: The input.
+        labels: The label map; None when the image cannot be read.
+        overlay: The picture with the labels painted over, if asked for.
+        shares: Class name -> part of the pixels, 0..1, of the classes that appear, the largest first.
+        problem: Why the image was skipped.
+    """
+
+    image: Path
+    labels: Path | None
+    overlay: Path | None
+    shares: dict[str, float]
+    problem: str = ""
+
+
+def find_images(names: Sequence[str]) -> list[Job]:
+    """The images that files, folders (with what is below them) and patterns (`*`, `**`) name, each once.
+
+    Raises:
+        UserError: A name that is nothing, or holds no image.
+    """
+    jobs: dict[Path, Job] = {}
+    for name in names:
+        for job in _jobs(name):
+            jobs.setdefault(job.image.resolve(), job)
+    return list(jobs.values())
+
+
+def _jobs(name: str) -> list[Job]:
+    path = Path(name)
+    if path.is_dir():
+        found = [Job(f, f.relative_to(path)) for f in sorted(path.rglob("*")) if f.suffix.lower() in SUFFIXES]
+    elif glob.has_magic(name) and not path.exists():
+        fixed = _fixed(path)
+        files = (Path(f) for f in sorted(glob.glob(name, recursive=True)))
+        found = [Job(f, f.relative_to(fixed)) for f in files if f.suffix.lower() in SUFFIXES and f.is_file()]
+    elif not path.exists():
+        raise UserError(f"image {path} is missing")
+    else:
+        return [Job(path, Path(path.name))]
+    if not found:
+        raise UserError(f"{name} holds no images ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def _fixed(pattern: Path) -> Path:
+    """The folders in front of a pattern's first wildcard."""
+    parts = []
+    for part in pattern.parts[:-1]:
+        if glob.has_magic(part):
+            break
+        parts.append(part)
+    return Path(*parts)
+
+
+def predict_files(
+    predictor: Predictor, jobs: Sequence[Job], out: Path, overlays: bool, unknown: bool = False
+) -> Iterator[Prediction]:
+    """Write `<stem>.png`, and with `overlays` `<stem>_overlay.jpg`, for every image; one result at a time.
+
+    An image that cannot be read is skipped.
+
+    Args:
+        predictor: The model.
+        jobs: What to label.
+        out: Folder of the results; made if it is missing.
+        overlays: Also write the pictures with the labels painted over.
+        unknown: Also write `<stem>_unknown.png`: 0..255 = how likely it is something never taught.
+
+    Raises:
+        UserError: Before anything is written: two inputs have one result, a result would overwrite an input,
+            or the folder cannot be made.
+    """
+    endings = [".png"] + overlays * ["_overlay.jpg"] + unknown * ["_unknown.png"]
+    targets = _targets(jobs, out, endings)
+    palette = voc_palette(max(256, len(predictor.classes)))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be a folder ({error.strerror}); choose another --out.") from error
+    return (
+        _one(predictor, job.image, target, palette, overlays, unknown)
+        for job, target in zip(jobs, targets, strict=True)
+    )
+
+
+def _one(
+    predictor: Predictor,
+    image: Path,
+    target: Path,
+    palette: npt.NDArray[np.uint8],
+    overlays: bool,
+    unknown: bool,
+) -> Prediction:
+    try:
+        seen = predictor(image)
+    except UserError as error:
+        return Prediction(image, None, None, {}, str(error))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_prediction(seen.labels, target, palette)
+    painted = _beside(target, "_overlay.jpg") if overlays else None
+    if painted is not None:
+        _save(seen.overlay(), painted, "JPEG", quality=92)
+    if unknown:
+        grey = np.rint(255 * seen.unknown).astype(np.uint8)
+        _save(Image.fromarray(grey), _beside(target, "_unknown.png"), "PNG")
+    return Prediction(image, target, painted, seen.shares())
+
+
+def write_prediction(labels: Labels, path: Path, palette: npt.NDArray[np.uint8]) -> None:
+    """A PNG whose pixel value is the class index: with a palette, or 16-bit grey above 256 classes.
+
+    Args:
+        labels: H W class indices, not negative.
+        path: Where it goes; written under a temporary name first.
+        palette: uint8 n x 3, for at least the classes that appear.
+    """
+    if labels.dtype == np.uint8:
+        picture = Image.fromarray(labels)
+        picture.putpalette(palette[:256].tobytes())
+    else:
+        picture = Image.fromarray(labels.astype(np.uint16))
+    _save(picture, path, "PNG")
+
+
+def _beside(target: Path, ending: str) -> Path:
+    return target.with_name(f"{target.stem}{ending}")
+
+
+def _targets(jobs: Sequence[Job], out: Path, endings: Sequence[str]) -> list[Path]:
+    """The label map of each image, once it is sure that nothing is written twice or over an input."""
+    inputs = {job.image.resolve() for job in jobs}
+    taken: dict[Path, Path] = {}  # what is written -> for which image
+    targets = []
+    for job in jobs:
+        target = out / job.place.with_suffix(".png")
+        for file in (_beside(target, ending) for ending in endings):
+            if file.resolve() in inputs:
+                raise UserError(f"{file} would overwrite an input image; choose another --out than {out}.")
+            if file in taken:
+                raise UserError(
+                    f"{taken[file]} and {job.image} would both be written to {file}; rename one, or predict"
+                    " them into two folders."
+                )
+            taken[file] = job.image
+        targets.append(target)
+    return targets
+
+
+def _save(picture: Image.Image, path: Path, kind: str, **options: int) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    picture.save(temporary, format=kind, **options)
+    os.replace(temporary, path)
