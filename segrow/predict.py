@@ -5,7 +5,6 @@ seen = predictor("photo.jpg")
 seen.labels, seen.probability, seen.unknown, seen.overlay()      # all in the size of the photo
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
 from .argmax import Scores, arg_max, by_bands
@@ -49,7 +47,7 @@ class Segmentation:
 
     Attributes:
         image: uint8 H W 3, RGB.
-        labels: H W class indices, 0 = background; uint8, or int16 where the model knows more than 256 classes.
+        labels: H W class indices, 0 = background; uint8, or int16 of more than 256 classes.
         classes: Names by class index.
     """
 
@@ -233,17 +231,18 @@ class Predictor:
         self.device = torch.device(device)
         self.model = fuse(model).to(self.device, torch.bfloat16 if precision == "bf16" else None)
         self.scores = scores
-        self.novelty = novelty or (lambda logits, unknown: 1 - scores(logits, unknown).amax(1, True))
+        self.novelty = novelty or self._unsure
         self.classes = tuple(classes)
         self.crop = crop
         self.tile = tile
+        self._index = np.dtype(np.uint8 if len(classes) <= 256 else np.int16)
 
     @overload
     def __call__(self, image: Image_) -> Segmentation: ...
     @overload
-    def __call__(self, image: Sequence[Image_]) -> list[Segmentation]: ...
+    def __call__(self, image: list[Image_]) -> list[Segmentation]: ...
     @torch.inference_mode()
-    def __call__(self, image: Image_ | Sequence[Image_]) -> Segmentation | list[Segmentation]:
+    def __call__(self, image: Image_ | list[Image_]) -> Segmentation | list[Segmentation]:
         """Segment an image, or a list of them.
 
         Args:
@@ -252,11 +251,11 @@ class Predictor:
         Raises:
             UserError: A file cannot be read, or an array is something else.
         """
-        if isinstance(image, list | tuple):
+        if isinstance(image, list):
             return [self(one) for one in image]
-        pixels = as_rgb(image)  # type: ignore[arg-type]
+        pixels = as_rgb(image)
         maps = self._tiled(pixels) if self.tile else self._whole(pixels)
-        labels = maps.labels().cpu().numpy().astype(np.uint8 if len(self.classes) <= 256 else np.int16)
+        labels: Labels = maps.labels().cpu().numpy().astype(self._index)
         return Segmentation(pixels, labels, self.classes, maps)
 
     def labels(self, image: Image_) -> Labels:
@@ -276,6 +275,10 @@ class Predictor:
             UserError: The file cannot be read, or the array is not an RGB image.
         """
         return self(image).labels
+
+    def _unsure(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
+        best: Tensor = self.scores(logits, unknown).amax(1, True)  # background's can be above 1
+        return 1 - best.clamp(0, 1)
 
     def _whole(self, pixels: Pixels) -> _Maps:
         height, width = pixels.shape[:2]
@@ -309,7 +312,9 @@ class Predictor:
         side = (self.tile or 0) // STRIDE * STRIDE
         size = tuple(-(-length // STRIDE) * STRIDE for length in shape)
         padded = np.pad(
-            pixels, [(0, whole - length) for whole, length in zip(size, shape, strict=True)] + [(0, 0)], "edge"
+            pixels,
+            [(0, whole - length) for whole, length in zip(size, shape, strict=True)] + [(0, 0)],
+            "edge",
         )
         total = weights = None
         for top in _starts(size[0], side):
@@ -332,12 +337,12 @@ class Predictor:
         mean = total / weights
         known = len(self.classes)
         unknown = mean[:, known:] if mean.shape[1] > known else None
-        merged = SegOutput(mean[:, :known], unknown, mean.new_empty(0))
+        merged = SegOutput(mean[:, :known], unknown, mean.new_empty(0), ())
         return self._maps(merged, (size[0], size[1]), shape)
 
 
 def _starts(length: int, side: int) -> list[int]:
-    """Where tiles begin along a side: a quarter of one overlaps the next, the last ends where the image does."""
+    """Where tiles begin along a side: they overlap by a quarter, and the last ends where the image does."""
     if length <= side:
         return [0]
     apart = side * 3 // 4 // STRIDE * STRIDE
@@ -364,8 +369,8 @@ def as_rgb(image: Image_) -> Pixels:
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             raise UserError(
-                f"got a tensor of {str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}, expected uint8 "
-                "(3, height, width); scale it to 0..255"
+                f"got a tensor of {str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}, expected "
+                "uint8 (3, height, width); scale it to 0..255"
             )
         return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

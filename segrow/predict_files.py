@@ -16,7 +16,7 @@ from PIL import Image
 
 from .errors import UserError
 from .palette import voc_palette
-from .predict import Labels, Predictor, Segmentation
+from .predict import Labels, Predictor
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         "--tile",
         type=int,
         metavar="PX",
-        help="for large images: keep their size and label them in tiles of this side that overlap by a quarter",
+        help="for large images: they keep their size and are labelled in overlapping tiles of this side",
     )
     parser.add_argument(
         "--precision",
