@@ -395,6 +395,23 @@ def test_predict_of_a_folder_without_overlays(root: Path, run: Path, tmp_path: P
     assert len(list((tmp_path / "out").iterdir())) == 32
 
 
+def test_predict_skips_and_lists_what_it_cannot_read(
+    root: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos" / "deep"
+    folder.mkdir(parents=True)
+    good = next((root / "JPEGImages").glob("2008_*.jpg"))
+    (folder / "good.jpg").write_bytes(good.read_bytes())
+    (folder / "cut.jpg").write_bytes(good.read_bytes()[:200])
+    words = [str(tmp_path / "photos"), "--out", str(tmp_path / "out"), "--unknown", "--tile", "64"]
+    assert cli.main(["predict", str(run), *words]) == 1
+    found = sorted(str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*.*"))
+    assert found == ["deep/good.png", "deep/good_overlay.jpg", "deep/good_unknown.png"]
+    said = capsys.readouterr().out
+    assert "1 of 2 images were skipped:" in said
+    assert "cut.jpg cannot be decoded" in said
+
+
 def test_predict_in_bf16(root: Path, run: Path, tmp_path: Path) -> None:
     image = next((root / "JPEGImages").glob("2008_*.jpg"))
     assert cli.main(["predict", str(run), str(image), "--out", str(tmp_path), "--precision", "bf16"]) == 0
