@@ -115,7 +115,8 @@ class TrainConfig:
         workers: Loader processes of each device.
         feature_views: Where the trunk is frozen, this many random views of every image go through it once and
             their features are kept; training draws among them. 0 = exact mode: a new view, and the trunk, in
-            every iteration (recipes of published tables pin it).
+            every iteration (recipes of published tables pin it), as a step does anyway in which every view
+            would be shown once.
         feature_budget: Most GiB that kept features may take, those of training and of validation images each.
             What does not fit is not kept, and a line says so; 0 keeps none.
         feature_store: ram or disk: a file in the run's folder that is mapped into memory (as it always is

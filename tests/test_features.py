@@ -24,10 +24,11 @@ from segrow.data.augment import Augmentation
 from segrow.data.loader import EpochPlan, Loaded, StepImages, to_device
 from segrow.engine.checkpoint import Checkpoint
 from segrow.engine.feature_store import FeatureStore, Layout, View
-from segrow.engine.features import StepFeatures, keep_features
+from segrow.engine.features import StepFeatures, _layout, keep_features
 from segrow.engine.log import Display
 from segrow.engine.machine import Machine
 from segrow.engine.setup import make_fabric
+from segrow.engine.step import chunks
 from segrow.errors import LeakError, UserError
 from segrow.memory import Exemplar
 from segrow.methods.base import Method, StepContext
@@ -214,6 +215,101 @@ def test_what_is_read_is_of_this_image_view_table_and_teacher(
     assert min(labelled.values()) > 100
 
 
+def test_exemplars_have_a_number_of_views_of_their_own(root: Path, scenario: Scenario) -> None:
+    """Two of them, two draws an iteration: they come again sooner than the step's images."""
+    bench = increment(root, scenario, Ssul(), network(), exemplars=stored(scenario, n=2), views=5)
+    features = bench.keep(4)
+    assert features is not None
+    features.build()
+    counts = (features.record()["views"], features.record()["exemplar_views"])
+    assert counts[0] < counts[1] == 5
+    seen: set[int] = set()
+    for (batch, ids), turns in bench.draw(features, 4):
+        for k, (image, turn) in enumerate(zip(ids, turns, strict=True)):
+            number = turn % int(counts[bool(batch.from_memory[k])])
+            if batch.from_memory[k]:
+                seen.add(number)
+            assert torch.equal(batch.parts[0][k], bench.store.read([View(image, number)]).parts[0][0])
+    assert seen == set(range(5))
+
+
+@pytest.mark.parametrize("method", [Ssul(), Mib(freeze="trunk")])
+def test_dropout_is_fresh_on_kept_features(root: Path, scenario: Scenario, method: Method) -> None:
+    bench = increment(root, scenario, method, network())
+    features = bench.kept()
+    (loaded, _), _ = next(bench.draw(features))
+    model = bench.ctx.model.train()
+
+    def value(seed: int, probability: float) -> float:
+        torch.manual_seed(seed)
+        model.dropout.p = probability
+        batch = to_device(loaded, torch.device("cpu"), True)
+        return torch.stack(list(method.loss(bench.ctx, batch).values())).sum().item()
+
+    assert value(1, 0.5) == value(1, 0.5) != value(2, 0.5)
+    assert value(1, 0.0) == value(2, 0.0)
+
+
+def test_parts_of_a_batch_stay_together(root: Path, scenario: Scenario) -> None:
+    """Gradient accumulation: maps, labels and verdict of the same images."""
+    bench = increment(root, scenario, Ssul(), network())
+    (batch, _), _ = next(bench.draw(bench.kept()))
+    assert batch.verdict is not None
+    for k, tensors in enumerate(chunks(batch, 2)):
+        some = slice(k * BATCH // 2, (k + 1) * BATCH // 2)
+        assert torch.equal(tensors["parts.0"], batch.parts[0][some])
+        assert torch.equal(tensors["labels"], batch.labels[some])
+        assert torch.equal(tensors["verdict"], batch.verdict[some])
+        assert torch.equal(tensors["aux.saliency"], batch.aux["saliency"][some])
+    moved = to_device(batch, torch.device("cpu"), True)
+    assert moved.verdict is not None  # else the teacher's heads would run again
+    assert torch.equal(moved.verdict, batch.verdict)
+
+
+@pytest.mark.parametrize(("mask", "verdict", "highest"), [("uint8", "uint8", 250), ("uint16", "int16", 999)])
+def test_a_row_gives_back_what_was_written(root: Path, mask: str, verdict: str, highest: int) -> None:
+    """With more than 255 ids and classes too."""
+    rng = np.random.default_rng(0)
+    fabric, precision = make_fabric(TrainConfig(device="cpu"))
+    machine = Machine(fabric, precision, TrainConfig(), SEED, root, Display())
+    store, views = FeatureStore(1 << 20), [View("a", 0), View("b", 3)]
+    store.prepare(views, Layout(((2, 3, 4),), (5, 6), mask, True, verdict), "trunk", machine)
+    maps = torch.randn(2, 4, 2, 3).bfloat16()
+    ids = rng.integers(0, highest, (2, 5, 6)).astype(mask)
+    salient = rng.random((2, 5, 6)) < 0.5
+    said = torch.from_numpy(rng.integers(-2, highest, (2, 5, 6)).astype(np.int16))
+    for k, view in enumerate(views):
+        store.write(view, [maps[k]], ids[k], salient[k])
+        store.write_verdict(view, said[k])
+    rows = store.read(views[::-1])
+    assert rows.saliency is not None
+    assert rows.verdict is not None
+    assert torch.equal(rows.parts[0], maps.flip(0))
+    assert (rows.mask == ids[::-1]).all()
+    assert (rows.saliency == salient[::-1]).all()
+    assert torch.equal(rows.verdict, said.flip(0))
+    other = Layout(((2, 3, 4),), (5, 6), mask, False, verdict)
+    assert store.prepare(views, other, "trunk", machine) == views  # rows of another form are not taken over
+
+
+@pytest.mark.parametrize(
+    ("known", "ids", "expected"), [(5, 255, ("uint8", "uint8")), (300, 999, ("int16", "uint16"))]
+)
+def test_types_hold_all_ids_and_classes(
+    root: Path,
+    scenario: Scenario,
+    known: int,
+    ids: int,
+    expected: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = increment(root, scenario, Ssul(), network())
+    bench.ctx.known_before = known
+    monkeypatch.setattr(bench.images.data, "ignore_id", ids)
+    layout = _layout(bench.ctx, bench.method, bench.images, bench.machine)
+    assert (layout.verdict, layout.mask) == expected
+
+
 def test_views_of_an_image_differ_and_take_turns(root: Path, scenario: Scenario) -> None:
     bench = increment(root, scenario, Ssul(), network())
     features = bench.kept()
@@ -363,7 +459,7 @@ def test_views_that_would_be_used_once_are_not_kept(
     elif views:
         n = len(bench.images)
         shown = n // BATCH * BATCH * epochs
-        line = f"keeps no features: 2 views an image are {2 * n}, and {epochs} epochs show {shown}"
+        line = f"keeps no features: it would keep {2 * n} views, and {epochs} epochs show {shown}"
         assert line in said
         assert "(exact mode)" in said
     else:
@@ -378,6 +474,15 @@ def test_a_too_small_budget_is_said(
     line = last_line(capfd.readouterr().err)
     assert line.startswith(f"step 1  features of {len(bench.images) * K} views (2 an image), ")
     assert "more than --train.feature_budget 9.31e-06, so the trunk runs every iteration (exact mode)" in line
+
+
+def test_exemplars_count_in_the_budget(root: Path, scenario: Scenario) -> None:
+    bench = increment(root, scenario, Ssul(), network(), exemplars=stored(scenario))
+    row = _layout(bench.ctx, bench.method, bench.images, bench.machine).row
+    bench.store.budget = len(bench.images) * K * row
+    assert bench.keep() is None
+    bench.store.budget = (len(bench.images) + len(bench.images.exemplars)) * K * row
+    assert bench.keep() is not None
 
 
 def test_no_room_on_the_disk(root: Path, scenario: Scenario, tmp_path: Path) -> None:
@@ -405,7 +510,7 @@ def test_a_row_is_as_long_as_its_fields() -> None:
 KEPT = ("--train.epochs", "8", "--train.feature_views", "2", "--memory.size", "6", "--train.log_every", "1")
 
 
-KEPT_REMARK = "{} trained on kept views, 2 an image, not on new ones (train.feature_views)"
+KEPT_REMARK = "{} trained on kept views, 2 an image of the step, not on new ones (train.feature_views)"
 
 
 @pytest.fixture(scope="module")
@@ -430,6 +535,18 @@ def test_a_file_serves_as_well_as_memory_and_is_gone(root: Path, whole: Path, tm
     assert start(root, tmp_path / "run", *KEPT, "--train.feature_store", "disk") == 0
     assert weights(tmp_path / "run") == weights(whole)
     assert not list((tmp_path / "run").glob("features*"))
+
+
+def test_a_file_that_was_left_behind_goes(root: Path, whole: Path, tmp_path: Path) -> None:
+    """Of a process that was killed before it could take the name away."""
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        Stopper(patch, Checkpoint, "save", 9, True)
+        assert start(root, out, *KEPT) == 130
+    (out / "features.bin").write_bytes(b"rows")
+    assert start(root, out, *KEPT) == 0
+    assert not list(out.glob("features*"))
+    assert weights(out) == weights(whole)
 
 
 @pytest.mark.parametrize("n", [9, 18])
@@ -498,14 +615,15 @@ import os, sys, time
 from segrow import cli
 from segrow.engine.feature_store import FeatureStore
 
-write = FeatureStore.write
+def slowly(write):
+    def slow(*arguments):
+        if os.environ.get("LOCAL_RANK") == "1":
+            time.sleep(0.05)
+        write(*arguments)
+    return slow
 
-def slow(*arguments):
-    if os.environ.get("LOCAL_RANK") == "1":
-        time.sleep(0.1)
-    write(*arguments)
-
-FeatureStore.write = slow
+FeatureStore.write = slowly(FeatureStore.write)
+FeatureStore.write_verdict = slowly(FeatureStore.write_verdict)
 sys.exit(cli.main())
 """
 

@@ -84,10 +84,11 @@ class StepFeatures:
         return self._watch.seconds
 
     def record(self) -> dict[str, float]:
-        """As results.json holds it."""
+        """As results.json holds it; the seconds are those of this start, if the step was resumed."""
         views = _views(self._images, self._counts)
         return {
             "views": self._counts[0],
+            "exemplar_views": self._counts[1],
             "bytes": len(views) * self._layout.row,
             "seconds": self._watch.seconds,
         }
@@ -201,13 +202,14 @@ def keep_features(
     rows = len(_views(images, counts))
     if rows >= (shown := epochs * plan.iterations * plan.batch_size):
         machine.display.say(
-            f"step {ctx.step}  keeps no features: {views} views an image are {rows}, and {epochs} epochs "
-            f"show {shown}; the trunk runs every iteration (exact mode)"
+            f"step {ctx.step}  keeps no features: it would keep {rows} views, and {epochs} epochs show "
+            f"{shown}; the trunk runs every iteration (exact mode)"
         )
         return None
     layout = _layout(ctx, method, images, machine)
     need = rows * layout.row
-    what = f"step {ctx.step}  features of {rows} views ({views} an image), {need / GIB:.2g} GiB"
+    each = f"{counts[0]} an image" + (f", {counts[1]} an exemplar" if counts[1] else "")
+    what = f"step {ctx.step}  features of {rows} views ({each}), {need / GIB:.2g} GiB"
     if need > store.budget:
         machine.display.say(
             f"{what}: more than --train.feature_budget {store.budget / GIB:.3g}, so the trunk runs every "

@@ -63,7 +63,7 @@ def kept_remarks(steps: Sequence[Mapping[str, Any]]) -> list[str]:
     some = f"step{'s' if len(kept) > 1 else ''} {', '.join(map(str, kept))}"
     which = "all increments" if list(kept) == increments else some
     views = " or ".join(map(str, sorted(set(kept.values()))))
-    return [f"{which} {KEPT}, {views} an image, not on new ones (train.feature_views)"]
+    return [f"{which} {KEPT}, {views} an image of the step, not on new ones (train.feature_views)"]
 
 
 def base_remark(base: Path, plain: Mapping[str, Any]) -> str:

@@ -119,6 +119,8 @@ class Run:
         there = self.paths.results.exists()
         self.fabric.barrier()  # all processes have looked before the first one writes
         if there:
+            if self.fabric.is_global_zero:
+                self.paths.features.unlink(missing_ok=True)  # of a process that was killed
             self.results = read_results(self.paths.root)
             check_data(self.results, empty, self.scenario)
             earlier = [
