@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return run(arguments, Path(work), console)
         except UserError as error:
-            console.print(f"benchmarks: {error}", markup=False)
+            console.print(f"benchmarks: {error}", markup=False, soft_wrap=True)
             return 2
         finally:
             if before is None:
@@ -113,6 +113,18 @@ def run(arguments: argparse.Namespace, work: Path, console: Console) -> int:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}, expected 1 or more; leave it out for the default")
+    if arguments.seed < 0:
+        raise UserError(f"--seed is {arguments.seed}, expected 0 or more")
+    long = arguments.full and arguments.root is not None and "quality" in sections
+    if (arguments.base is not None or arguments.weights != "timm") and not long:
+        raise UserError(
+            "--base and --weights are only for quality with --full and --data.root; leave them out"
+        )
+    try:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.parent.joinpath(f"{arguments.out.name}.tmp").touch()
+    except OSError as error:
+        raise UserError(f"--out {arguments.out} cannot be written ({error.strerror}); use another") from None
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but torch sees no GPU; leave it out to measure on the CPU")
     if arguments.threads:
@@ -147,11 +159,11 @@ def run(arguments: argparse.Namespace, work: Path, console: Console) -> int:
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     write(arguments.out, rows, about(options, command))
     console.print(f"{time.perf_counter() - start:.0f} s in all; written to {arguments.out}", markup=False)
-    if arguments.no_guard:
+    if arguments.no_guard or options.on_gpu:  # the floors were measured on a CPU
         return 0
     fallen = guard(rows, sections, read_guard(GUARD), has_bf16())
     for line in fallen:
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
     return 1 if fallen else 0
 
 

@@ -252,6 +252,14 @@ def test_help_and_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     for name in ("rounds", "threads"):
         assert command.main([f"--{name}", "-1", "--out", str(tmp_path / "b.json")]) == 2
         assert f"--{name} is -1, expected 1 or more" in capsys.readouterr().err
+    for words, said in (
+        (["--seed", "-1"], "--seed is -1, expected 0 or more"),
+        (["--base", "runs/x"], "--base and --weights are only for quality with --full and --data.root"),
+        (["--full", "--only", "base", "--weights", "none"], "--base and --weights are only for quality"),
+        (["--out", "/proc/x/b.json"], "--out /proc/x/b.json cannot be written"),
+    ):
+        assert command.main([*words, *([] if "--out" in words else ["--out", str(tmp_path / "b.json")])]) == 2
+        assert said in capsys.readouterr().err
     assert not (tmp_path / "b.json").exists()
 
 
