@@ -2,8 +2,8 @@
 
 ResNet-101 with random weights, batch 2, crops of 513 pixels; the peak of a process' resident set. The
 reference gets synthetic batches (so none of its memory is a loader's), ours run whole: index, loader, step.
-The data have five images, so hardly any of ours is the cache. What that adds is a matter of options: K views of
-N images, a mebibyte each at this size, within --train.feature_budget or in a file.
+The data have five images, so hardly any of ours is the cache. What that adds is a matter of options: K views
+of N images, a mebibyte each at this size, within --train.feature_budget or in a file.
 """
 
 from dataclasses import replace
