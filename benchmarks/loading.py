@@ -24,6 +24,7 @@ from segrow.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from segrow.data.index import Values, cache_folder, index
 from segrow.data.loader import EpochPlan, StepImages, collate, to_device
 from segrow.data.voc import NAMES, VocDataset
+from segrow.errors import UserError
 from segrow.methods.ssul import Ssul
 from segrow.model.segmenter import Segmenter
 
@@ -74,10 +75,16 @@ def _rows(options: Options, root: Path, crop: int, which: str = "") -> list[Row]
 
 def spawn(root: Path, crop: int, rounds: int, seed: int) -> dict[str, float]:
     """`measure` in a process of its own, as a loader's worker is: there memory that is freed goes back to the
-    system, while one that has trained before keeps it."""
-    words = [str(root), *map(str, (crop, rounds, seed, BATCH))]
+    system, while one that has trained before keeps it.
+
+    Raises:
+        UserError: When the data cannot be measured, with what the process said last.
+    """
+    words = [str(root.resolve()), *map(str, (crop, rounds, seed, BATCH))]
     command = [sys.executable, "-m", "benchmarks.loading", *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    if done.returncode:
+        raise UserError(f"loading of {root} failed: {done.stderr.strip().splitlines()[-1]}")
     speed: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return speed
 

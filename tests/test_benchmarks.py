@@ -30,6 +30,7 @@ from benchmarks.reference_data import ReferenceImages, ReferenceValidation, byte
 from benchmarks.report import GUARD, Options, Row, guard, less, more, read_guard
 from segrow.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from segrow.data.voc import VocDataset
+from segrow.errors import UserError
 from segrow.methods.ssul import Ssul
 from segrow.scenario import IGNORE, UNKNOWN
 
@@ -274,6 +275,13 @@ def test_file_says_what_was_measured_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert {"cpu", "cores", "ram_gib", "threads"} <= stored["machine"].keys()
     assert {"torch", "torchvision", "timm", "segrow", "python"} <= stored["versions"].keys()
     assert stored["seeds"] == [1]
+
+
+def test_loading_of_too_few_images_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGROW_CACHE", str(tmp_path / "cache"))
+    tree = voc_tree(tmp_path / "VOC2012", train=6, val=2, size=(40, 48), classes=(15, 9))
+    with pytest.raises(UserError, match=r"loading of .*VOC2012 failed: .*has no image in the overlap setting"):
+        loading.spawn(tree.root, 32, 1, 1)
 
 
 def test_loading_measures_both_loaders_and_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

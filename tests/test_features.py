@@ -1,6 +1,8 @@
 """Kept features: of the right image, view, label table and teacher, always; and what happens without room."""
 
 import copy
+import errno
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import build_tree, last_line, log, matrices, model, results, run_processes, start, weights
@@ -547,6 +550,37 @@ def test_a_file_that_was_left_behind_goes(root: Path, whole: Path, tmp_path: Pat
     assert start(root, out, *KEPT) == 0
     assert not list(out.glob("features*"))
     assert weights(out) == weights(whole)
+
+
+def test_a_full_disk_is_no_dead_end(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    disk = (*KEPT, "--train.feature_store", "disk")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        assert start(root, tmp_path / "run", *disk) == 2
+    said = last_line(capfd.readouterr().err)
+    assert "(No space left on device); make room, or continue with --train.feature_budget 0" in said
+    assert start(root, tmp_path / "run", *disk, "--train.feature_budget", "0") == 0
+    assert start(root, tmp_path / "exact", *KEPT, "--train.feature_views", "0") == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "exact")
+
+
+def test_a_run_from_before_the_cache_was_exact(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    exact = (*KEPT, "--train.feature_views", "0", "--train.epochs", "2")
+    assert start(root, out, *exact, "--steps", "2") == 0
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    config["train"] = {k: v for k, v in config["train"].items() if not k.startswith("feature_")}
+    (out / "config.yaml").write_text(yaml.safe_dump(config))
+    assert start(root, out, *KEPT, "--train.epochs", "2") == 2
+    assert "train.feature_views: 0 there, 2 here" in last_line(capfd.readouterr().err)
+    assert start(root, out, *exact) == 0
 
 
 @pytest.mark.parametrize("n", [9, 18])

@@ -143,8 +143,8 @@ class FeatureStore:
                 self.file.unlink(missing_ok=True)
                 raise UserError(
                     f"the features of {rows} views need {rows * size / GIB:.1f} GiB in {self.file.parent} "
-                    f"({error.strerror}); make room, or continue with --train.feature_store ram, or with "
-                    "--train.feature_budget 0 (exact mode)"
+                    f"({error.strerror}); make room, or continue with --train.feature_budget 0 "
+                    "(exact mode)"
                 ) from None
         machine.fabric.barrier()
         mapped = np.memmap(self.file, np.uint8, "r+", shape=(rows, size))

@@ -27,8 +27,12 @@ FREE = frozenset(
         "train.val_batch_size",
         "train.device",
         "train.feature_store",
+        "train.feature_budget",
     }
 )
+
+# what a run did that was started before segrow had the option
+BEFORE: dict[str, Any] = {"train.feature_views": 0}
 
 # what the engine writes into model.json; the rest is the model's own
 META = ("step", "class_names", "scenario", "method", "protocol", "training", "parent")
@@ -54,7 +58,7 @@ def _plain(value: Any) -> Any:
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], free: frozenset[str] = FREE) -> list[str]:
     """`key: value there, value here` for every value that differs and is not free to."""
-    a, b = _flat(there), _flat(here)
+    a, b = ({**BEFORE, **_flat(side)} for side in (there, here))
     return [
         f"{key}: {a.get(key)} there, {b.get(key)} here"
         for key in sorted(a.keys() | b.keys())
