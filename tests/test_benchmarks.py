@@ -280,7 +280,7 @@ def test_file_says_what_was_measured_on(tmp_path: Path, monkeypatch: pytest.Monk
 def test_loading_of_too_few_images_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEGROW_CACHE", str(tmp_path / "cache"))
     tree = voc_tree(tmp_path / "VOC2012", train=6, val=2, size=(40, 48), classes=(15, 9))
-    with pytest.raises(UserError, match=r"loading of .*VOC2012 failed: .*has no image in the overlap setting"):
+    with pytest.raises(UserError, match=r"loading of .*VOC2012 failed: .*has no image in the overlap"):
         loading.spawn(tree.root, 32, 1, 1)
 
 
