@@ -109,24 +109,7 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace, work: Path, console: Console) -> int:
     """All sections, the table, the file and the guard."""
     sections = chosen(arguments.only)
-    for name in ("rounds", "threads"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} is {value}, expected 1 or more; leave it out for the default")
-    if arguments.seed < 0:
-        raise UserError(f"--seed is {arguments.seed}, expected 0 or more")
-    long = arguments.full and arguments.root is not None and "quality" in sections
-    if (arguments.base is not None or arguments.weights != "timm") and not long:
-        raise UserError(
-            "--base and --weights are only for quality with --full and --data.root; leave them out"
-        )
-    try:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.parent.joinpath(f"{arguments.out.name}.tmp").touch()
-    except OSError as error:
-        raise UserError(f"--out {arguments.out} cannot be written ({error.strerror}); use another") from None
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda, but torch sees no GPU; leave it out to measure on the CPU")
+    check(arguments, sections)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     root = arguments.root
@@ -165,6 +148,33 @@ def run(arguments: argparse.Namespace, work: Path, console: Console) -> int:
     for line in fallen:
         console.print(line, markup=False, soft_wrap=True)
     return 1 if fallen else 0
+
+
+def check(arguments: argparse.Namespace, sections: Sequence[str]) -> None:
+    """Refuse what would only fail, or be ignored, after minutes of measuring.
+
+    Raises:
+        UserError: For the first mistake.
+    """
+    for name in ("rounds", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}, expected 1 or more; leave it out for the default")
+    if arguments.seed < 0:
+        raise UserError(f"--seed is {arguments.seed}, expected 0 or more")
+    long = arguments.full and arguments.root is not None and "quality" in sections
+    if (arguments.base is not None or arguments.weights != "timm") and not long:
+        raise UserError(
+            "--base and --weights are only for quality with --full and --data.root; leave them out"
+        )
+    try:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {arguments.out} cannot be written ({error.strerror}); use another") from None
+    if not os.access(arguments.out.parent, os.W_OK):
+        raise UserError(f"--out {arguments.out} cannot be written (no permission); use another")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but torch sees no GPU; leave it out to measure on the CPU")
 
 
 def chosen(only: str | None) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from segrow.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from segrow.methods.ssul import Ssul
 
 from .data import ANIMALS, animals, few
-from .ours import Precision, make_run, train_step
+from .ours import LABELS, Precision, make_run, train_step
 from .reference import ReferenceStep, train_reference
 from .reference_data import ReferenceImages, reference_loader
 from .report import Options, Row, more
@@ -71,7 +71,7 @@ def measure(options: Options, case: Case) -> list[Row]:
     speeds = {name: median(each) for name, each in found.items()}
     rows = []
     for precision, target in case.targets.items():
-        name = {"32": "fp32", "16": "fp16"}.get(precision, precision)
+        name = LABELS[precision]
         what = f"base step, {case.name}, batch {case.batch}, {case.crop} px"
         gain = (speeds["reference"], speeds[precision])
         rows.append(more(f"base.{case.name}.{name}", what, name, *gain, "images/s", target))

@@ -20,7 +20,6 @@ import torch
 
 from segrow.batch import Batch
 from segrow.config import ModelConfig
-from segrow.engine.cost import Stopwatch
 from segrow.methods.ssul import Ssul
 from segrow.scenario import UNKNOWN
 
@@ -29,7 +28,7 @@ from .increment import Case, Measurement, configuration
 from .ours import ExactStep, random_network, save_before
 from .reference import ReferenceStep, train_reference
 from .report import Options, Row
-from .timing import alternate, median
+from .timing import alternate, median, timed
 
 SECONDS, RATIO, WITHIN = 0.86, 3.8, 0.15
 
@@ -93,15 +92,11 @@ def _resnet(options: Options) -> list[Row]:
     unknown = labels.masked_fill((labels == 0) & salient, UNKNOWN)
 
     def theirs() -> float:
-        with (watch := Stopwatch()):
-            reference.update(normalised, unknown)
-        return watch.seconds
+        return timed(lambda: reference.update(normalised, unknown))
 
     def ours(precision: str) -> float:
         memory = torch.zeros(batch, dtype=torch.bool)
-        with (watch := Stopwatch()):
-            exact[precision].update(Batch(images, labels, memory, {"saliency": salient}))
-        return watch.seconds
+        return timed(lambda: exact[precision].update(Batch(images, labels, memory, {"saliency": salient})))
 
     variants: dict[str, Callable[[], float]] = {"reference": theirs}
     variants |= {name: partial(ours, name) for name in exact}

@@ -4,7 +4,6 @@ python -m benchmarks.child '{"variant": "exact", ...}'      prints {"seconds": .
 """
 
 import json
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -18,10 +17,10 @@ from segrow.engine.cost import peak_memory, reset_peak_memory
 from segrow.methods.ssul import Ssul
 
 from .ours import Precision, student_and_teacher, train_step, with_views
+from .process import spawned
 from .reference import ReferenceStep
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -125,13 +124,9 @@ def spawn(work: Work) -> Result:
     """Do the work in a new process.
 
     Raises:
-        RuntimeError: When it fails, with what it wrote.
+        UserError: When it fails, with what it said last.
     """
-    command = [sys.executable, "-m", "benchmarks.child", json.dumps(asdict(work))]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{work.variant} failed ({done.returncode}):\n{done.stderr[-4000:]}")
-    return Result(**json.loads(done.stdout.splitlines()[-1]))
+    return Result(**spawned(work.variant, "benchmarks.child", json.dumps(asdict(work))))
 
 
 if __name__ == "__main__":

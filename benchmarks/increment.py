@@ -20,13 +20,13 @@ from typing import Literal
 import torch
 
 from segrow.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from segrow.engine.cost import Stopwatch
 from segrow.engine.validate import Validation
 from segrow.methods.ssul import Ssul
 
 from .data import ANIMALS, animals, few
 from .ours import (
     DEFAULT_VIEWS,
+    LABELS,
     OurStep,
     Precision,
     make_run,
@@ -39,7 +39,7 @@ from .ours import (
 from .reference import LEAST_INTERVAL, ReferenceStep, confusion, train_reference, whole_state
 from .reference_data import WORKERS, ReferenceImages, ReferenceValidation, reference_loader
 from .report import Options, Row, less
-from .timing import alternate, median
+from .timing import alternate, median, timed
 
 EPOCHS = 8  # of the recipe animals-4-1-ssul
 PUBLISHED_EPOCHS = 50  # of SSUL on VOC
@@ -132,8 +132,7 @@ def _case(options: Options, case: Case) -> list[Row]:
     variants: dict[str, Callable[[], Cost]] = {"reference": measure.reference}
     for mode, views in (("exact", 0), ("cached", 1)):  # the cost of a view is that of any view
         for precision in case.precisions:
-            name = {"32": "fp32", "16": "fp16"}.get(precision, precision)
-            variants[f"{mode} {name}"] = partial(measure.ours, views, precision)
+            variants[f"{mode} {LABELS[precision]}"] = partial(measure.ours, views, precision)
     found = alternate(variants, case.rounds, options.say, f"increment, {case.name}")
     costs = {
         name: Cost(median([c.iteration for c in each]), median([c.view for c in each]))
@@ -281,10 +280,3 @@ def whole_steps(case: Case, costs: dict[str, Cost], theirs: float, saving: float
             less(key, what, f"{name}, K = {kept}" if kept else name, yardstick, spent, "s", note=note)
         )
     return rows
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds of a call."""
-    with (watch := Stopwatch()):
-        work()
-    return watch.seconds

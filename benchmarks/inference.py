@@ -7,13 +7,10 @@ ResNet-101 with random weights whose norms fit its activations, one image of 513
 
 import copy
 import json
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +26,9 @@ from segrow.model.segmenter import Segmenter, SegOutput
 
 from .machine import has_bf16
 from .ours import random_network
+from .process import spawned
 from .report import Options, Row, less
-from .timing import alternate
+from .timing import alternate, timed
 
 STEPS = (1, 5, 10, 19)
 LAST = STEPS[-1]
@@ -65,8 +63,8 @@ def networks(options: Options) -> list[Row]:
     maps = {
         name: label_map(network, images) for name, network in variants.items() if name.endswith(f" {LAST}")
     }
-    timed = {name: timer(network, images) for name, network in variants.items()}
-    found = alternate(timed, options.rounds or (7 if options.full else 2), options.say, "inference")
+    calls = {name: partial(timed, partial(network, images)) for name, network in variants.items()}
+    found = alternate(calls, options.rounds or (7 if options.full else 2), options.say, "inference")
     # the least is what other processes disturbed least
     return [*times({name: 1000 * min(values) for name, values in found.items()}), *agreement(maps)]
 
@@ -146,17 +144,6 @@ def first_steps(model: Segmenter, n: int) -> Segmenter:
     return early
 
 
-def timer(network: Network, images: Tensor) -> Callable[[], float]:
-    """Seconds of one call."""
-
-    def measure() -> float:
-        start = time.perf_counter()
-        network(images)
-        return time.perf_counter() - start
-
-    return measure
-
-
 def label_map(network: Network, images: Tensor) -> Tensor:
     """What `segrow predict` would write for images of this size."""
     out = network(images)
@@ -197,10 +184,8 @@ def whole_arg_max(logits: Tensor, unknown: Tensor) -> Tensor:
 
 def spawn(classes: int, batch: int, rounds: int, seed: int) -> tuple[Spent, Spent]:
     """In bands and whole, measured in a new process: what this one has freed would hide their memory."""
-    words = [str(n) for n in (classes, batch, rounds, seed, torch.get_num_threads())]
-    command = [sys.executable, "-m", "benchmarks.inference", *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True)
-    bands, whole = (Spent(**spent) for spent in json.loads(done.stdout))
+    words = (classes, batch, rounds, seed, torch.get_num_threads())
+    bands, whole = (Spent(**spent) for spent in spawned("arg max", "benchmarks.inference", *words))
     return bands, whole
 
 
@@ -224,9 +209,7 @@ def spend(work: Callable[[], Tensor], batch: int) -> Spent:
     """One call on a batch."""
     reset_peak_memory(CPU)
     before = peak_memory(CPU)
-    start = time.perf_counter()
-    work()
-    seconds = time.perf_counter() - start
+    seconds = timed(work)
     return Spent(1000 * seconds / batch, (peak_memory(CPU) - before) / 2**20)
 
 

@@ -9,7 +9,6 @@ own, without target.
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,12 +23,12 @@ from segrow.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from segrow.data.index import Values, cache_folder, index
 from segrow.data.loader import EpochPlan, StepImages, collate, to_device
 from segrow.data.voc import NAMES, VocDataset
-from segrow.errors import UserError
 from segrow.methods.ssul import Ssul
 from segrow.model.segmenter import Segmenter
 
 from .data import ANIMALS, animals, few, photographs
 from .ours import make_run
+from .process import spawned
 from .reference_data import ReferenceImages
 from .report import Options, Row, less, more
 from .timing import alternate
@@ -80,12 +79,8 @@ def spawn(root: Path, crop: int, rounds: int, seed: int) -> dict[str, float]:
     Raises:
         UserError: When the data cannot be measured, with what the process said last.
     """
-    words = [str(root.resolve()), *map(str, (crop, rounds, seed, BATCH))]
-    command = [sys.executable, "-m", "benchmarks.loading", *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
-    if done.returncode:
-        raise UserError(f"loading of {root} failed: {done.stderr.strip().splitlines()[-1]}")
-    speed: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    words = (root.resolve(), crop, rounds, seed, BATCH)
+    speed: dict[str, float] = spawned(f"loading of {root}", "benchmarks.loading", *words)
     return speed
 
 

@@ -31,6 +31,7 @@ from segrow.model.segmenter import Segmenter, build_segmenter
 from segrow.model.store import load_model, save_model
 
 Precision = Literal["32", "bf16", "16"]
+LABELS: dict[Precision, str] = {"32": "fp32", "bf16": "bf16", "16": "fp16"}
 DEFAULT_VIEWS = TrainConfig().feature_views
 
 

@@ -86,7 +86,7 @@ def reference(config: RunConfig, base: Path, out: Path, results: Mapping[str, An
         out: An empty folder.
         results: Of a run of ours, which says what else a table needs to know.
     """
-    run, train = make_run(config, Ssul(), out), config.train
+    run, given = make_run(config, Ssul(), out), config.train
     model, _ = load_model(RunPaths(base).model(0))
     mean, std = (tuple(value.flatten().tolist()) for value in (model.mean, model.std))
     torch.manual_seed(config.seed)
@@ -99,16 +99,16 @@ def reference(config: RunConfig, base: Path, out: Path, results: Mapping[str, An
             run.data,
             run.scenario.images(step.index),
             table,
-            train.crop,
+            given.crop,
             config.seed,
-            scale=train.scale,
-            flip=train.flip,
+            scale=given.scale,
+            flip=given.flip,
             normalisation=(mean, std),
         )
-        loader = reference_loader(images, train.batch_size, train=True)
-        total = train.epochs * len(loader)
-        trained = ReferenceStep(model, teacher, total, Rates(increment=train.lr))
-        train_reference(trained, loader, train.epochs, torch.device("cpu"))
+        loader = reference_loader(images, given.batch_size, train=True)
+        total = given.epochs * len(loader)
+        trained = ReferenceStep(model, teacher, total, Rates(increment=given.lr))
+        train_reference(trained, loader, given.epochs, torch.device("cpu"))
     ids = run.validation.present.ids
     matrices = run.validation.matrices(steps[-1].index, model, Ssul(), ids, "evaluation")
     last = {**results["steps"][-1], "matrix": matrices.all, "matrix_known": matrices.known}

@@ -1,6 +1,7 @@
 """Two or more variants in one run, in turn (A B A B), so that a busy machine slows all of them alike."""
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -24,6 +25,13 @@ def alternate(
             say(f"{what}: {name}, {k + 1} of {rounds}")
             found[name].append(measure())
     return found
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of a call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def median(values: Sequence[float]) -> float:

@@ -22,7 +22,7 @@ from .data.augment import View, centre_view, cut_image
 from .data.files import read_image
 from .errors import UserError
 from .losses import upsample
-from .methods.base import Method, make_method
+from .methods.base import Method, make_method, unsure
 from .model.fused import fuse
 from .model.segmenter import Segmenter, SegOutput
 from .model.store import load_model
@@ -231,7 +231,7 @@ class Predictor:
         self.device = torch.device(device)
         self.model = fuse(model).to(self.device, torch.bfloat16 if precision == "bf16" else None)
         self.scores = scores
-        self.novelty = novelty or self._unsure
+        self.novelty = novelty or (lambda logits, unknown: unsure(scores(logits, unknown)))
         self.classes = tuple(classes)
         self.crop = crop
         self.tile = tile
@@ -276,10 +276,6 @@ class Predictor:
         """
         return self(image).labels
 
-    def _unsure(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
-        best: Tensor = self.scores(logits, unknown).amax(1, True)  # background's can be above 1
-        return 1 - best.clamp(0, 1)
-
     def _whole(self, pixels: Pixels) -> _Maps:
         height, width = pixels.shape[:2]
         resized = cut_image(pixels, self._view((height, width)), (0, 0, 0))
@@ -289,6 +285,11 @@ class Predictor:
         batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.device)
         out: SegOutput = self.model(batch)
         return out
+
+    def _stacked(self, pixels: Pixels) -> Tensor:
+        """Logits and, last, unknown of a tile: float32 1 C(+1) h w."""
+        out = self._run(np.ascontiguousarray(pixels))
+        return (out.logits if out.unknown is None else torch.cat([out.logits, out.unknown], 1)).float()
 
     def _maps(self, out: SegOutput, size: tuple[int, int], shape: tuple[int, int]) -> _Maps:
         return _Maps(out, size, shape, self.scores, self.novelty)
@@ -316,25 +317,22 @@ class Predictor:
             [(0, whole - length) for whole, length in zip(size, shape, strict=True)] + [(0, 0)],
             "edge",
         )
-        total = weights = None
-        for top in _starts(size[0], side):
-            for left in _starts(size[1], side):
-                out = self._run(np.ascontiguousarray(padded[top : top + side, left : left + side]))
-                maps = out.logits if out.unknown is None else torch.cat([out.logits, out.unknown], 1)
-                maps = maps.float()
-                stride = min(side, size[0]) // maps.shape[2]
-                if total is None or weights is None:
-                    full = (size[0] // stride, size[1] // stride)
-                    total = maps.new_zeros(1, maps.shape[1], *full)
-                    weights = maps.new_zeros(1, 1, *full)
-                weight = _tent(maps.shape[2])[:, None] * _tent(maps.shape[3])
-                rows = slice(top // stride, top // stride + maps.shape[2])
-                columns = slice(left // stride, left // stride + maps.shape[3])
-                total[..., rows, columns] += maps * weight.to(maps)
-                weights[..., rows, columns] += weight.to(maps)
-        if total is None or weights is None:
-            raise RuntimeError("an image has no tile")
-        mean = total / weights
+        tiles = {
+            (top, left): self._stacked(padded[top : top + side, left : left + side])
+            for top in _starts(size[0], side)
+            for left in _starts(size[1], side)
+        }
+        first = tiles[0, 0]
+        stride = min(side, size[0]) // first.shape[2]
+        total = first.new_zeros(1, first.shape[1] + 1, size[0] // stride, size[1] // stride)
+        for (top, left), maps in tiles.items():
+            height, width = maps.shape[2:]
+            weight = (_tent(height)[:, None] * _tent(width)).to(maps)[None, None]
+            rows, columns = (
+                slice(at // stride, at // stride + n) for at, n in ((top, height), (left, width))
+            )
+            total[..., rows, columns] += torch.cat([maps * weight, weight], 1)
+        mean = total[:, :-1] / total[:, -1:]
         known = len(self.classes)
         unknown = mean[:, known:] if mean.shape[1] > known else None
         merged = SegOutput(mean[:, :known], unknown, mean.new_empty(0), ())

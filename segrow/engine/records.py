@@ -86,7 +86,7 @@ def base_remark(base: Path, plain: Mapping[str, Any]) -> str:
 
 # options of `train` that the base step does not depend on, or (its epochs) that are compared apart
 _LATER = frozenset(
-    {"lr", "backbone_lr", "epochs", "step0_epochs", "feature_views", "feature_budget"}
+    {"lr", "backbone_lr", "epochs", "step0_epochs", "feature_views"}
     | {key.removeprefix("train.") for key in FREE}
 )
 

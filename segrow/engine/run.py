@@ -123,10 +123,8 @@ class Run:
                 self.paths.features.unlink(missing_ok=True)  # of a process that was killed
             self.results = read_results(self.paths.root)
             check_data(self.results, empty, self.scenario)
-            earlier = [
-                line for line in self.results.get("remarks", ()) if line.startswith(SHARED) or KEPT in line
-            ]
-            self.results["remarks"] = [*empty["remarks"], *earlier]
+            shared = [line for line in self.results.get("remarks", ()) if line.startswith(SHARED)]
+            self.results["remarks"] = [*empty["remarks"], *shared, *kept_remarks(self.results["steps"])]
             return
         self.results = empty
         adopted = None if base is None else check_base(base, plain, self.results, self.method, self.scenario)

@@ -271,7 +271,7 @@ class Method(abc.ABC):
 
         By default how unsure it is: 1 - its best score.
         """
-        return 1 - self.scores(logits, unknown).amax(1, keepdim=True).clamp(0, 1)
+        return unsure(self.scores(logits, unknown))
 
     def pseudo_labels(self, teacher: SegOutput, labels: Tensor) -> Tensor:
         """Fill B H W labels with the teacher's certain predictions of old classes; default: none."""
@@ -321,6 +321,11 @@ class Method(abc.ABC):
     def fields(self) -> dict[str, Any]:
         """The hyper-parameters by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+
+def unsure(scores: Tensor) -> Tensor:
+    """Scores B C H W, of which background's can be above 1 -> 1 - the best one, B 1 H W in 0..1."""
+    return 1 - scores.amax(1, keepdim=True).clamp(0, 1)
 
 
 def method_names() -> tuple[str, ...]:

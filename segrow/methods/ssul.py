@@ -110,15 +110,11 @@ class Ssul(Composed):
 
     def scores(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
         """p(background) += p(unknown); unknown itself is never predicted (METHODS 2, Prediction)."""
-        x = self.channels(logits, unknown)
-        p = x.softmax(1) if self.softmax else x.sigmoid()
-        known = logits.shape[1]
+        p, known = self._scale(logits, unknown), logits.shape[1]
         return torch.cat([p[:, :1] + p[:, known:].sum(1, keepdim=True), p[:, 1:known]], 1)
 
     def novelty(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
         """What the unknown head says, where there is one."""
         if unknown is None or not self.unknown_head:
             return super().novelty(logits, unknown)
-        x = self.channels(logits, unknown)
-        p = x.softmax(1) if self.softmax else x.sigmoid()
-        return p[:, logits.shape[1] :]
+        return self._scale(logits, unknown)[:, logits.shape[1] :]
