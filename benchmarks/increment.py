@@ -104,7 +104,7 @@ def run(options: Options) -> list[Row]:
     five = {f"cached {precision}": 5.0 for precision in ("fp32", "bf16")}
     mobilenet = Case("mobilenet", 16, 193, 96, rounds, five, evaluated=64)
     few_rounds = options.rounds or (5 if options.full else 2)
-    resnet = Case("resnet101", 4, 257, 40, few_rounds, {"exact fp32": 2.0, **ten}, PUBLISHED_EPOCHS)
+    resnet = Case("resnet101", 4, 257, 28, few_rounds, {"exact fp32": 2.0, **ten}, PUBLISHED_EPOCHS)
     return [*_case(options, mobilenet), *_case(options, resnet)]
 
 
