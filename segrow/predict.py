@@ -22,8 +22,9 @@ from .argmax import Scores, arg_max
 from .data.augment import View, centre_view, cut_image
 from .data.files import read_image
 from .errors import UserError
+from .losses import upsample
 from .model.fused import fuse
-from .model.segmenter import Segmenter
+from .model.segmenter import Segmenter, SegOutput
 from .palette import voc_palette
 from .report.figures import overlay
 
@@ -87,11 +88,43 @@ class Predictor:
             UserError: The file cannot be read, or the array is not uint8 H W 3.
         """
         pixels = as_rgb(image)
-        height, width = pixels.shape[:2]
-        resized = cut_image(pixels, self._view((height, width)), (0, 0, 0))
+        return self._decide(self._run(pixels), pixels)
+
+    @torch.inference_mode()
+    def labels_and_unknown(
+        self, image: Path | str | Image.Image | npt.NDArray[np.uint8], side: int
+    ) -> tuple[Labels, npt.NDArray[np.float32]]:
+        """The class of every pixel, and how far it is from all known classes.
+
+        Args:
+            image: As `labels` takes it.
+            side: Longest side of the unknown map, which is never larger than the image.
+
+        Returns:
+            As `labels`, and float32 h w in 0..1 with the image's proportions: sigmoid of the unknown head, or
+            without one 1 - the best score.
+
+        Raises:
+            UserError: As `labels`.
+        """
+        pixels = as_rgb(image)
+        out = self._run(pixels)
+        shrink = min(1.0, side / max(pixels.shape[:2]))
+        size = [max(1, round(length * shrink)) for length in pixels.shape[:2]]
+        if out.unknown is not None:
+            unknown = upsample(out.unknown, size).sigmoid()[0, 0]
+        else:
+            unknown = 1 - self.scores(upsample(out.logits, size), None)[0].amax(0)
+        return self._decide(out, pixels), unknown.clamp(0, 1).cpu().numpy()
+
+    def _run(self, pixels: npt.NDArray[np.uint8]) -> SegOutput:
+        resized = cut_image(pixels, self._view((pixels.shape[0], pixels.shape[1])), (0, 0, 0))
         batch = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None].to(self.device)
-        out = self.model(batch)
-        chosen = arg_max(out.logits, out.unknown, (height, width), self.scores)[0]
+        out: SegOutput = self.model(batch)
+        return out
+
+    def _decide(self, out: SegOutput, pixels: npt.NDArray[np.uint8]) -> Labels:
+        chosen = arg_max(out.logits, out.unknown, pixels.shape[:2], self.scores)[0]
         return chosen.cpu().numpy().astype(np.uint8 if len(self.classes) <= 256 else np.int16)
 
     def _view(self, shape: tuple[int, int]) -> View:

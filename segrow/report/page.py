@@ -1,0 +1,472 @@
+"""One self-contained HTML file about one run or many: numbers, curves, confusion, pictures, cost.
+
+write_report([Path("runs/ssul"), Path("runs/mib")], Path("compare.html"))
+"""
+
+import base64
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import __version__
+from ..config import RunPaths
+from ..errors import UserError
+from ..memory import from_json
+from ..palette import voc_palette
+from ..protocol import DEFINITIONS
+from ..recipes import flatten, show
+from .charts import Chart, drift_series, heat_map, line_chart, miou_series
+from .export import export
+from .findings import DRIFTS, ConfusionRow, confusion, warnings
+from .gallery import POOL, SHOWN, Gallery, choose, stored_gallery, update_gallery
+from .runs import NUMBERS, Group, Number, ReportRun, Spread, group_runs, published, read_runs
+from .tables import NOT_COUNTED, definition_of, notes, percent
+
+LAST = 9999
+"""A view of a run's last step also stands for later ones, which other runs may have."""
+_HEADINGS: dict[Number, str] = {
+    "all": "all known classes",
+    "old": "classes of the base step",
+    "new": "classes learnt since",
+    "forgetting": "forgetting",
+}
+
+
+class StepView(NamedTuple):
+    """Something that shows while the slider is between two steps."""
+
+    first: int
+    last: int
+    value: Any
+
+
+class Prediction(NamedTuple):
+    """What one run said of an image: for each step its label map, unknown map and IoU."""
+
+    run: str
+    labels: list[StepView]
+    unknown: list[StepView]
+    scores: list[StepView]
+
+
+class Shot(NamedTuple):
+    """An image of the grid; pictures are data URIs."""
+
+    name: str
+    why: str
+    ratio: str
+    photo: str
+    truth: str
+    predictions: list[Prediction]
+
+
+class Column(NamedTuple):
+    """A cell of the cost table: text, and its part of the column's largest."""
+
+    text: str
+    part: float
+
+
+@dataclass(frozen=True)
+class RunView:
+    """What the page shows of one run."""
+
+    index: int
+    name: str
+    steps: list[StepView]
+    heat: Any
+    confusion: list[StepView]
+    costs: list[tuple[str, list[Column]]]
+    seen: list[tuple[str, str, str, str | None, str | None]]
+    protocol: list[tuple[str, str]]
+    config: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What could be drawn.
+
+    Attributes:
+        galleries: By the name of the run.
+        problems: A sentence for each run without pictures, or with older ones.
+    """
+
+    galleries: dict[str, Gallery] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def write_report(
+    folders: Sequence[Path],
+    out: Path,
+    definition: str = "ssul",
+    *,
+    root: str | None = None,
+    pool: int = POOL,
+    allow_code: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Path:
+    """Write the page, and its figures as PNG, SVG and CSV in a folder beside it.
+
+    Args:
+        folders: Run folders, in the order of display.
+        out: The .html file; it appears whole or not at all.
+        definition: How results are counted, a key of `protocol.DEFINITIONS`.
+        root: The data set's folder, where it is not the one the runs were trained with.
+        pool: Validation images among which the shown ones are chosen; 0 = no pictures.
+        allow_code: Import methods from outside segrow.
+        say: Gets a line for each step whose pictures are drawn.
+
+    Returns:
+        The folder of figures.
+
+    Raises:
+        UserError: A folder is no run, or the runs are not counted in one way.
+    """
+    runs = read_runs(folders, definition)
+    definition_of([(run.name, run.summary) for run in runs])
+    groups = group_runs(runs)
+    pictures = Pictures(problems=["pictures were not asked for"]) if not pool else Pictures()
+    for run in shown_runs(groups) if pool else ():
+        _draw(run, root, pool, allow_code, say, pictures)
+    same, chosen = _chosen(pictures, shown_runs(groups))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figures = out.with_name(f"{out.stem}_figures")
+        export(figures, groups, definition, same, chosen)
+        text = render(groups, definition, pictures, same, chosen, figures.name, pool)
+        temporary = out.with_name(f".{out.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); use another --out") from None
+    return figures
+
+
+def shown_runs(groups: Sequence[Group]) -> list[ReportRun]:
+    """The runs whose pictures are shown: of several seeds the first."""
+    return [group.runs[0] for group in groups]
+
+
+def _draw(
+    run: ReportRun,
+    root: str | None,
+    pool: int,
+    allow_code: bool,
+    say: Callable[[str], None] | None,
+    pictures: Pictures,
+) -> None:
+    """Bring a run's pictures up to date, or take those of an earlier report."""
+    try:
+        pictures.galleries[run.name] = update_gallery(run, root, pool, allow_code, say)
+        return
+    except UserError as error:
+        problem = f"{run.name}: {error}"
+    try:
+        pictures.galleries[run.name] = stored_gallery(run)
+        problem += "; its pictures are those of an earlier report"
+    except UserError:
+        problem += "; so there are no pictures of it"
+    pictures.problems.append(problem)
+
+
+def _chosen(
+    pictures: Pictures, runs: Sequence[ReportRun]
+) -> tuple[dict[str, Gallery], list[tuple[int, str]]]:
+    """Runs that can be compared on the same images, and which images; the others are named as problems."""
+    first = next((pictures.galleries[run.name] for run in runs if run.name in pictures.galleries), None)
+    if first is None:
+        return {}, []
+    same = {name: g for name, g in pictures.galleries.items() if g.images == first.images}
+    pictures.problems.extend(
+        f"{name}: its pictures are of other images, so they are not shown beside these"
+        for name in pictures.galleries
+        if name not in same
+    )
+    steps = max(len(g.scores) for g in same.values())
+    scores = [
+        [
+            _mean([g.scores[min(step, len(g.scores) - 1)][k] for g in same.values()])
+            for k in range(len(first.images))
+        ]
+        for step in range(steps)
+    ]
+    return same, choose(scores, SHOWN)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None
+
+
+def render(
+    groups: Sequence[Group],
+    definition: str,
+    pictures: Pictures,
+    galleries: Mapping[str, Gallery],
+    chosen: Sequence[tuple[int, str]],
+    figures: str,
+    pool: int = POOL,
+) -> str:
+    """The page as text.
+
+    Args:
+        groups: The runs.
+        definition: How they are counted.
+        pictures: For its problems.
+        galleries: Pictures of the runs that are shown, by name; all of the same images.
+        chosen: Which of these images, and why.
+        figures: Name of the folder of figures beside the page.
+        pool: How many images were looked at at most.
+    """
+    import jinja2
+
+    source = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    runs = [run for group in groups for run in group.runs]
+    steps = max(len(run.records) for run in runs)
+    gallery = next(iter(galleries.values()), None)
+    names: list[str] = list(runs[0].results["classes"])
+    palette = voc_palette(len(names)).tolist()
+    return environment.from_string(source).render(
+        title=_title(runs),
+        version=__version__,
+        rules=definition_of([(run.name, run.summary) for run in runs])["rules"],
+        definition=definition,
+        notes=notes([(run.name, run.summary) for run in runs]),
+        headline=[_headline(group) for group in groups],
+        averaged=[(g.label, [run.name for run in g.runs]) for g in groups if len(g.runs) > 1],
+        published=_published(groups, definition),
+        warned=[(run.name, warned) for run in runs if (warned := warnings(run.results, run.summary))],
+        charts=_miou_charts(groups, steps),
+        drifts=_drift_charts(groups, steps),
+        runs=[_view(index, run, galleries.get(run.name)) for index, run in enumerate(runs)],
+        steps=steps,
+        last=LAST,
+        cost_headings=COST_HEADINGS,
+        shots=_shots(runs, galleries, chosen),
+        problems=pictures.problems,
+        looked_at=None if gallery is None else (len(gallery.images), gallery.of),
+        legend=[(name, f"rgb({r} {g} {b})") for name, (r, g, b) in zip(names, palette, strict=True)][1:],
+        one_order=all(run.results["classes"] == names for run in runs),
+        figures=figures,
+        pool=pool,
+    )
+
+
+def _title(runs: Sequence[ReportRun]) -> str:
+    if len(runs) == 1:
+        return runs[0].name
+    return f"{len(runs)} runs: {', '.join(run.name for run in runs)}"
+
+
+def measured(value: Spread) -> str:
+    """`71.4`, or over several runs `71.4 ± 0.3`; n/a where nothing can be counted."""
+    if value.std is None:
+        return percent(value.mean)
+    return f"{percent(value.mean)} ± {percent(value.std)}"
+
+
+def _headline(group: Group) -> dict[str, Any]:
+    last = group.n_steps - 1
+    done = {len(run.records) for run in group.runs}
+    return {
+        "label": group.label,
+        "step": str(last),
+        "cells": [measured(group.at(last, key)) for key in NUMBERS],
+        "average": measured(group.average()) if len(done) == 1 else NOT_COUNTED,
+    }
+
+
+def _published(groups: Sequence[Group], definition: str) -> list[dict[str, str]]:
+    """For each group whose experiment is in the published tables: the number, and how it compares."""
+    found = []
+    for group in groups:
+        cell = published(group.runs[0])
+        if cell is None or cell.published is None:
+            continue
+        run = group.runs[0]
+        whole = len(run.results["classes"]) - 1
+        remark = ""
+        if sum(len(record["classes"]) for record in run.records) < whole:
+            remark = "after the last step, which this run has not reached"
+        elif cell.definition != definition:
+            remark = f"counted as {cell.definition}, so not comparable with the numbers of this page"
+        found.append(
+            {
+                "label": group.label,
+                "value": f"{cell.published:.1f}",
+                "definition": cell.definition,
+                "source": cell.source,
+                "remark": remark,
+                "recipe": cell.name,
+            }
+        )
+    return found
+
+
+def _miou_charts(groups: Sequence[Group], steps: int) -> list[Chart]:
+    return [line_chart(heading, miou_series(groups, key), steps) for key, heading in _HEADINGS.items()]
+
+
+def _drift_charts(groups: Sequence[Group], steps: int) -> list[Chart]:
+    return [line_chart(heading, drift_series(groups, key), steps) for key, heading in DRIFTS]
+
+
+# ---- one run
+
+
+def _view(index: int, run: ReportRun, gallery: Gallery | None) -> RunView:
+    learnt = [1, *(int(record["known"]) for record in run.records)]
+    names: list[str] = list(run.results["classes"])
+    rows: list[list[ConfusionRow]] = [
+        confusion(record, before, names) for record, before in zip(run.records, learnt, strict=False)
+    ]
+    captions = [f"step {r['step']} teaches {', '.join(r['classes'])}" for r in run.records]
+    return RunView(
+        index,
+        run.name,
+        _by_step(captions),
+        heat_map(run),
+        _by_step(rows),
+        _costs(run),
+        _seen(run, gallery),
+        _protocol(run),
+        [(key, show(value)) for key, value in flatten(run.config)],
+    )
+
+
+def _by_step(values: Sequence[Any]) -> list[StepView]:
+    final = len(values) - 1
+    return [StepView(k, LAST if k == final else k, value) for k, value in enumerate(values)]
+
+
+COST_HEADINGS = (
+    "updates",
+    "training s",
+    "evaluation s",
+    "peak MiB",
+    "trainable (M)",
+    "parameters (M)",
+    "stored MiB",
+)
+
+
+def _costs(run: ReportRun) -> list[tuple[str, list[Column]]]:
+    """A line a step; what a shared base step cost stands with its own run."""
+    keys = (
+        ("iterations", 1.0, "{:.0f}"),
+        ("train_s", 1.0, "{:.1f}"),
+        ("eval_s", 1.0, "{:.1f}"),
+        ("peak_memory_bytes", 2.0**20, "{:.0f}"),
+        ("trainable", 1e6, "{:.2f}"),
+        ("parameters", 1e6, "{:.2f}"),
+        ("stored_bytes", 2.0**20, "{:.1f}"),
+    )
+    own = [record["cost"] for record in run.records if not record["from_base"]]
+    largest = {key: max((cost.get(key) or 0 for cost in own), default=0) for key, _, _ in keys}
+    lines = []
+    for record in run.records:
+        cells = []
+        for key, unit, form in keys:
+            value = None if record["from_base"] else record["cost"].get(key)
+            text = "shared" if record["from_base"] else "–" if value is None else form.format(value / unit)
+            part = 0.0 if value is None or not largest[key] else 100 * value / largest[key]
+            cells.append(Column(text, round(part, 1)))
+        lines.append((str(record["step"]), cells))
+    return lines
+
+
+def _seen(run: ReportRun, gallery: Gallery | None) -> list[tuple[str, str, str, str | None, str | None]]:
+    """Step, its classes, how many images and exemplars, and pictures of some of both."""
+    lines = []
+    for record in run.records:
+        step = int(record["step"])
+        count = f"{record['images']} images"
+        if record["exemplars"]:
+            kept = from_json(RunPaths(run.folder).model(step - 1) / "memory.json") if step else ()
+            ages = ", ".join(
+                f"{sum(e.step == s for e in kept)} of step {s}" for s in sorted({e.step for e in kept})
+            )
+            count += f" + {record['exemplars']} exemplars" + (f" ({ages})" if ages else "")
+        seen = _uri(gallery.seen(step)) if gallery else None
+        exemplars = _uri(gallery.exemplars(step)) if gallery else None
+        lines.append((str(step), ", ".join(record["classes"]), count, seen, exemplars))
+    return lines
+
+
+def _protocol(run: ReportRun) -> list[tuple[str, str]]:
+    results, rules = run.results, DEFINITIONS[run.summary["definition"]]
+    tested = results["evaluation"]
+    size = f"centre crop of {tested['crop']} pixels" if tested["crop_val"] else "whole images"
+    memory = results.get("memory", 0)
+    shared = next((record["from_base"] for record in run.records if record["from_base"]), None)
+    facts = [
+        ("data, task, setting", f"{results['data']}, {results['task']}, {results['setting']}"),
+        (
+            "method",
+            f"{results['method']}, {memory} exemplars" if memory else f"{results['method']}, no memory",
+        ),
+        ("seed", str(results["seed"])),
+        ("classes in learning order", ", ".join(results["classes"][1:])),
+        ("counted as", run.summary["rules"]),
+        ("that is", rules.source),
+        ("tested on", f"{tested['images']} validation images after every step, {size}"),
+        ("trained with", f"segrow {results['segrow']}"),
+    ]
+    if shared:
+        facts.append(("base step", f"shared: {Path(shared).name}"))
+    return facts + [("remark", remark) for remark in run.summary["remarks"]]
+
+
+# ---- pictures
+
+
+def _uri(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    kind = "jpeg" if path.suffix == ".jpg" else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+
+
+def _shots(
+    runs: Sequence[ReportRun], galleries: Mapping[str, Gallery], chosen: Sequence[tuple[int, str]]
+) -> list[Shot]:
+    from PIL import Image
+
+    shots = []
+    first = next(iter(galleries.values()), None)
+    if first is None:
+        return []
+    for k, why in chosen:
+        with Image.open(first.photo(k)) as photo:
+            ratio = f"{photo.width} / {photo.height}"
+        predictions = []
+        for run in runs:
+            if run.name not in galleries:
+                continue
+            gallery = galleries[run.name]
+            steps = range(len(gallery.scores))
+            predictions.append(
+                Prediction(
+                    run.name,
+                    _by_step([_uri(gallery.labels(step, k)) for step in steps]),
+                    _by_step([_uri(gallery.unknown(step, k)) for step in steps]),
+                    _by_step([percent(gallery.scores[step][k]) for step in steps]),
+                )
+            )
+        shots.append(
+            Shot(
+                first.images[k],
+                why,
+                ratio,
+                _uri(first.photo(k)) or "",
+                _uri(first.truth(k)) or "",
+                predictions,
+            )
+        )
+    return shots
