@@ -17,8 +17,8 @@ def main(argv: Sequence[str]) -> int:
     parser = OneLineParser(
         prog="segrow report",
         description="One self-contained HTML page about runs: tables, curves, confusion, pictures of every "
-        "step, cost. Its figures also as PNG, SVG and CSV in a folder beside it. Runs that differ in nothing but "
-        "seed and class order are averaged.",
+        "step, cost. Its figures also as PNG, SVG and CSV in a folder beside it. Runs that differ in nothing "
+        "but seed and class order are averaged.",
         epilog="Example: segrow report runs/ssul runs/mib --out compare.html",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")

@@ -76,11 +76,19 @@ def line_chart(heading: str, series: Series, n_steps: int, top: float = 1.0) -> 
     """
     every = max(1, -(-n_steps // 12))
     x_ticks = tuple((_x(step, n_steps), str(step)) for step in range(0, n_steps, every))
-    y_ticks = tuple((_y(top * k / 4, top), f"{100 * top * k / 4:.0f}") for k in range(5))
+    y_ticks = tuple((_y(top * k / 4, top), f"{100 * top * k / 4:g}") for k in range(5))
     lines = tuple(
         _line(name, index % COLOURS, values, n_steps, top) for index, (name, values) in enumerate(series)
     )
     return Chart(heading, x_ticks, y_ticks, lines)
+
+
+def top_of(series: Series) -> float:
+    """The least of a few round fractions that all values stay below."""
+    largest = max(
+        (v.mean + (v.std or 0.0) for _, values in series for v in values if v.mean is not None), default=0
+    )
+    return next((top for top in (0.08, 0.2, 0.4, 0.6, 0.8) if largest <= top), 1.0)
 
 
 def _x(step: int, n_steps: int) -> float:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_CELL, _GAP = 200, 8  # pixels: width of a picture of the grid, space between two
 _NAMED_CELLS = 30  # more classes than this have no names on an axis
 Numbered = Sequence[tuple[str, Sequence[Spread]]]
 
@@ -87,6 +88,8 @@ def _figure(stem: Path, inches: tuple[float, float]) -> "Iterator[Figure]":
     FigureCanvasAgg(figure)
     yield figure
     with rc_context({"svg.hashsalt": "segrow", "svg.fonttype": "none"}):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # it was laid out; once is enough for both files
         for kind in ("png", "svg"):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
@@ -253,21 +256,16 @@ def _pictures(stem: Path, run: ReportRun, gallery: Gallery, chosen: Sequence[tup
     from matplotlib.patches import Patch
 
     steps = len(run.records)
-    photos = [_open(gallery.photo(k), "RGB") for k, _ in chosen]
-    heights = [photo.height / photo.width for photo in photos]
-    with _figure(stem, (1.3 * (steps + 2), 1.36 * sum(heights) + 0.8)) as figure:
-        axes = figure.subplots(len(chosen), steps + 2, squeeze=False, height_ratios=heights)
-        for row, photo, (k, _) in zip(axes, photos, chosen, strict=True):
-            row[0].imshow(photo)
-            row[1].imshow(_over(photo, gallery.truth(k)))
-            for step in range(steps):
-                row[2 + step].imshow(_over(photo, gallery.labels(step, k)))
-        for panel in axes.flat:
-            panel.set_axis_off()
-        for panel, title in zip(
-            axes[0], ["image", "truth", *(f"step {s}" for s in range(steps))], strict=True
-        ):
-            panel.set_title(title, fontsize=8)
+    columns = ["image", "truth", *(f"step {step}" for step in range(steps))]
+    grid = _montage([_row(gallery, k, steps) for k, _ in chosen])
+    with _figure(stem, (1.3 * len(columns), 1.3 * len(columns) * grid.height / grid.width + 0.9)) as figure:
+        axes = figure.subplots()
+        axes.imshow(grid, interpolation="none")
+        width = grid.width / len(columns)
+        axes.set_xticks([width * (k + 0.5) for k in range(len(columns))], columns, fontsize=8)
+        axes.set_yticks([])
+        axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+        axes.spines[:].set_visible(False)
         names = run.results["classes"]
         palette = voc_palette(len(names)) / 255
         if len(names) <= _NAMED_CELLS:
@@ -280,10 +278,25 @@ def _pictures(stem: Path, run: ReportRun, gallery: Gallery, chosen: Sequence[tup
     _csv(stem.with_name(f"{stem.name}.csv"), ("shown", "image", *(f"step {s}" for s in range(steps))), rows)
 
 
+def _row(gallery: Gallery, k: int, steps: int) -> list[Image.Image]:
+    photo = _open(gallery.photo(k), "RGBA")
+    layers = [gallery.truth(k), *(gallery.labels(step, k) for step in range(steps))]
+    return [photo, *(Image.alpha_composite(photo, _open(layer, "RGBA")) for layer in layers)]
+
+
+def _montage(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Pictures in rows, all of one width, on white."""
+    heights = [round(_CELL * row[0].height / row[0].width) for row in rows]
+    grid = Image.new("RGB", ((_CELL + _GAP) * len(rows[0]), sum(heights) + _GAP * len(rows)), "white")
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        for column, picture in enumerate(row):
+            place = (column * (_CELL + _GAP) + _GAP // 2, top + _GAP // 2)
+            grid.paste(picture.convert("RGB").resize((_CELL, height), Image.Resampling.LANCZOS), place)
+        top += height + _GAP
+    return grid
+
+
 def _open(path: Path, mode: str) -> Image.Image:
     with Image.open(path) as picture:
         return picture.convert(mode)
-
-
-def _over(photo: Image.Image, labels: Path) -> Image.Image:
-    return Image.alpha_composite(photo.convert("RGBA"), _open(labels, "RGBA")).convert("RGB")

@@ -42,7 +42,7 @@ UNKNOWN_SIDE = 160  # the map is smooth
 THUMB = 88  # side of a training image's thumbnail
 SEEN = 8  # thumbnails of a step's images, and of its exemplars
 VERSION = 1  # of the folder; another one is drawn again
-_VOID = (128, 128, 128)
+_VOID = (224, 224, 192)  # as in the label files of VOC
 
 Labels = npt.NDArray[np.integer[Any]]
 
@@ -300,7 +300,7 @@ def label_png(labels: Labels, size: tuple[int, int], palette: npt.NDArray[np.uin
     """A label map to lay over a photo: classes in their colours, edges solid, background transparent.
 
     Args:
-        labels: H W class indices; negative = void, grey.
+        labels: H W class indices; negative = void, pale.
         size: Width and height of the result.
         palette: uint8 n x 3.
     """

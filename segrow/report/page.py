@@ -18,9 +18,9 @@ from ..memory import from_json
 from ..palette import voc_palette
 from ..protocol import DEFINITIONS
 from ..recipes import flatten, show
-from .charts import Chart, drift_series, heat_map, line_chart, miou_series
+from .charts import Chart, drift_series, heat_map, line_chart, miou_series, top_of
 from .export import export
-from .findings import DRIFTS, ConfusionRow, confusion, warnings
+from .findings import DRIFTS, ConfusionRow, Warned, confusion, warnings
 from .gallery import POOL, SHOWN, Gallery, choose, stored_gallery, update_gallery
 from .runs import NUMBERS, Group, Number, ReportRun, Spread, group_runs, published, read_runs
 from .tables import NOT_COUNTED, definition_of, notes, percent
@@ -241,7 +241,7 @@ def render(
         headline=[_headline(group) for group in groups],
         averaged=[(g.label, [run.name for run in g.runs]) for g in groups if len(g.runs) > 1],
         published=_published(groups, definition),
-        warned=[(run.name, warned) for run in runs if (warned := warnings(run.results, run.summary))],
+        warned=_warned(runs),
         charts=_miou_charts(groups, steps),
         drifts=_drift_charts(groups, steps),
         runs=[_view(index, run, galleries.get(run.name)) for index, run in enumerate(runs)],
@@ -259,9 +259,16 @@ def render(
 
 
 def _title(runs: Sequence[ReportRun]) -> str:
-    if len(runs) == 1:
-        return runs[0].name
-    return f"{len(runs)} runs: {', '.join(run.name for run in runs)}"
+    return runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+
+
+def _warned(runs: Sequence[ReportRun]) -> list[tuple[Warned, list[str]]]:
+    """Each warning once, with the runs that it is about."""
+    found: dict[Warned, list[str]] = {}
+    for run in runs:
+        for warned in warnings(run.results, run.summary):
+            found.setdefault(warned, []).append(run.name)
+    return list(found.items())
 
 
 def measured(value: Spread) -> str:
@@ -310,11 +317,17 @@ def _published(groups: Sequence[Group], definition: str) -> list[dict[str, str]]
 
 
 def _miou_charts(groups: Sequence[Group], steps: int) -> list[Chart]:
-    return [line_chart(heading, miou_series(groups, key), steps) for key, heading in _HEADINGS.items()]
+    series = {key: miou_series(groups, key) for key in _HEADINGS}
+    together = max(top_of(series[key]) for key in ("all", "old", "new"))  # these are compared with each other
+    return [
+        line_chart(heading, series[key], steps, top_of(series[key]) if key == "forgetting" else together)
+        for key, heading in _HEADINGS.items()
+    ]
 
 
 def _drift_charts(groups: Sequence[Group], steps: int) -> list[Chart]:
-    return [line_chart(heading, drift_series(groups, key), steps) for key, heading in DRIFTS]
+    series = {heading: drift_series(groups, key) for key, heading in DRIFTS}
+    return [line_chart(heading, values, steps, top_of(values)) for heading, values in series.items()]
 
 
 # ---- one run

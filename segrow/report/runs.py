@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..engine.folder import FREE, read_config, read_results
 from ..protocol import StepSummary, Summary, summarise
-from ..recipes import Cell, cells, flatten
+from ..recipes import Cell, cells, flatten, show
 
 Number = Literal["old", "new", "all", "harmonic", "forgetting"]
 NUMBERS: tuple[Number, ...] = ("old", "new", "all", "harmonic", "forgetting")
@@ -56,7 +56,7 @@ class Group:
     """Runs of one experiment: they differ in nothing but seed and class order.
 
     Attributes:
-        label: The run's name, or for several runs their method and memory.
+        label: A lone run's name; of several runs their method, and what tells them from other groups.
         runs: At least one.
     """
 
@@ -119,15 +119,33 @@ def group_runs(runs: Sequence[ReportRun]) -> list[Group]:
     found: dict[str, list[ReportRun]] = {}
     for run in runs:
         found.setdefault(_experiment(run), []).append(run)
-    groups: list[Group] = []
-    labels: set[str] = set()
-    for members in found.values():
-        label = members[0].name if len(members) == 1 else f"{_method(members[0])} ({len(members)} runs)"
-        if label in labels:
-            label = f"{label}: {members[0].name} …"
-        labels.add(label)
-        groups.append(Group(label, tuple(members)))
-    return groups
+    several = [members[0] for members in found.values() if len(members) > 1]
+    return [
+        Group(_label(members, [run for run in several if run is not members[0]]), tuple(members))
+        for members in found.values()
+    ]
+
+
+def _label(members: Sequence[ReportRun], others: Sequence[ReportRun]) -> str:
+    """A lone run's name; else the method, and where another group has the same, the settings that differ.
+
+    Args:
+        members: Runs of the group.
+        others: The first run of each other group of several.
+    """
+    run = members[0]
+    if len(members) == 1:
+        return run.name
+    settings = _settings(run)
+    differing = {
+        f"{key} {show(settings.get(key))}": None
+        for other in others
+        if _method(other) == _method(run)
+        for key in sorted(settings.keys() | _settings(other).keys())
+        if settings.get(key) != _settings(other).get(key)
+    }
+    some = [*list(differing)[:3], *["…"] * (len(differing) > 3)]
+    return f"{', '.join([_method(run), *some])} ({len(members)} runs)"
 
 
 def _method(run: ReportRun) -> str:
@@ -135,11 +153,16 @@ def _method(run: ReportRun) -> str:
     return f"{run.results['method']}-m{size}" if size else str(run.results["method"])
 
 
+def _settings(run: ReportRun) -> dict[str, Any]:
+    return {key: value for key, value in flatten(run.config) if key not in _REPEATS}
+
+
 def _experiment(run: ReportRun) -> str:
     """All that must be equal for two runs to repeat one experiment."""
-    settings = {key: value for key, value in flatten(run.config) if key not in _REPEATS}
     task = str(run.results["task"]).split("_")[0]
-    return json.dumps([settings, run.results["data"], task, sorted(run.results["classes"])], sort_keys=True)
+    return json.dumps(
+        [_settings(run), run.results["data"], task, sorted(run.results["classes"])], sort_keys=True
+    )
 
 
 def published(run: ReportRun) -> Cell | None:
