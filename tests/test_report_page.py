@@ -19,7 +19,7 @@ from runs import build_tree, last_line, matrices, options, run_processes, start,
 from test_report import results
 
 from segrow import cli
-from segrow.commands import train as train_command
+from segrow.commands import pages
 from segrow.methods.base import make_method
 from segrow.model.store import load_model
 from segrow.palette import voc_palette
@@ -149,7 +149,7 @@ def test_a_finished_run_is_left_alone_and_an_old_page_is_written_again(
     root: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Path] = []
-    monkeypatch.setattr(train_command, "write_page", lambda out, say: drawn.append(out))
+    monkeypatch.setattr(pages, "write_page", lambda out, say: drawn.append(out))
     assert start(root, run, *SHORT, "--report", "true") == 0
     assert drawn == []
     os.utime(run / "report.html", (1, 1))  # the run was stopped before the page of its last step
@@ -196,11 +196,21 @@ def test_finished_steps_are_not_drawn_again(
 
 @pytest.mark.slow
 def test_of_two_processes_one_writes(root: Path, tmp_path: Path) -> None:
+    program, written = tmp_path / "segrow.py", tmp_path / "written"
+    program.write_text(
+        "import os, sys\n"
+        "from segrow import cli\n"
+        "from segrow.report import page\n"
+        f"note = lambda *_, **__: print(os.getpid(), file=open({str(written)!r}, 'a'))\n"
+        "page.write_report = note\n"
+        "sys.exit(cli.main())\n"
+    )
     words = options(root, tmp_path / "out", *SHORT, "--report", "true", "--train.devices", "2")
-    done = run_processes(words)
+    done = run_processes(words, (str(program),))
     assert done.returncode == 0, done.stderr
-    assert "no report" not in done.stderr
-    assert (tmp_path / "out" / "report.html").exists()
+    processes = written.read_text().split()
+    assert len(processes) == 3  # after each step, and at the end since this stand-in writes no page
+    assert len(set(processes)) == 1
 
 
 # --- what it says -------------------------------------------------------------------------------------------

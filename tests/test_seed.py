@@ -26,7 +26,16 @@ from segrow.model.store import load_model
 
 ROOT = Path(__file__).parents[1]
 FOUR = ["--task", "2-1", "--data.classes", ",".join(NAMES)]
-TINY = ["--model.name", "deeplabv3_test_resnet", "--model.weights", "none", "--train.workers", "0"]
+TINY = [
+    "--model.name",
+    "deeplabv3_test_resnet",
+    "--model.weights",
+    "none",
+    "--train.workers",
+    "0",
+    "--report",
+    "false",
+]
 VARIED = ["--overlap", "--crop_val", "--train_epoch", "4"]
 SMALL = ["--train_epoch", "1", "--batch_size", "4", "--crop_size", "32", "--model.width", "8", *TINY]
 ALL = ["--overlap", "--pseudo", "--freeze", "--bn_freeze", "--unknown", "--w_transfer", "--crop_val"]

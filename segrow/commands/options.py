@@ -22,7 +22,7 @@ from ..methods.base import Method, make_method, method_class, method_names
 from ..recipes import Reference, merge, published_settings, read_recipe, references
 
 DEFAULT_METHOD = "ssul"
-QUICK_HELP = "the same code path shortened; composes tiny data without --data.root; no number is comparable"
+QUICK_HELP = "the same code path shortened; composes tiny data without --data.root; not comparable, no page"
 REFERENCE_HELP = "follow the method's released code where it differs (segrow recipes NAME says in what)"
 REPORT_HELP = "write report.html into the run's folder after each step"
 LISTS: dict[str, type] = {"--data.classes": str, "--model.rates": int, "--train.scale": float}
@@ -193,11 +193,11 @@ def _parser(method: str, description: str, command: str) -> ArgumentParser:
         parser.add_argument("--recipe", help="options of an experiment (segrow recipes lists them)")
         names = f"{', '.join(method_names())}, or package.module"
         parser.add_argument("--method", help=f"{names} (default: {DEFAULT_METHOD}; segrow methods)")
-        parser.add_argument("--report", type=bool, default=True, help=REPORT_HELP)
     if command == "reproduce":
         parser.add_argument("--quick", action="store_true", help=QUICK_HELP)
         parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--reference", action="store_true", help=REFERENCE_HELP)
+    parser.add_argument("--report", type=bool, default=True, help=REPORT_HELP)
     parser.add_argument("--out", type=str | None, default=None, help="the run's folder")
     parser.add_argument(
         "--base", type=str | None, default=None, help="share the base step of this run or model"

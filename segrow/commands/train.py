@@ -1,14 +1,14 @@
 """`segrow train`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from ..config import RunPaths
 from ..protocol import summarise
 from .options import RunOptions, parse_run
+from .pages import finish_page, write_page
 from .remarks import reference_lines, remarks
 
 EXAMPLE = "segrow train --data.root VOCdevkit/VOC2012 --task 15-1 --method ssul --memory.size 100"
@@ -16,8 +16,6 @@ DESCRIPTION = (
     "Train a scenario step by step and evaluate after every step. "
     "The same command again continues where the last one stopped."
 )
-
-PAGE = "report.html"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,32 +34,11 @@ def main(argv: Sequence[str]) -> int:
     results = train(options.config, options.method, out, options.base, remarks(options), draw)
     if not is_first_process():
         return 0
-    if draw and _is_old(out):  # the last call was stopped before it was written
-        draw(lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+    if options.report:
+        finish_page(out, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
     console.print(results_table([(out.name, summarise(results, "ssul"))]))
     console.print(f"run folder: {out}", highlight=False, soft_wrap=True)
     return 0
-
-
-def write_page(out: Path, say: Callable[[str], None]) -> None:
-    """Write the page about a run; what goes wrong is said in a line, for the step's results are safe.
-
-    Args:
-        out: The run's folder.
-        say: Gets the line.
-    """
-    try:
-        from ..report.page import write_report
-
-        write_report([out], out / PAGE, allow_code=True)  # the method has just trained here
-    except Exception as error:  # whatever a drawing library raises: a run of days must go on
-        reason = " ".join(str(error).split()) or "no reason given"
-        say(f"no report: {type(error).__name__}: {reason}; `segrow report {out}` tries again")
-
-
-def _is_old(out: Path) -> bool:
-    page = out / PAGE
-    return not page.exists() or page.stat().st_mtime_ns < RunPaths(out).results.stat().st_mtime_ns
 
 
 def default_folder(options: RunOptions) -> Path:
