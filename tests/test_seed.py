@@ -132,7 +132,7 @@ def test_options_reach_a_trained_model(words: str, root: Path, tmp_path: Path) -
 def test_the_small_models_train_in_their_folders(name: str, root: Path, tmp_path: Path) -> None:
     words = ["--data_root", str(root), *FOUR, "--task", "offline", "--overlap", "--model", name]
     small = ["--train_epoch", "1", "--batch_size", "8", "--crop_size", "32", "--model.weights", "none"]
-    assert cli.seed_main([*words, *small, "--train.workers", "0"]) == 0
+    assert cli.seed_main([*words, *small, "--train.workers", "0", "--report", "false"]) == 0
     out = tmp_path / "checkpoints" / f"{name}_voc_offline_overlap"
     assert load_model(model_dir(out, 0))[0].config.name == name
 
