@@ -74,7 +74,6 @@ def test_eval_finds_the_files_of_the_reference_code(
     for step in (0, 1):
         checkpoint(step)
     given = ["--data_root", str(root), *MODEL, "--crop_size", "32", "--train.workers", "0"]
-SMALL += ["--report", "false"]
     assert cli.seed_eval([*given, *shlex.split(words)]) == 0
     shown = capsys.readouterr().out
     step = 0 if "--curr_step" in words else 1
