@@ -27,13 +27,25 @@ from segrow.predict import Predictor
 from segrow.protocol import summarise
 from segrow.recipes import cell
 from segrow.report import gallery as gallery_module
+from segrow.report import page as page_module
 from segrow.report.charts import Chart, colours, line_chart, top_of
 from segrow.report.export import slug_of
 from segrow.report.findings import confusion, drift, warnings
-from segrow.report.gallery import SHOWN, choose, image_iou, label_png, pool_of, stored_gallery
+from segrow.report.gallery import (
+    SEEN,
+    SHOWN,
+    SIDE,
+    THUMB,
+    UNKNOWN_SIDE,
+    choose,
+    image_iou,
+    label_png,
+    pool_of,
+    stored_gallery,
+)
 from segrow.report.page import Pictures, render, write_report
 from segrow.report.runs import NUMBERS, group_runs, published, read_runs, spread
-from segrow.report.tables import percent
+from segrow.report.tables import percent, rows
 
 VOID = {"meta", "link", "img", "input", "br"}
 
@@ -196,7 +208,7 @@ def test_finished_steps_are_not_drawn_again(
 
 @pytest.mark.slow
 def test_of_two_processes_one_writes(root: Path, tmp_path: Path) -> None:
-    program, written = tmp_path / "segrow.py", tmp_path / "written"
+    program, written = tmp_path / "program.py", tmp_path / "written"
     program.write_text(
         "import os, sys\n"
         "from segrow import cli\n"
@@ -224,6 +236,7 @@ def test_numbers_are_those_of_results(run: Path) -> None:
     assert page.tables["headline"][1] == ["first", "1", *cells, percent(summary["average"])]
     assert page.tables["headline"][0][2:7] == list(NUMBERS)
     assert summary["rules"] in page.text
+    assert page.tables["steps"][1:] == [list(row) for group in rows([("first", summary)]) for row in group]
     heat = {row[0]: row[1:] for row in page.tables["heat"][1:]}
     for name in last["per_class"]:
         expected = [s["per_class"].get(name, "") for s in summary["steps"]]
@@ -242,6 +255,23 @@ def test_pictures_of_every_step_are_in_it(run: Path) -> None:
     shown = [p for p in page.pictures if p["alt"].startswith("prediction") and "hidden" not in p]
     assert {p["alt"] for p in shown} == {"prediction of first after step 1"}  # without JavaScript
     assert "8 of 8 images that were looked at (8 validation images, all)" in page.text
+
+
+def test_pictures_are_what_each_steps_model_says(run: Path, root: Path) -> None:
+    (one,) = read_runs([run], "ssul")
+    kept = stored_gallery(one)
+    truth_of = {0: 0, 255: -1, **{k: k for k in range(1, 5)}}
+    for step in (0, 1):
+        model, meta = load_model(run / "steps" / f"{step:02d}" / "model")
+        scores = make_method(meta["method"]["name"], meta["method"]["fields"]).scores
+        predictor = Predictor(model, scores, meta["class_names"], crop=32)
+        for k, name in enumerate(kept.images):
+            labels = predictor.labels(root / "JPEGImages" / f"{name}.jpg")
+            assert kept.labels(step, k).read_bytes() == label_png(labels, (48, 40), voc_palette(5))
+            mask = np.array(Image.open(root / "SegmentationClassAug" / f"{name}.png"))
+            truth = np.vectorize(truth_of.get)(mask)
+            assert kept.truth(k).read_bytes() == label_png(truth, (48, 40), voc_palette(5))
+            assert kept.scores[step][k] == image_iou(truth, labels, len(meta["class_names"]))
 
 
 def test_it_needs_nothing_else(run: Path) -> None:
@@ -453,12 +483,24 @@ def test_without_data_kept_pictures_are_shown_and_named_so(run: Path, tmp_path: 
     copy = moved(run, tmp_path / "copy")
     (one,) = read_runs([copy], "ssul")
     pictures = Pictures()
-    from segrow.report.page import _draw
-
-    _draw(one, None, 64, False, None, pictures)
+    page_module._draw(one, None, 64, False, None, pictures)
     assert list(pictures.galleries) == ["copy"]
     (problem,) = pictures.problems
     assert problem.endswith("its pictures are those of an earlier report")
+
+
+def test_a_folder_that_may_only_be_read(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "pictures")
+
+    copy = shutil.copytree(run, tmp_path / "copy")
+    shutil.rmtree(copy / "pictures")
+    monkeypatch.setattr(gallery_module, "_write", fail)
+    (one,) = read_runs([copy], "ssul")
+    pictures = Pictures()
+    page_module._draw(one, None, 64, False, None, pictures)
+    assert pictures.galleries == {}
+    assert "pictures cannot be kept" in pictures.problems[0]
 
 
 def test_other_data_are_not_taken_for_the_runs_own(run: Path, tmp_path: Path) -> None:
@@ -733,8 +775,10 @@ def large(folder: Path, classes: int = 21, steps: int = 11, pool: int = 8) -> Pa
     (pictures / "pool.json").write_text(json.dumps(about))
     coarse = rng.integers(0, 256, (pool, 40, 54, 3)).astype(np.uint8)
     for k in range(pool):
-        photo = Image.fromarray(coarse[k]).resize((448, 336), Image.Resampling.BICUBIC)
-        noisy = np.clip(np.asarray(photo) + rng.normal(0, 12, (336, 448, 1)), 0, 255).astype(np.uint8)
+        photo = Image.fromarray(coarse[k]).resize(_size(SIDE), Image.Resampling.BICUBIC)
+        noisy = np.clip(np.asarray(photo) + rng.normal(0, 12, (photo.height, photo.width, 1)), 0, 255).astype(
+            np.uint8
+        )
         Image.fromarray(noisy).save(pictures / f"{k:04d}.jpg", quality=85)
         (pictures / f"{k:04d}.png").write_bytes(blobs(rng, classes))
     for step in range(steps):
@@ -742,20 +786,26 @@ def large(folder: Path, classes: int = 21, steps: int = 11, pool: int = 8) -> Pa
         target.mkdir()
         for k in range(pool):
             (target / f"{k:04d}.png").write_bytes(blobs(rng, known[step]))
-            grey = Image.fromarray(rng.integers(0, 256, (12, 16)).astype(np.uint8)).resize((160, 120))
+            grey = Image.fromarray(rng.integers(0, 256, (12, 16)).astype(np.uint8)).resize(
+                _size(UNKNOWN_SIDE)
+            )
             grey.save(target / f"{k:04d}.jpg", quality=75)
-        row = Image.fromarray(coarse[0]).resize((8 * 88, 88))
+        row = Image.fromarray(coarse[0]).resize((SEEN * THUMB, THUMB))
         row.save(target / "seen.jpg", quality=80)
         scores = {"model": "x", "scores": rng.random(pool).tolist()}
         (target / "scores.json").write_text(json.dumps(scores))
     return folder
 
 
+def _size(side: int) -> tuple[int, int]:
+    return side, side * 3 // 4
+
+
 def blobs(rng: np.random.Generator, classes: int) -> bytes:
-    """A ragged label map of every class, as a picture of 448 x 336."""
+    """A label map of many regions, as a picture."""
     coarse = rng.integers(0, classes, (7, 9)).astype(np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize((448, 336), Image.Resampling.NEAREST))
-    return label_png(np.roll(smooth, rng.integers(0, 9, 2), (0, 1)), (448, 336), voc_palette(classes))
+    smooth = np.asarray(Image.fromarray(coarse).resize(_size(SIDE), Image.Resampling.NEAREST))
+    return label_png(np.roll(smooth, rng.integers(0, 9, 2), (0, 1)), _size(SIDE), voc_palette(classes))
 
 
 @pytest.fixture(scope="module")

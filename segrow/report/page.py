@@ -23,7 +23,7 @@ from .export import export
 from .findings import DRIFTS, ConfusionRow, Warned, confusion, warnings
 from .gallery import POOL, SHOWN, Gallery, choose, stored_gallery, update_gallery
 from .runs import NUMBERS, Group, Number, ReportRun, Spread, group_runs, published, read_runs
-from .tables import NOT_COUNTED, definition_of, notes, percent
+from .tables import NOT_COUNTED, definition_of, notes, percent, rows
 
 LAST = 9999
 """A view of a run's last step also stands for later ones, which other runs may have."""
@@ -164,6 +164,8 @@ def _draw(
         return
     except UserError as error:
         problem = f"{run.name}: {error}"
+    except OSError as error:  # a folder that may be read only
+        problem = f"{run.name}: pictures cannot be kept ({error})"
     try:
         pictures.galleries[run.name] = stored_gallery(run)
         problem += "; its pictures are those of an earlier report"
@@ -239,6 +241,7 @@ def render(
         definition=definition,
         notes=notes([(run.name, run.summary) for run in runs]),
         headline=[_headline(group) for group in groups],
+        full=rows([(run.name, run.summary) for run in runs]),
         averaged=[(g.label, [run.name for run in g.runs]) for g in groups if len(g.runs) > 1],
         published=_published(groups, definition),
         warned=_warned(runs),
@@ -336,7 +339,7 @@ def _drift_charts(groups: Sequence[Group], steps: int) -> list[Chart]:
 def _view(index: int, run: ReportRun, gallery: Gallery | None) -> RunView:
     learnt = [1, *(int(record["known"]) for record in run.records)]
     names: list[str] = list(run.results["classes"])
-    rows: list[list[ConfusionRow]] = [
+    taken: list[list[ConfusionRow]] = [
         confusion(record, before, names) for record, before in zip(run.records, learnt, strict=False)
     ]
     captions = [f"step {r['step']} teaches {', '.join(r['classes'])}" for r in run.records]
@@ -345,7 +348,7 @@ def _view(index: int, run: ReportRun, gallery: Gallery | None) -> RunView:
         run.name,
         _by_step(captions),
         heat_map(run),
-        _by_step(rows),
+        _by_step(taken),
         _costs(run),
         _seen(run, gallery),
         _protocol(run),
