@@ -20,6 +20,8 @@ from test_report import results
 
 from segrow import cli
 from segrow.commands import pages
+from segrow.data import open_dataset
+from segrow.engine.folder import images_hash
 from segrow.methods.base import make_method
 from segrow.model.store import load_model
 from segrow.palette import voc_palette
@@ -44,7 +46,7 @@ from segrow.report.gallery import (
     stored_gallery,
 )
 from segrow.report.page import Pictures, render, write_report
-from segrow.report.runs import NUMBERS, group_runs, published, read_runs, spread
+from segrow.report.runs import NUMBERS, ReportRun, group_runs, published, read_runs, spread
 from segrow.report.tables import percent, rows
 
 VOID = {"meta", "link", "img", "input", "br"}
@@ -272,6 +274,27 @@ def test_pictures_are_what_each_steps_model_says(run: Path, root: Path) -> None:
             truth = np.vectorize(truth_of.get)(mask)
             assert kept.truth(k).read_bytes() == label_png(truth, (48, 40), voc_palette(5))
             assert kept.scores[step][k] == image_iou(truth, labels, len(meta["class_names"]))
+
+
+def test_a_class_has_one_colour_in_every_order(root: Path, tmp_path: Path) -> None:
+    palettes = []
+    for name, order in (("a", "bird,boat,bicycle"), ("b", "boat,bicycle,bird")):
+        stored = {**results(8), "data": "voc", "classes": ["background", *order.split(",")]}
+        data = {
+            "name": "voc",
+            "root": str(root),
+            "classes": order.split(","),
+            "order_seed": None,
+            "scenes": 1,
+        }
+        (run,) = read_runs([store(tmp_path / name, stored, data=data)], "ssul")
+        stored["evaluation"]["images_hash"] = images_hash(open_dataset("voc", str(root)).ids("val"))
+        source = gallery_module.open_source(
+            ReportRun("x", run.folder, stored, run.config, run.summary), None, 8
+        )
+        palettes.append(dict(zip(source.scenario.classes, source.palette.tolist(), strict=True)))
+    assert palettes[0] == palettes[1]
+    assert palettes[0]["boat"] == voc_palette(21)[4].tolist()
 
 
 def test_it_needs_nothing_else(run: Path) -> None:
@@ -767,6 +790,7 @@ def large(folder: Path, classes: int = 21, steps: int = 11, pool: int = 8) -> Pa
     pictures = folder / "pictures"
     pictures.mkdir()
     about = {
+        "palette": voc_palette(classes).tolist(),
         "version": gallery_module.VERSION,
         "images": [f"i{k}" for k in range(pool)],
         "of": pool,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ..palette import voc_palette
 from .charts import drift_series, drifts, miou_series
 from .figures import LINES, MARKERS
 from .findings import DRIFTS, matrix_of
@@ -267,7 +266,7 @@ def _pictures(stem: Path, run: ReportRun, gallery: Gallery, chosen: Sequence[tup
         axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
         axes.spines[:].set_visible(False)
         names = run.results["classes"]
-        palette = voc_palette(len(names)) / 255
+        palette = np.array(gallery.palette) / 255
         if len(names) <= _NAMED_CELLS:
             patches = [Patch(color=palette[c], label=names[c]) for c in range(1, len(names))]
             figure.legend(handles=patches, loc="outside lower center", ncols=8, frameon=False, fontsize=7)

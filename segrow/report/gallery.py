@@ -55,12 +55,14 @@ class Gallery:
         folder: Where they are.
         images: Ids of the pool.
         of: How many validation images there are.
+        palette: Colour of each class index: that of its raw id, so the same in every class order.
         scores: Per step, per image of the pool: its mean IoU, None where it shows and is given no class.
     """
 
     folder: Path
     images: tuple[str, ...]
     of: int
+    palette: tuple[tuple[int, int, int], ...]
     scores: tuple[tuple[float | None, ...], ...]
 
     def photo(self, k: int) -> Path:
@@ -100,6 +102,11 @@ class Source:
     scenario: Scenario
     pool: tuple[str, ...]
     of: int
+
+    @property
+    def palette(self) -> npt.NDArray[np.uint8]:
+        """uint8 N+1 x 3: colour of each class index, that of its raw id."""
+        return voc_palette(self.scenario.n_raw)[list(self.scenario.raw_ids)]
 
 
 def open_source(run: ReportRun, root: str | None, pool: int) -> Source:
@@ -179,6 +186,7 @@ def update_gallery(
         "images": list(source.pool),
         "of": source.of,
         "classes": list(source.scenario.classes),
+        "palette": source.palette.tolist(),
     }
     if _read(folder / "pool.json") != about:
         shutil.rmtree(folder, ignore_errors=True)
@@ -210,7 +218,8 @@ def stored_gallery(run: ReportRun) -> Gallery:
     if None in scores:
         raise UserError(f"{run.name} has pictures of {len(scores) - scores.count(None)} of its steps only")
     values = tuple(tuple(stored["scores"]) for stored in scores if stored)
-    return Gallery(folder, tuple(about["images"]), int(about["of"]), values)
+    palette = tuple((int(r), int(g), int(b)) for r, g, b in about["palette"])
+    return Gallery(folder, tuple(about["images"]), int(about["of"]), palette, values)
 
 
 def _hash(model: Path) -> str:
@@ -237,7 +246,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _draw_pool(folder: Path, source: Source) -> None:
-    palette, table = voc_palette(len(source.scenario.classes)), source.scenario.eval_table()
+    palette, table = source.palette, source.scenario.eval_table()
     for k, image_id in enumerate(source.pool):
         photo = Image.fromarray(source.data.image("val", image_id))
         photo.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
@@ -258,7 +267,7 @@ def _draw_step(folder: Path, source: Source, run: ReportRun, step: int, allow_co
     reader = make_method(method["name"], method["fields"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = Predictor(model, reader.scores, meta["class_names"], crop=crop, device=device)
-    palette, table = voc_palette(len(source.scenario.classes)), source.scenario.eval_table()
+    palette, table = source.palette, source.scenario.eval_table()
     values: list[float | None] = []
     for k, image_id in enumerate(source.pool):
         labels, unknown = predictor.labels_and_unknown(source.data.image("val", image_id), UNKNOWN_SIDE)

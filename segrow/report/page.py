@@ -15,7 +15,6 @@ from .. import __version__
 from ..config import RunPaths
 from ..errors import UserError
 from ..memory import from_json
-from ..palette import voc_palette
 from ..protocol import DEFINITIONS
 from ..recipes import flatten, show
 from .charts import Chart, drift_series, heat_map, line_chart, miou_series, top_of
@@ -232,8 +231,6 @@ def render(
     runs = [run for group in groups for run in group.runs]
     steps = max(len(run.records) for run in runs)
     gallery = next(iter(galleries.values()), None)
-    names: list[str] = list(runs[0].results["classes"])
-    palette = voc_palette(len(names)).tolist()
     return environment.from_string(source).render(
         title=_title(runs),
         version=__version__,
@@ -254,8 +251,7 @@ def render(
         shots=_shots(runs, galleries, chosen),
         problems=pictures.problems,
         looked_at=None if gallery is None else (len(gallery.images), gallery.of),
-        legend=[(name, f"rgb({r} {g} {b})") for name, (r, g, b) in zip(names, palette, strict=True)][1:],
-        one_order=all(run.results["classes"] == names for run in runs),
+        legend=_legend(runs, galleries),
         figures=figures,
         pool=pool,
     )
@@ -447,6 +443,15 @@ def _uri(path: Path | None) -> str | None:
         return None
     kind = "jpeg" if path.suffix == ".jpg" else "png"
     return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+
+
+def _legend(runs: Sequence[ReportRun], galleries: Mapping[str, Gallery]) -> list[tuple[str, str]]:
+    """Foreground classes and their colours, in the learning order of the first run with pictures."""
+    run = next((run for run in runs if run.name in galleries), None)
+    if run is None:
+        return []
+    names, palette = run.results["classes"], galleries[run.name].palette
+    return [(name, f"rgb({r} {g} {b})") for name, (r, g, b) in zip(names, palette, strict=True)][1:]
 
 
 def _shots(
