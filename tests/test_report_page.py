@@ -944,6 +944,7 @@ def test_no_width_scrolls_sideways(opened: Callable[..., Browser], width: int) -
     page = opened(width, 800)
     assert page.value("document.documentElement.scrollWidth") <= width
     assert page.value("window.innerWidth") == width
+    assert page.value("document.querySelector('#headline thead').offsetHeight") < 60  # no word is broken up
 
 
 @browser
