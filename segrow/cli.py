@@ -21,6 +21,7 @@ usage: segrow COMMAND [options]
   train        train a scenario step by step; the same command again continues
   scenario     which classes and images each step of a task has
   results      mIoU of old, new and all classes after every step of one or more runs
+  report       one self-contained page about one or more runs: curves, confusion, pictures, cost
   eval         evaluate a model on a data set
   predict      label maps and overlays for images
   recipes      every cell of the published tables with its mIoU, and measured experiments
@@ -53,6 +54,12 @@ def _scenario(argv: Sequence[str]) -> int:
 
 def _results(argv: Sequence[str]) -> int:
     from .commands.results import main as command
+
+    return command(argv)
+
+
+def _report(argv: Sequence[str]) -> int:
+    from .commands.report import main as command
 
     return command(argv)
 
@@ -98,6 +105,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "scenario": _scenario,
     "results": _results,
+    "report": _report,
     "eval": _eval,
     "predict": _predict,
     "recipes": _recipes,

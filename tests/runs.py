@@ -55,6 +55,7 @@ def options(root: Path, out: Path, *more: str) -> list[str]:
         "--train.crop": "32",
         "--train.workers": "0",
         "--train.device": "cpu",
+        "--report": "false",  # a page after each step costs more than these steps
         "--out": str(out),
     }
     return ["train", *(word for pair in given.items() for word in pair), *more]

@@ -178,7 +178,8 @@ def test_a_runs_own_config_reproduces_it(root: Path, run: Path) -> None:
 
 
 def test_a_runs_own_config_finds_the_run_complete(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "--config", str(run / "config.yaml"), "--out", str(run)]) == 0
+    words = ["--config", str(run / "config.yaml"), "--out", str(run), "--report", "false"]
+    assert cli.main(["train", *words]) == 0
     assert "done before" in capsys.readouterr().err
 
 
@@ -232,8 +233,8 @@ def test_the_default_folder_names_the_run(
     [
         (
             ["trian"],
-            'no command "trian"; there is demo, train, scenario, results, eval, predict, recipes, reproduce, '
-            'methods, import-ssul. Did you mean "train"?',
+            'no command "trian"; there is demo, train, scenario, results, report, eval, predict, recipes, '
+            'reproduce, methods, import-ssul. Did you mean "train"?',
         ),
         (
             ["train", "--method", "sul"],

@@ -206,6 +206,8 @@ def test_a_run_that_stops_early_is_not_compared(
     words += ["--train.epochs", "1", "--train.batch_size", "4", "--train.crop", "64", "--train.workers", "0"]
     words += ["--train.device", "cpu", "--data.root", str(trees["voc"]), "--out", str(tmp_path / "run")]
     assert cli.main(["reproduce", "voc-19-1-mib", *words, "--steps", "1"]) == 0
+    assert (tmp_path / "run" / "report.html").exists()
+    words += ["--report", "false"]
     out = capsys.readouterr().out
     assert "1 of 2 steps are done: not comparable yet" in out
     assert "(not comparable)" in out

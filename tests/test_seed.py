@@ -26,7 +26,16 @@ from segrow.model.store import load_model
 
 ROOT = Path(__file__).parents[1]
 FOUR = ["--task", "2-1", "--data.classes", ",".join(NAMES)]
-TINY = ["--model.name", "deeplabv3_test_resnet", "--model.weights", "none", "--train.workers", "0"]
+TINY = [
+    "--model.name",
+    "deeplabv3_test_resnet",
+    "--model.weights",
+    "none",
+    "--train.workers",
+    "0",
+    "--report",
+    "false",
+]
 VARIED = ["--overlap", "--crop_val", "--train_epoch", "4"]
 SMALL = ["--train_epoch", "1", "--batch_size", "4", "--crop_size", "32", "--model.width", "8", *TINY]
 ALL = ["--overlap", "--pseudo", "--freeze", "--bn_freeze", "--unknown", "--w_transfer", "--crop_val"]
@@ -123,7 +132,7 @@ def test_options_reach_a_trained_model(words: str, root: Path, tmp_path: Path) -
 def test_the_small_models_train_in_their_folders(name: str, root: Path, tmp_path: Path) -> None:
     words = ["--data_root", str(root), *FOUR, "--task", "offline", "--overlap", "--model", name]
     small = ["--train_epoch", "1", "--batch_size", "8", "--crop_size", "32", "--model.weights", "none"]
-    assert cli.seed_main([*words, *small, "--train.workers", "0"]) == 0
+    assert cli.seed_main([*words, *small, "--train.workers", "0", "--report", "false"]) == 0
     out = tmp_path / "checkpoints" / f"{name}_voc_offline_overlap"
     assert load_model(model_dir(out, 0))[0].config.name == name
 

@@ -16,6 +16,7 @@ from segrow.data.voc import NAMES
 
 MODEL = ["--model", "deeplabv3_mobilenet", "--task", "19-1", "--overlap", "--unknown"]
 SMALL = ["--train_epoch", "1", "--batch_size", "4", "--crop_size", "32", "--train.workers", "0"]
+SMALL += ["--report", "false"]
 
 
 @pytest.fixture(scope="module")

@@ -22,20 +22,27 @@ from ..methods.base import Method, make_method, method_class, method_names
 from ..recipes import Reference, merge, published_settings, read_recipe, references
 
 DEFAULT_METHOD = "ssul"
-QUICK_HELP = "the same code path shortened; composes tiny data without --data.root; no number is comparable"
+QUICK_HELP = "the same code path shortened; composes tiny data without --data.root; not comparable, no page"
 REFERENCE_HELP = "follow the method's released code where it differs (segrow recipes NAME says in what)"
+REPORT_HELP = "write report.html into the run's folder after each step"
 LISTS: dict[str, type] = {"--data.classes": str, "--model.rates": int, "--train.scale": float}
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a command line asked for; `reference` is what --reference switched on, None without it."""
+    """What a command line asked for.
+
+    Attributes:
+        reference: What --reference switched on, None without it.
+        report: Write the page about the run after each step.
+    """
 
     config: RunConfig
     method: Method
     out: Path | None
     base: Path | None
     reference: tuple[Reference, ...] | None = None
+    report: bool = True
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -99,7 +106,8 @@ def parse_run(
 
         print(yaml.safe_dump(configuration(config, method, base), sort_keys=False), end="")
         raise SystemExit(0)
-    return RunOptions(config, method, Path(parsed.out) if parsed.out else None, base, chosen)
+    out = Path(parsed.out) if parsed.out else None
+    return RunOptions(config, method, out, base, chosen, bool(parsed.get("report", True)))
 
 
 def _read_early(argv: Sequence[str], choose: bool) -> tuple[argparse.Namespace, list[str]]:
@@ -189,6 +197,7 @@ def _parser(method: str, description: str, command: str) -> ArgumentParser:
         parser.add_argument("--quick", action="store_true", help=QUICK_HELP)
         parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--reference", action="store_true", help=REFERENCE_HELP)
+    parser.add_argument("--report", type=bool, default=True, help=REPORT_HELP)
     parser.add_argument("--out", type=str | None, default=None, help="the run's folder")
     parser.add_argument(
         "--base", type=str | None, default=None, help="share the base step of this run or model"

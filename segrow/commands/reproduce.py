@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..errors import UserError, near
 from ..protocol import Summary, summarise
 from ..recipes import NOT_PUBLISHED, Cell, cell, cells, files, merge, notes, read_recipe, references
 from .options import RunOptions, parse_run
+from .pages import finish_page, write_page
 from .remarks import all_settings, differing, reference_lines, remarks
 
 EXAMPLE = "segrow reproduce voc-15-1-ssul-m --data.root VOCdevkit/VOC2012"
@@ -106,7 +108,8 @@ def _run(chosen: Cell, options: RunOptions, quick: bool, as_json: bool) -> int:
         for line in reference_lines(options):
             console.print(line, highlight=False, soft_wrap=True)
     try:
-        results = train(config, options.method, run, options.base, said)
+        draw = partial(write_page, run) if options.report and not quick else None
+        results = train(config, options.method, run, options.base, said, draw)
     except UserError:
         if run != out and is_first_process() and not run.exists():  # refused before it began
             shutil.rmtree(out / "data", ignore_errors=True)
@@ -115,6 +118,8 @@ def _run(chosen: Cell, options: RunOptions, quick: bool, as_json: bool) -> int:
         raise
     if not is_first_process():
         return 0
+    if draw:
+        finish_page(run, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
     summary = summarise(results, chosen.definition)
     done, steps = len(summary["steps"]), _n_steps(results)
     if done < steps and not quick:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ..errors import UserError
@@ -41,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
     from ..engine.setup import is_first_process
     from ..protocol import summarise
     from ..report.tables import results_table
+    from .pages import finish_page, write_page
     from .remarks import reference_lines
     from .remarks import remarks as notes
     from .seed_eval import report
@@ -53,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join(lines), flush=True)
         take_over(seed, base, out)
     try:
-        results = train(options.config, options.method, out, options.base, notes(options))
+        draw = partial(write_page, out) if options.report else None
+        results = train(options.config, options.method, out, options.base, notes(options), draw)
     except UserError as error:
         if first:
             give_up(base, out)
@@ -64,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
         method = f"{options.method.name}, {size} exemplars" if size else options.method.name
         console.print(results_table([(method, summarise(results, "ssul"))]))
         console.print(report(results))
+        if options.report:
+            finish_page(out, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
         console.print(f"run folder: {out}", highlight=False, soft_wrap=True)
     return 0
 

@@ -1,12 +1,14 @@
 """`segrow train`."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from ..protocol import summarise
 from .options import RunOptions, parse_run
+from .pages import finish_page, write_page
 from .remarks import reference_lines, remarks
 
 EXAMPLE = "segrow train --data.root VOCdevkit/VOC2012 --task 15-1 --method ssul --memory.size 100"
@@ -28,9 +30,12 @@ def main(argv: Sequence[str]) -> int:
     if is_first_process():
         for line in reference_lines(options):
             console.print(line, highlight=False, soft_wrap=True)
-    results = train(options.config, options.method, out, options.base, remarks(options))
+    draw = partial(write_page, out) if options.report else None
+    results = train(options.config, options.method, out, options.base, remarks(options), draw)
     if not is_first_process():
         return 0
+    if options.report:
+        finish_page(out, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
     console.print(results_table([(out.name, summarise(results, "ssul"))]))
     console.print(f"run folder: {out}", highlight=False, soft_wrap=True)
     return 0

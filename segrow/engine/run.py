@@ -1,7 +1,7 @@
 """A run: all steps of a scenario with one method, in one folder that can be continued at any time."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,12 @@ from .validate import Validation
 
 
 def train(
-    config: RunConfig, method: Method, out: Path, base: Path | None = None, remarks: tuple[str, ...] = ()
+    config: RunConfig,
+    method: Method,
+    out: Path,
+    base: Path | None = None,
+    remarks: tuple[str, ...] = (),
+    after_step: Callable[[Callable[[str], None]], None] | None = None,
 ) -> dict[str, Any]:
     """Train every step that is not done yet, evaluate after each; returns the content of results.json.
 
@@ -57,6 +62,7 @@ def train(
         base: Another run whose base step is shared; its network and protocol must match. Or a model
             directory of step 0, which is evaluated here.
         remarks: Sentences that every table of the results shows, such as how the run differs from a paper.
+        after_step: Called by the first process when the results of a step are written; gets what says a line.
 
     Raises:
         UserError: For every mistake in the options, the data or the folder, before anything is written.
@@ -72,7 +78,9 @@ def train(
         run = Run(config, method, prepared, machine)
         run.begin(plain, base, remarks)
         for step in prepared.scenario.steps[: config.steps]:
-            run.step(step.index)
+            news = run.step(step.index)
+            if news and after_step and fabric.is_global_zero:
+                after_step(display.say)
         run.say_what_is_left()
     run.end()
     return run.results
@@ -182,16 +190,17 @@ class Run:
 
     # ---- one step
 
-    def step(self, step: int) -> None:
-        """Train and evaluate one step, or what is left of it."""
+    def step(self, step: int) -> bool:
+        """Train and evaluate one step, or what is left of it; False when all was done before."""
         if step < len(self.results["steps"]):
             self.machine.display.say(f"step {step}  done before")
-            return
+            return False
         reset_peak_memory(self.fabric.device)
         if not self.paths.model(step).exists():
             self._train_step(step)
             self.fabric.barrier()
         self._evaluate_step(step)
+        return True
 
     def _train_step(self, step: int) -> None:
         torch.manual_seed(mix_seed(self.config.seed, step))

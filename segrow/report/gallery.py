@@ -1,0 +1,381 @@
+"""Which images a report shows, and their pictures: photo, truth, prediction and unknown map after each step.
+
+After each step the step's model labels a pool of validation images; what it said is kept in the run's
+folder `pictures/`. So the worst images of the last model can be shown with the predictions of every earlier
+step, and a report after each step costs only the new step.
+"""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from ..config import RunPaths
+from ..data import open_dataset
+from ..data.base import SegDataset
+from ..engine.folder import images_hash
+from ..errors import UserError
+from ..memory import from_json
+from ..methods.base import make_method
+from ..model.store import load_model
+from ..palette import voc_palette
+from ..predict import Predictor
+from ..scenario import Scenario, build_scenario
+from .figures import outline
+from .runs import ReportRun
+
+POOL = 64
+"""Validation images that are labelled after each step, unless another number is asked for."""
+SHOWN = 8
+"""Images of the grid."""
+SIDE = 448  # pixels: longest side of a picture
+UNKNOWN_SIDE = 160  # the map is smooth
+THUMB = 88  # side of a training image's thumbnail
+SEEN = 8  # thumbnails of a step's images, and of its exemplars
+VERSION = 1  # of the folder; another one is drawn again
+_VOID = (224, 224, 192)  # as in the label files of VOC
+
+Labels = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The pictures of a run: files in its folder.
+
+    Attributes:
+        folder: Where they are.
+        images: Ids of the pool.
+        of: How many validation images there are.
+        palette: Colour of each class index: that of its raw id, so the same in every class order.
+        scores: Per step, per image of the pool: its mean IoU, None where it shows and is given no class.
+    """
+
+    folder: Path
+    images: tuple[str, ...]
+    of: int
+    palette: tuple[tuple[int, int, int], ...]
+    scores: tuple[tuple[float | None, ...], ...]
+
+    def photo(self, k: int) -> Path:
+        """The k-th image of the pool, JPEG."""
+        return self.folder / f"{k:04d}.jpg"
+
+    def truth(self, k: int) -> Path:
+        """Its annotation: a PNG to lay over the photo, transparent where it is background."""
+        return self.folder / f"{k:04d}.png"
+
+    def labels(self, step: int, k: int) -> Path:
+        """What the model of a step said, a PNG as the truth."""
+        return self.folder / f"step_{step:02d}" / f"{k:04d}.png"
+
+    def unknown(self, step: int, k: int) -> Path:
+        """How unknown that model found each pixel: a grey JPEG, white = unknown."""
+        return self.folder / f"step_{step:02d}" / f"{k:04d}.jpg"
+
+    def seen(self, step: int) -> Path | None:
+        """Some training images of a step in a row; None where they were not kept."""
+        return _there(self.folder / f"step_{step:02d}" / "seen.jpg")
+
+    def exemplars(self, step: int) -> Path | None:
+        """Some of the exemplars it replayed, in a row; None where there are none."""
+        return _there(self.folder / f"step_{step:02d}" / "exemplars.jpg")
+
+
+def _there(path: Path) -> Path | None:
+    return path if path.exists() else None
+
+
+@dataclass(frozen=True)
+class Source:
+    """The data a run was trained on, opened again."""
+
+    data: SegDataset
+    scenario: Scenario
+    pool: tuple[str, ...]
+    of: int
+
+    @property
+    def palette(self) -> npt.NDArray[np.uint8]:
+        """uint8 N+1 x 3: colour of each class index, that of its raw id."""
+        return voc_palette(self.scenario.n_raw)[list(self.scenario.raw_ids)]
+
+
+def open_source(run: ReportRun, root: str | None, pool: int) -> Source:
+    """Open the data of a run.
+
+    Args:
+        run: The run.
+        root: The data set's folder, where it is not the one the run was trained with.
+        pool: Most images of the pool.
+
+    Raises:
+        UserError: The data are not there, or are not those the run was trained and tested on.
+    """
+    options = run.config["data"]
+    data = open_dataset(options["name"], root or options["root"], options["scenes"])
+    train, val = data.presence("train", False), data.presence("val", False)
+    scenario = build_scenario(
+        options["name"],
+        data.class_names,
+        data.ignore_id,
+        train,
+        run.config["task"],
+        run.config["setting"],
+        options["classes"],
+        options["order_seed"],
+        run.config["seed"],
+    )
+    tested = images_hash(val.ids)
+    if list(scenario.classes) != run.results["classes"] or tested != run.results["evaluation"]["images_hash"]:
+        raise UserError(f"the data in {data.root} are not those that {run.name} was tested on")
+    foreground = sorted(
+        scenario.raw_ids[1:]
+    )  # not in learning order: runs of other orders have the same pool
+    return Source(
+        data, scenario, tuple(val.ids[k] for k in pool_of(val.present[:, foreground], pool)), len(val.ids)
+    )
+
+
+def pool_of(present: npt.NDArray[np.bool_], size: int) -> list[int]:
+    """Rows of a presence matrix such that every class shows: the classes take turns, each adds one more.
+
+    Args:
+        present: images x classes.
+        size: Most rows; images that show no class fill what is left.
+    """
+    queues = [np.flatnonzero(column).tolist() for column in present.T]
+    queues.append(np.flatnonzero(~present.any(1)).tolist())
+    chosen: dict[int, None] = {}
+    while len(chosen) < size and any(queues):
+        for queue in queues[:-1] if any(queues[:-1]) else queues[-1:]:
+            while queue and queue[0] in chosen:
+                queue.pop(0)
+            if queue and len(chosen) < size:
+                chosen[queue.pop(0)] = None
+    return sorted(chosen)
+
+
+def update_gallery(
+    run: ReportRun, root: str | None, pool: int, allow_code: bool, say: Callable[[str], None] | None = None
+) -> Gallery:
+    """Draw what is missing of a run's pictures.
+
+    Args:
+        run: The run.
+        root: The data set's folder, where it is not the one the run was trained with.
+        pool: Most images of the pool.
+        allow_code: Import a method from outside segrow.
+        say: Gets a line for each step that is drawn.
+
+    Raises:
+        UserError: Its data or a model are missing, or its method is code that may not be imported.
+    """
+    source = open_source(run, root, pool)
+    folder = run.folder / "pictures"
+    about = {
+        "version": VERSION,
+        "images": list(source.pool),
+        "of": source.of,
+        "classes": list(source.scenario.classes),
+        "palette": source.palette.tolist(),
+    }
+    if _read(folder / "pool.json") != about:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _draw_pool(folder, source)
+        _write(folder / "pool.json", json.dumps(about, indent=1).encode())
+    for record in run.records:
+        step = int(record["step"])
+        model = RunPaths(run.folder).model(step)
+        stored = _read(folder / f"step_{step:02d}" / "scores.json")
+        if stored is None or stored["model"] != _hash(model):
+            if say:
+                say(f"step {step}  drawing {len(source.pool)} images for the report")
+            _draw_step(folder, source, run, step, allow_code)
+    return stored_gallery(run)
+
+
+def stored_gallery(run: ReportRun) -> Gallery:
+    """The pictures of a run as an earlier report left them.
+
+    Raises:
+        UserError: There are none, or not of every step.
+    """
+    folder = run.folder / "pictures"
+    about = _read(folder / "pool.json")
+    if about is None or about.get("version") != VERSION:
+        raise UserError(f"{run.name} has no pictures from an earlier report")
+    scores = [_read(folder / f"step_{record['step']:02d}" / "scores.json") for record in run.records]
+    if None in scores:
+        raise UserError(f"{run.name} has pictures of {len(scores) - scores.count(None)} of its steps only")
+    values = tuple(tuple(stored["scores"]) for stored in scores if stored)
+    palette = tuple((int(r), int(g), int(b)) for r, g, b in about["palette"])
+    return Gallery(folder, tuple(about["images"]), int(about["of"]), palette, values)
+
+
+def _hash(model: Path) -> str:
+    stored = _read(model / "model.json")
+    if stored is None:
+        raise UserError(f"{model} is not there; pictures need the model of every step")
+    return str(stored["hashes"]["model"])
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON file; None where there is none that can be read."""
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return loaded if isinstance(loaded, dict) else None
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _draw_pool(folder: Path, source: Source) -> None:
+    palette, table = source.palette, source.scenario.eval_table()
+    for k, image_id in enumerate(source.pool):
+        photo = Image.fromarray(source.data.image("val", image_id))
+        photo.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        _write(folder / f"{k:04d}.jpg", _encoded(photo, "JPEG", quality=85))
+        truth = table[source.data.mask("val", image_id)]
+        _write(folder / f"{k:04d}.png", label_png(truth, photo.size, palette))
+
+
+def _draw_step(folder: Path, source: Source, run: ReportRun, step: int, allow_code: bool) -> None:
+    target = folder / f"step_{step:02d}"
+    shutil.rmtree(target, ignore_errors=True)
+    directory = RunPaths(run.folder).model(step)
+    model, meta = load_model(directory)
+    method = meta["method"]
+    if "." in method["name"] and not allow_code:
+        raise UserError(f"the method of {run.name} is code outside segrow ({method['name']}); allow it first")
+    crop = meta["protocol"]["crop"] if meta["protocol"]["crop_val"] else None
+    reader = make_method(method["name"], method["fields"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    predictor = Predictor(
+        model, reader.scores, meta["class_names"], crop=crop, device=device, novelty=reader.novelty
+    )
+    palette, table = source.palette, source.scenario.eval_table()
+    values: list[float | None] = []
+    for k, image_id in enumerate(source.pool):
+        seen = predictor(source.data.image("val", image_id))
+        truth = table[source.data.mask("val", image_id)]
+        values.append(image_iou(truth, seen.labels, len(meta["class_names"])))
+        with Image.open(folder / f"{k:04d}.jpg") as photo:
+            size = photo.size
+        _write(target / f"{k:04d}.png", label_png(seen.labels, size, palette))
+        grey = Image.fromarray(np.rint(255 * seen.unknown).astype(np.uint8))
+        grey.thumbnail((UNKNOWN_SIDE, UNKNOWN_SIDE))
+        _write(target / f"{k:04d}.jpg", _encoded(grey, "JPEG", quality=75))
+    _thumbnails(target / "seen.jpg", source.data, source.scenario.images(step, reader.sees))
+    if step and run.records[step]["exemplars"]:
+        kept = from_json(RunPaths(run.folder).model(step - 1) / "memory.json")
+        _thumbnails(target / "exemplars.jpg", source.data, tuple(e.image for e in kept))
+    stored = {"model": meta["hashes"]["model"], "scores": values}
+    _write(target / "scores.json", json.dumps(stored).encode())  # last: what has it is whole
+
+
+def image_iou(truth: Labels, labels: Labels, known: int) -> float | None:
+    """Mean IoU of one image over the known foreground classes it shows or is given.
+
+    Classes that are not learnt yet count as background: painting over them is a mistake.
+
+    Args:
+        truth: H W class indices, negative = void.
+        labels: H W, predicted.
+        known: Number of known classes, background included.
+    """
+    valid = truth >= 0
+    expected, got = np.where(truth[valid] < known, truth[valid], 0), labels[valid]
+    values = []
+    for c in np.union1d(expected, got).tolist():
+        if c:
+            values.append(((expected == c) & (got == c)).sum() / ((expected == c) | (got == c)).sum())
+    return float(np.mean(values)) if values else None
+
+
+def label_png(labels: Labels, size: tuple[int, int], palette: npt.NDArray[np.uint8]) -> bytes:
+    """A label map to lay over a photo: classes in their colours, edges solid, background transparent.
+
+    Args:
+        labels: H W class indices; negative = void, pale.
+        size: Width and height of the result.
+        palette: uint8 n x 3.
+    """
+    rows = np.minimum(((np.arange(size[1]) + 0.5) * labels.shape[0] / size[1]).astype(int), len(labels) - 1)
+    columns = ((np.arange(size[0]) + 0.5) * labels.shape[1] / size[0]).astype(int)
+    small = labels[rows[:, None], np.minimum(columns, labels.shape[1] - 1)[None]]
+    alpha = np.where(outline(small), 255, 150)
+    alpha[small == 0] = 0
+    alpha[small < 0] = 90
+    colours = palette[np.maximum(small, 0)]
+    colours[small < 0] = _VOID
+    colours[small == 0] = 0
+    rgba = np.ascontiguousarray(np.dstack([colours, alpha.astype(np.uint8)]))
+    values, index = np.unique(rgba.view(np.uint32), return_inverse=True)
+    if len(values) > 256:
+        return _encoded(Image.fromarray(rgba), "PNG")
+    entries = values.view(np.uint8).reshape(-1, 4)
+    picture = Image.fromarray(index.reshape(small.shape).astype(np.uint8))
+    picture.putpalette(entries[:, :3].tobytes())
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", transparency=entries[:, 3].tobytes())
+    return buffer.getvalue()
+
+
+def _thumbnails(path: Path, data: SegDataset, images: Sequence[str]) -> None:
+    """A row of some training images, centre squares; nothing when there are none."""
+    if not images:
+        return
+    some = [images[k] for k in np.unique(np.linspace(0, len(images) - 1, min(SEEN, len(images))).astype(int))]
+    row = Image.new("RGB", (len(some) * THUMB, THUMB))
+    for k, image_id in enumerate(some):
+        picture = data.picture("train", image_id)
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        square = picture.crop((left, top, left + side, top + side))
+        row.paste(square.resize((THUMB, THUMB), Image.Resampling.LANCZOS), (k * THUMB, 0))
+    _write(path, _encoded(row, "JPEG", quality=80))
+
+
+def _encoded(picture: Image.Image, kind: str, **options: int) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def choose(scores: Sequence[Sequence[float | None]], n: int = SHOWN) -> list[tuple[int, str]]:
+    """Images to show, and why: half of them the worst, a quarter those that lost most, the best, the middle.
+
+    Args:
+        scores: Per step, per image: its IoU; None where nothing can be counted.
+        n: How many, at least 4.
+    """
+    last = [(value, k) for k, value in enumerate(scores[-1]) if value is not None]
+    ranked = [k for _, k in sorted(last)]
+    drops = {k: max((row[k] or 0.0) for row in scores) - (scores[-1][k] or 0.0) for k in ranked}
+    chosen: dict[int, str] = dict.fromkeys(ranked[: n // 2], "among the worst")
+    for k in sorted(ranked, key=lambda k: -drops[k]):
+        if len(chosen) < n // 2 + n // 4 and drops[k] > 0:
+            chosen.setdefault(k, "lost most")
+    if ranked:
+        chosen.setdefault(ranked[-1], "the best")
+        chosen.setdefault(ranked[len(ranked) // 2], "in the middle")
+    for k in [*ranked, *range(len(scores[-1]))]:
+        if len(chosen) < n:
+            chosen.setdefault(k, "further")
+    return list(chosen.items())[:n]
