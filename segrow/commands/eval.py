@@ -15,12 +15,10 @@ from ..data import open_dataset
 from ..engine.checkpoint import write_json
 from ..errors import UserError
 from ..evaluate import eval_loader, evaluate
-from ..methods.base import Method, make_method
-from ..model.segmenter import Segmenter
-from ..model.store import load_model
 from ..protocol import definition, summarise
 from ..report.tables import percent
 from ..scenario import build_scenario
+from ..stored import find_model, load_with_method
 from .parser import OneLineParser
 
 
@@ -97,33 +95,6 @@ def main(argv: Sequence[str]) -> int:
         table.add_row(f"mean, {part}", percent(last[part]))
     Console().print(table)
     return 0
-
-
-def find_model(path: Path) -> Path:
-    """A model directory, or the last one of a run folder.
-
-    Raises:
-        UserError: When there is none.
-    """
-    if (path / "model.json").exists():
-        return path
-    found = sorted((path / "steps").glob("*/model"))
-    if not found:
-        raise UserError(f"{path} holds no model: expected model.json in it, or a run folder with steps/")
-    return found[-1]
-
-
-def load_with_method(folder: Path, allow_code: bool) -> tuple[Segmenter, dict[str, Any], Method]:
-    """A model, its model.json, and the method that knows how its logits become scores.
-
-    Raises:
-        UserError: When there is no model, or its method is code outside segrow and that is not allowed.
-    """
-    model, meta = load_model(folder)
-    stored = meta["method"]
-    if "." in stored["name"] and not allow_code:
-        raise UserError(f"the model's method is code outside segrow ({stored['name']}); give --allow_code")
-    return model, meta, make_method(stored["name"], stored["fields"])
 
 
 def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from ..errors import UserError
 from ..predict import Predictor, predict_files
-from .eval import find_model, load_with_method
+from ..stored import find_model, load_with_method
 from .parser import OneLineParser
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
