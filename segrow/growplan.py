@@ -19,6 +19,7 @@ from .errors import UserError, near
 from .memory import Exemplar, from_json
 from .methods.base import Method, make_method
 from .model.segmenter import Segmenter
+from .model.store import settle
 from .recipes import published_settings
 from .stored import find_model, load_with_method
 
@@ -163,6 +164,7 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
     Raises:
         UserError: For the first thing that would go wrong.
     """
+    settle(model)
     folder = find_model(model)
     target = _target(model, folder, options.out)
     network, meta, method = load_with_method(folder, options.allow_code)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..errors import UserError, near
 from ..memory import Exemplar, from_json_bytes, to_json
 from .segmenter import Group, Head, Segmenter
-from .store import exchanged, load_model, model_files, read_record, save_model
+from .store import exchanged, load_model, model_files, read_record, save_model, settle
 
 HISTORY = "history"
 _OWN = ("format", "segrow", "timm", "class_steps", "model", "input", "hashes")  # what `save_model` writes
@@ -65,6 +65,7 @@ def versions(directory: Path) -> list[Version]:
     Raises:
         UserError: No model, or a model.json of any version that was changed.
     """
+    settle(directory)
     folders = [*_stored(directory), directory]
     records = [read_record(folder) for folder in folders]
     by_hash = {record["hashes"]["model"]: record for record in records}
@@ -182,6 +183,7 @@ def rename_class(directory: Path, old: str, new: str) -> None:
     Raises:
         UserError: For a class that the model does not know, background, or a name that cannot be.
     """
+    settle(directory)
     model, meta = load_model(directory)
     names = list(meta["class_names"])
     index = _find(names, old, directory)
@@ -204,6 +206,7 @@ def remove_class(directory: Path, name: str) -> None:
         UserError: For a class that the model does not know, background, the last foreground class, or a
             method whose state cannot lose a class.
     """
+    settle(directory)
     model, meta = load_model(directory)
     names = list(meta["class_names"])
     index = _find(names, name, directory)

@@ -235,6 +235,13 @@ def exchanged(directory: Path) -> Iterator[Path]:
         _settle(directory, backup)
 
 
+def settle(directory: Path) -> None:
+    """End an exchange that was killed between its renames: the old directory stands again, or the new one."""
+    directory = Path(directory).resolve()
+    if _backup(directory).exists():
+        _settle(directory, _backup(directory))
+
+
 def _replaceable(directory: Path) -> bool:
     return (directory / RECORD).is_file() or not any(directory.iterdir())
 
