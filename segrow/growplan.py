@@ -60,6 +60,7 @@ class AddOptions:
         batch_size: None: BATCH, or all images when they are fewer.
         views: Random views of an image that are kept.
         lr: Of the new heads; None: as the method was published.
+        crop: Side of the training crops in pixels; None: as the model was trained.
         seed: Of everything random.
         workers: Loader processes.
         device: auto, cpu or cuda.
@@ -76,6 +77,7 @@ class AddOptions:
     batch_size: int | None = None
     views: int = 4
     lr: float | None = None
+    crop: int | None = None
     seed: int = 1
     workers: int = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -379,16 +381,18 @@ def _config(
     chosen = {key: value for key, value in published.items() if key in _PUBLISHED}
     if "scale" in chosen:
         chosen["scale"] = tuple(chosen["scale"])
-    batch = options.batch_size or min(BATCH, images)
+    batch = min(BATCH, images) if options.batch_size is None else options.batch_size
+    if batch < 2:
+        raise UserError(f"--batch-size should be at least 2, which batch normalisation needs, got {batch}")
     if batch > images:
         raise UserError(
             f"--batch-size {batch} is more than the {images} images to learn from; use {images} or less"
         )
     train = TrainConfig(
         **chosen,
-        epochs=options.epochs or -(-UPDATES // (images // batch)),
+        epochs=-(-UPDATES // (images // batch)) if options.epochs is None else options.epochs,
         batch_size=batch,
-        crop=protocol["crop"],
+        crop=protocol["crop"] if options.crop is None else options.crop,
         crop_val=protocol["crop_val"],
         device=options.device,
         workers=options.workers,
@@ -404,8 +408,6 @@ def _config(
         train=train,
     )
     check_ranges(config)
-    if batch < 2:
-        raise UserError("--batch-size should be at least 2, which batch normalisation needs, got 1")
     return config
 
 

@@ -1,16 +1,21 @@
 """`segrow add`."""
 
+import argparse
 import json
 import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from ..adopt import adopt
+from ..errors import UserError
 from ..gate import ENOUGH, FEW, Verdicts
 from ..grow import AddOptions, Outcome, carry_out, plan_addition, rejected_folder
 from ..growplan import Plan
+from ..model.foreign import ARCHS
 from .parser import OneLineParser
 
 TEXT = ("class", "verdict", "taken for")
@@ -21,6 +26,44 @@ REJECTED = 3
 def main(argv: Sequence[str]) -> int:
     """Plan, train, judge; 0 when the new model stands, 3 when it was rejected."""
     args = _parser().parse_args(list(argv))
+    if args.origin is not None:
+        return _from_elsewhere(args)
+    if args.names or args.arch:
+        raise UserError("--names and --arch describe the file of --from; give it, or leave them out")
+    if args.model is None or args.data is None:
+        raise UserError("the following arguments are required: MODEL|RUN (or --from FILE), --data, --classes")
+    return _grow(Path(args.model), args)
+
+
+def _from_elsewhere(args: argparse.Namespace) -> int:
+    """Convert a state dict, and teach it further where new classes are given."""
+    if args.model is not None:
+        raise UserError(f"got MODEL {args.model} and --from {args.origin}; give one of them")
+    if not args.names or not args.out:
+        raise UserError("--from FILE needs --names a,b,c (its classes by channel) and --out DIR")
+    if args.data is None and args.classes:
+        raise UserError("--classes needs --data with images of them; leave it out to convert the file alone")
+    out = Path(args.out)
+    if out.exists():
+        raise UserError(f"--out {out} is there already; give another place")
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / out.name
+        known = adopt(Path(args.origin), _listed(args.names), model, args.arch)
+        if args.data is not None:
+            return _grow(model, args)
+        if not args.dry_run:
+            adopt(Path(args.origin), _listed(args.names), out, args.arch)
+    verb = "would be" if args.dry_run else "is"
+    print(f"{out} {verb} a model of {known} classes, from {args.origin}")
+    return 0
+
+
+def _listed(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _grow(model: Path, args: argparse.Namespace) -> int:
+    """One more step on a model directory."""
     options = AddOptions(
         out=_path(args.out),
         check=_path(args.check),
@@ -32,13 +75,13 @@ def main(argv: Sequence[str]) -> int:
         batch_size=args.batch_size,
         views=args.views,
         lr=args.lr,
+        crop=args.crop,
         seed=args.seed,
         workers=args.workers,
         device=args.device,
         allow_code=args.allow_code,
     )
-    classes = [name.strip() for name in args.classes.split(",") if name.strip()]
-    plan = plan_addition(Path(args.model), Path(args.data), classes, options)
+    plan = plan_addition(model, Path(args.data), _listed(args.classes), options)
     console = Console(stderr=args.json)
     for line in describe(plan):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -63,14 +106,18 @@ def _parser() -> OneLineParser:
         epilog="Example: segrow add models/animals --data photos --classes zebra,okapi --check old_photos",
     )
     parser.add_argument(
-        "model", metavar="MODEL|RUN", help="a model directory, or a run folder (its last step)"
+        "model", nargs="?", metavar="MODEL|RUN", help="a model directory, or a run folder (its last step)"
     )
     parser.add_argument(
+        "--from", dest="origin", metavar="FILE", help="instead: a state dict of torchvision's DeepLabV3"
+    )
+    parser.add_argument("--names", help="its classes in the order of its channels, separated by commas")
+    parser.add_argument("--arch", choices=ARCHS, help="the network it has to hold (default: what it shows)")
+    parser.add_argument(
         "--data",
-        required=True,
         help="folder with classes.txt, images/, masks/; or JPEGImages/, SegmentationClass/; or a COCO .json",
     )
-    parser.add_argument("--classes", required=True, help="the new classes, separated by commas")
+    parser.add_argument("--classes", default="", help="the new classes, separated by commas")
     parser.add_argument(
         "--out", help="the new model's directory (default: MODEL itself; of a run, RUN/grown)"
     )
@@ -87,6 +134,9 @@ def _parser() -> OneLineParser:
     parser.add_argument("--batch-size", type=int, help="default: 8, or all images when they are fewer")
     parser.add_argument("--views", type=int, default=4, help="random views kept of every image (default 4)")
     parser.add_argument("--lr", type=float, help="default: as the model's method was published")
+    parser.add_argument(
+        "--crop", type=int, help="pixels of training crops (default: as the model was trained)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
