@@ -10,6 +10,7 @@ overlap the smaller one is on top. Masks are drawn once and kept in the user's c
 import hashlib
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -137,7 +138,8 @@ class CocoDataset(SegDataset):
                 runs = masks.frPyObjects(outline, *outline["size"])
             else:
                 runs = outline
-            shape = np.asarray(masks.decode(runs), dtype=bool)
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of numpy, inside
+                shape = np.asarray(masks.decode(runs), dtype=bool)
             if shape.shape != size:
                 raise UserError(
                     f"{self.path}: annotation {annotation.get('id')} is {shape.shape[1]}x{shape.shape[0]} "

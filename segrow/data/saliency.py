@@ -47,7 +47,7 @@ class SaliencyMaker:
         """
         picture = open_image(image)
         found = self._probabilities(picture)
-        resized = Image.fromarray(found).resize(picture.size, Image.Resampling.BILINEAR)
+        resized = Image.fromarray(found).resize(picture.size, Image.Resampling.LANCZOS)
         salient: NDArray[np.bool_] = np.asarray(resized) > THRESHOLD
         return salient
 
@@ -80,7 +80,7 @@ def _from_file(path: Path) -> Callable[[Image.Image], NDArray[np.float32]]:
     mean, std = np.array(_MEAN, np.float32), np.array(_STD, np.float32)
 
     def run(picture: Image.Image) -> NDArray[np.float32]:
-        pixels = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR), np.float32)
+        pixels = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS), np.float32)
         normal = (pixels / max(float(pixels.max()), 1e-6) - mean) / std
         out = session.run(None, {entry.name: normal.astype(np.float32).transpose(2, 0, 1)[None]})[0]
         found = np.asarray(out, np.float32).reshape(out.shape[-2:])
