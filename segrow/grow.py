@@ -310,7 +310,10 @@ def _meta(plan: Plan, training: dict[str, Any], verdicts: Verdicts) -> dict[str,
     """The new model.json without what the store writes."""
     origin, stored, train = plan.meta["scenario"], plan.meta["method"], plan.config.train
     # what this step alone changed (no saliency, a frozen trunk) says nothing of the next one
-    method = stored if stored["name"] == plan.method.name else _described(plan)
+    method = _described(plan)
+    if stored["name"] == plan.method.name:
+        given = {k: v for k, v in method["fields"].items() if k == "gives_way"}
+        method = {"name": stored["name"], "fields": {**stored["fields"], **given}}
     return {
         "step": plan.step,
         "class_names": list(plan.names),

@@ -349,6 +349,10 @@ def _method(
         init = "background" if loss == "ce" else "random"
         method = make_method("ssul", {"unknown": "none", "loss_type": loss, "init": init})
         fields = method.fields()
+    if "gives_way" in fields:
+        # the new heads see no old images: what old heads are sure of is theirs
+        fields["gives_way"] = (*fields["gives_way"], network.n_classes)
+        method = make_method(method.name, fields)
     if fields.get("freeze") == "none":
         notes.append("the trunk is frozen: a few images would only unsettle it")
         method = make_method(method.name, {**fields, "freeze": "trunk"})

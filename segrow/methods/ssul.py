@@ -29,6 +29,9 @@ class Ssul(Composed):
         bn_freeze: Freeze every batch normalisation, statistics and affine, from step 1 on.
         loss_type: bce (one-vs-rest), ce or focal (softmax, gamma 2).
         background_lr: Rate of the background head in increments, relative to the new head's.
+        gives_way: First class indices of steps whose classes give way to all earlier ones (`segrow add`):
+            such a class scores its probability times that of being none of those. Its head was trained on a
+            few images without them, so alone it says little about what is in old ones.
     """
 
     paper_memory: ClassVar[bool] = True
@@ -40,6 +43,7 @@ class Ssul(Composed):
     bn_freeze: bool = True
     loss_type: Literal["bce", "ce", "focal"] = "bce"
     background_lr: float = 1e-4
+    gives_way: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,4 +117,10 @@ class Ssul(Composed):
         x = self.channels(logits, unknown)
         p = x.softmax(1) if self.softmax else x.sigmoid()
         known = logits.shape[1]
-        return torch.cat([p[:, :1] + p[:, known:].sum(1, keepdim=True), p[:, 1:known]], 1)
+        scores = [p[:, :1] + p[:, known:].sum(1, keepdim=True), p[:, 1:known]]
+        if self.gives_way:
+            first = self.gives_way[0]
+            scores[1] = p[:, 1:first]
+            for start, stop in zip(self.gives_way, (*self.gives_way[1:], known), strict=True):
+                scores.append(p[:, start:stop] * (1 - p[:, 1:start].amax(1, keepdim=True)))
+        return torch.cat(scores, 1)

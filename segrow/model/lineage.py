@@ -214,7 +214,8 @@ def remove_class(directory: Path, name: str) -> None:
         raise UserError(f'"{name}" is the only class of {directory}; delete the folder instead')
     extra = _without(_extra(directory, meta), index, meta)
     del names[index]
-    _rewrite(without_channel(model, index), directory, meta, names, f"remove {name}", extra)
+    smaller, method = without_channel(model, index), _method_without(meta["method"], index, len(names))
+    _rewrite(smaller, directory, meta, names, f"remove {name}", extra, method)
 
 
 def without_channel(model: Segmenter, index: int) -> Segmenter:
@@ -286,6 +287,15 @@ def _without(extra: Mapping[str, bytes], index: int, meta: Mapping[str, Any]) ->
     return files
 
 
+def _method_without(method: Mapping[str, Any], index: int, known: int) -> dict[str, Any]:
+    """The method's fields after a class has gone: the class indices among them move along."""
+    fields = dict(method["fields"])
+    if starts := fields.get("gives_way"):
+        moved = sorted({start - (start > index) for start in starts})
+        fields["gives_way"] = [start for start in moved if 1 < start < known]
+    return {**method, "fields": fields}
+
+
 def _rewrite(
     model: nn.Module,
     directory: Path,
@@ -293,6 +303,7 @@ def _rewrite(
     names: Sequence[str],
     change: str,
     extra: Mapping[str, bytes],
+    method: Mapping[str, Any] | None = None,
 ) -> None:
     """The next version, of the same step."""
     if not isinstance(model, Segmenter) or not all(isinstance(head, Head) for head in model.heads):
@@ -301,4 +312,5 @@ def _rewrite(
     # classes of steps that were never taken say nothing of this model any more
     ours |= {"class_names": list(names), "change": change}
     ours["scenario"] = {**meta["scenario"], "classes": list(names)}
+    ours["method"] = dict(method or meta["method"])
     succeed(model, directory, ours, extra, directory)
