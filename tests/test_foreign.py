@@ -168,6 +168,7 @@ def test_options_that_do_not_fit(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_it_is_taught_further(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = folder_tree(tmp_path / "data", ("background", "zebra"), train=3, val=0, size=(33, 33)).root
     out = tmp_path / "model"

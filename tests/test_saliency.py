@@ -158,7 +158,7 @@ def test_u2netp_makes_the_maps_of_the_data(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason='needs pip install "segrow[saliency]"')
     maker = SaliencyMaker(str(U2NETP))
     agree = []
-    for path in sorted((VOC / "saliency_map").glob("*.png"))[:8]:
+    for path in sorted((VOC / "saliency_map").glob("*.png"))[:4]:
         theirs = read_saliency(path).astype(bool)
         ours = maker.map(VOC / "JPEGImages" / f"{path.stem}.jpg")
         agree.append(float((ours == theirs).mean()))

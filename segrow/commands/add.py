@@ -181,8 +181,10 @@ def describe(plan: Plan) -> list[str]:
         shown = ", ".join(plan.held.ids[:4]) + (" …" if len(plan.held.ids) > 4 else "")
         rows.append(f"held out: {len(plan.held.ids)} images ({shown}); new classes {wanted} there")
     rows += [f"note: {note}" for note in plan.notes]
-    kept = "" if plan.options.out else ", its parent under history/"
-    rows.append(f"will be written to {plan.target}{kept}; if rejected, to {rejected_folder(plan)}")
+    rows.append(
+        f"will be written to {plan.target}, its parent under history/; if rejected, "
+        f"to {rejected_folder(plan)}"
+    )
     return rows
 
 
