@@ -15,9 +15,10 @@ from trees import folder_tree, random_mask, save_mask, voc_tree
 
 from segrow import cli
 from segrow.engine.checkpoint import Checkpoint
+from segrow.engine.log import Display
 from segrow.engine.run import Run
 from segrow.errors import NonFiniteLossError, UserError
-from segrow.grow import AddOptions, add_classes, plan_addition
+from segrow.grow import AddOptions, _gather, add_classes, plan_addition, scenario_of
 from segrow.growplan import _hold_out
 from segrow.memory import from_json
 from segrow.methods.base import make_method
@@ -252,9 +253,6 @@ def test_exemplars_are_replayed_and_judged(
 def test_an_exemplar_shows_what_it_may_and_nothing_else(
     model: Path, root: Path, photos: Path, tmp_path: Path
 ) -> None:
-    from segrow.engine.log import Display
-    from segrow.grow import _gather
-
     options = AddOptions(exemplars=root, workers=0, device="cpu")
     plan = plan_addition(model, photos, ["zebra"], options)
     assert plan.old_data is not None
@@ -267,6 +265,17 @@ def test_an_exemplar_shows_what_it_may_and_nothing_else(
         for raw in range(1, 5):  # aeroplane, bicycle were annotated; bird, boat were not
             value = len(NAMES) + raw - 1
             assert ((ours == value) == (theirs == raw)).all() if raw <= 2 else not (ours == value).any()
+
+
+def test_each_class_is_learnt_from_its_own_value(model: Path, photos: Path, tmp_path: Path) -> None:
+    plan = plan_addition(model, photos, ["okapi", "zebra"], AddOptions(workers=0, device="cpu"))
+    with Display(quiet=True) as display:
+        scenario = scenario_of(plan, _gather(plan, tmp_path, display))
+    assert scenario.classes == ("background", "aeroplane", "bicycle", "okapi", "zebra")
+    assert [step.classes for step in scenario.steps] == [("aeroplane", "bicycle"), ("okapi", "zebra")]
+    table = scenario.train_table(1)
+    assert table[:7].tolist() == [0, 0, 0, 0, 0, 4, 3]
+    assert set(table[7:].tolist()) == {-1}
 
 
 # --- methods ------------------------------------------------------------------------------------------------
