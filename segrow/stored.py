@@ -8,6 +8,9 @@ from .methods.base import Method, make_method
 from .model.segmenter import Segmenter
 from .model.store import load_model
 
+NEEDED = ("step", "class_names", "scenario", "method", "protocol")
+"""What the engine writes into model.json, and who uses a model must know."""
+
 
 def find_model(path: Path) -> Path:
     """A model directory, or the last one of a run folder.
@@ -27,9 +30,15 @@ def load_with_method(folder: Path, allow_code: bool) -> tuple[Segmenter, dict[st
     """A model, its model.json, and the method that knows how its logits become scores.
 
     Raises:
-        UserError: When there is no model, or its method is code outside segrow and that is not allowed.
+        UserError: When there is no model, its model.json says too little, or its method is code outside
+            segrow and that is not allowed.
     """
     model, meta = load_model(folder)
+    if missing := [key for key in NEEDED if key not in meta]:
+        raise UserError(
+            f"{folder / 'model.json'} lacks {', '.join(missing)}; give a model that segrow train, add or "
+            "import made"
+        )
     stored = meta["method"]
     if "." in stored["name"] and not allow_code:
         raise UserError(f"the model's method is code outside segrow ({stored['name']}); give --allow_code")

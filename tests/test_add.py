@@ -23,7 +23,7 @@ from segrow.growplan import _hold_out
 from segrow.memory import from_json
 from segrow.methods.base import make_method
 from segrow.model.lineage import remove_class, rollback, versions
-from segrow.model.store import load_model
+from segrow.model.store import load_model, save_model
 
 NAMES = ("background", "aeroplane", "bicycle", "bird", "boat", "zebra", "okapi")
 SIZE = (40, 48)
@@ -415,7 +415,7 @@ def test_broken_data(
     assert names_in(model.parent) == {"animals"}
 
 
-@pytest.mark.parametrize("what", ["newer", "changed", "none", "outside"])
+@pytest.mark.parametrize("what", ["newer", "changed", "none", "outside", "bare"])
 def test_a_model_that_cannot_be_used(
     model: Path, photos: Path, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -428,13 +428,14 @@ def test_a_model_that_cannot_be_used(
         (model / "model.safetensors").write_bytes(bytes(content))
     elif what == "none":
         (model / "model.json").unlink()
-    elif what == "outside":
-        from segrow.model.store import save_model
-
+    elif what in ("outside", "bare"):
         network, meta = load_model(model)
         ours = ("format", "segrow", "timm", "class_steps", "model", "input", "hashes")
         rest = {key: value for key, value in meta.items() if key not in ours}
-        save_model(network, model, {**rest, "method": {"name": "outside.counting", "fields": {}}})
+        rest["method"] = {"name": "outside.counting", "fields": {}}
+        if what == "bare":
+            rest = {"class_names": rest["class_names"]}
+        save_model(network, model, rest)
     before = snapshot(model)
     assert add(model, photos) == 2
     expected = {
@@ -442,6 +443,7 @@ def test_a_model_that_cannot_be_used(
         "changed": "was changed or cut off",
         "none": "holds no model",
         "outside": "code outside segrow",
+        "bare": "lacks step, scenario, method, protocol; give a model that segrow train, add or import made",
     }
     assert expected[what] in only_line(capsys.readouterr().err)
     assert snapshot(model) == before
@@ -456,8 +458,6 @@ def test_no_exemplars_to_replay(
     bare = tmp_path / "bare"
     network, meta = load_model(model)
     ours = ("format", "segrow", "timm", "class_steps", "model", "input", "hashes")
-    from segrow.model.store import save_model
-
     save_model(network, bare, {key: value for key, value in meta.items() if key not in ours})
     assert add(bare, photos, "--exemplars", str(root)) == 2
     assert "has no exemplars; leave --exemplars out" in only_line(capsys.readouterr().err)
