@@ -17,22 +17,22 @@ segrow: grow a semantic segmentation model class by class, without forgetting.
 
 usage: segrow COMMAND [options]
 
-  demo         learn handwritten digits in steps on the embedded data: a table, pictures, a page
-  train        train a scenario step by step; the same command again continues
-  scenario     which classes and images each step of a task has
-  results      mIoU of old, new and all classes after every step of one or more runs
-  eval         evaluate a model on a data set
-  predict      label maps and overlays for images
-  add          one more step on your own images; the model is replaced only if it has not forgotten
-  lineage      the versions of a model
-  rollback     an earlier version becomes the model again
+  demo          learn handwritten digits in steps on the embedded data: a table, pictures, a page
+  train         train a scenario step by step; the same command again continues
+  scenario      which classes and images each step of a task has
+  results       mIoU of old, new and all classes after every step of one or more runs
+  eval          evaluate a model on a data set
+  predict       label maps and overlays for images
+  add           one more step on your own images; the model is replaced only if it has not forgotten
+  lineage       the versions of a model
+  rollback      an earlier version becomes the model again
   rename-class  give a class of a model another name
   remove-class  take a class out of a model
-  data         make saliency maps for a data folder
-  recipes      every cell of the published tables with its mIoU, and measured experiments
-  reproduce    train a recipe of the tables; measured beside published
-  methods      the methods: paper, exchangeable parts, hyper-parameters
-  import-ssul  a checkpoint of the SSUL reference code as a model directory
+  data          make saliency maps for a data folder
+  recipes       every cell of the published tables with its mIoU, and measured experiments
+  reproduce     train a recipe of the tables; measured beside published
+  methods       the methods: paper, exchangeable parts, hyper-parameters
+  import-ssul   a checkpoint of the SSUL reference code as a model directory
 
 segrow COMMAND --help says more. Example:
   segrow train --data.root VOCdevkit/VOC2012 --task 15-1 --method ssul --out runs/first
