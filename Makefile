@@ -10,7 +10,7 @@ PARALLEL := -n 2 --dist loadfile
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev,lite0]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev,lite0,coco]"
 	touch $(STAMP)
 
 demo: $(STAMP)

@@ -3,28 +3,33 @@
 predictor = segrow.load("runs/ssul")
 seen = predictor("photo.jpg")
 seen.labels, seen.probability, seen.unknown, seen.overlay()
+
+outcome = segrow.add_classes("models/animals", "photos", ["zebra"], check="old_photos")
+outcome.passed, outcome.model, outcome.verdicts.old
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .predict import Predictor
+    from .grow import add_classes
+    from .predict import Predictor, load
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["Predictor", "__version__", "add_classes", "load"]
 
 
-def load(model: Path | str, **options: Any) -> "Predictor":
-    """A model directory, or the last model of a run folder, ready to label images.
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: torch takes seconds, and not all who import segrow need it."""
+    if name == "add_classes":
+        from .grow import add_classes
 
-    Args:
-        model: The folder.
-        options: device, precision, tile, allow_code: as in `segrow.predict.load`.
+        return add_classes
+    if name in ("Predictor", "load"):
+        from . import predict
 
-    Raises:
-        UserError: When there is no model, it was changed, or its method may not be imported.
-    """
-    from .predict import load as load_predictor  # torch takes seconds, and not all who import segrow need it
+        return predict.load if name == "load" else predict.Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-    return load_predictor(model, **options)
+
+def __dir__() -> list[str]:
+    return __all__

@@ -17,17 +17,23 @@ segrow: grow a semantic segmentation model class by class, without forgetting.
 
 usage: segrow COMMAND [options]
 
-  demo         learn handwritten digits in steps on the embedded data: a table, pictures, a page
-  train        train a scenario step by step; the same command again continues
-  scenario     which classes and images each step of a task has
-  results      mIoU of old, new and all classes after every step of one or more runs
-  report       one self-contained page about one or more runs: curves, confusion, pictures, cost
-  eval         evaluate a model on a data set
-  predict      label maps and overlays for images
-  recipes      every cell of the published tables with its mIoU, and measured experiments
-  reproduce    train a recipe of the tables; measured beside published
-  methods      the methods: paper, exchangeable parts, hyper-parameters
-  import-ssul  a checkpoint of the SSUL reference code as a model directory
+  demo          learn handwritten digits in steps on the embedded data: a table, pictures, a page
+  train         train a scenario step by step; the same command again continues
+  scenario      which classes and images each step of a task has
+  results       mIoU of old, new and all classes after every step of one or more runs
+  report        one self-contained page about one or more runs: curves, confusion, pictures, cost
+  eval          evaluate a model on a data set
+  predict       label maps and overlays for images
+  add           one more step on your own images; the model is replaced only if it has not forgotten
+  lineage       the versions of a model
+  rollback      an earlier version becomes the model again
+  rename-class  give a class of a model another name
+  remove-class  take a class out of a model
+  data          make saliency maps for a data folder
+  recipes       every cell of the published tables with its mIoU, and measured experiments
+  reproduce     train a recipe of the tables; measured beside published
+  methods       the methods: paper, exchangeable parts, hyper-parameters
+  import-ssul   a checkpoint of the SSUL reference code as a model directory
 
 segrow COMMAND --help says more. Example:
   segrow train --data.root VOCdevkit/VOC2012 --task 15-1 --method ssul --out runs/first
@@ -76,6 +82,42 @@ def _predict(argv: Sequence[str]) -> int:
     return command(argv)
 
 
+def _add(argv: Sequence[str]) -> int:
+    from .commands.add import main as command
+
+    return command(argv)
+
+
+def _lineage(argv: Sequence[str]) -> int:
+    from .commands.lineage import lineage as command
+
+    return command(argv)
+
+
+def _rollback(argv: Sequence[str]) -> int:
+    from .commands.lineage import roll_back as command
+
+    return command(argv)
+
+
+def _rename_class(argv: Sequence[str]) -> int:
+    from .commands.lineage import rename as command
+
+    return command(argv)
+
+
+def _remove_class(argv: Sequence[str]) -> int:
+    from .commands.lineage import remove as command
+
+    return command(argv)
+
+
+def _data(argv: Sequence[str]) -> int:
+    from .commands.data import main as command
+
+    return command(argv)
+
+
 def _import_ssul(argv: Sequence[str]) -> int:
     from .commands.import_ssul import main as command
 
@@ -108,6 +150,12 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": _report,
     "eval": _eval,
     "predict": _predict,
+    "add": _add,
+    "lineage": _lineage,
+    "rollback": _rollback,
+    "rename-class": _rename_class,
+    "remove-class": _remove_class,
+    "data": _data,
     "recipes": _recipes,
     "reproduce": _reproduce,
     "methods": _methods,
@@ -116,7 +164,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 (the run failed) or 2 (a mistake the user can mend)."""
+    """Run a command.
+
+    Returns:
+        The exit code: 0, 1 (the run failed), 2 (a mistake the user can mend) or 3 (add rejected the model).
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
         print(USAGE, end="")

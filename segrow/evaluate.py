@@ -104,3 +104,43 @@ def evaluate(
         torch.distributed.all_reduce(totals)
     with_class, without = totals.cpu().numpy()
     return Matrices(all=with_class + without, known=with_class)
+
+
+@torch.inference_mode()
+def image_matrices(
+    models: Sequence[tuple[Segmenter, Scores]],
+    loader: DataLoader[Loaded | UserError | LeakError],
+    n_true: int,
+    device: torch.device,
+    *,
+    one_trunk: bool = False,
+    channels_last: bool = True,
+    track: Callable[[Iterable[Loaded]], Iterable[Loaded]] = iter,
+) -> list[np.ndarray]:
+    """A confusion matrix of every image, of several models on the same images.
+
+    Args:
+        models: Each with its method's `scores`, on the device; they are put into eval mode.
+        n_true: Number of true classes.
+        one_trunk: The models' trunks are equal, so that of the first speaks for all.
+        track: Wraps the loop, e.g. with a progress bar.
+
+    Returns:
+        For each model int64 n x n_true x its classes, in the order of the loader.
+    """
+    found: list[list[np.ndarray]] = [[] for _ in models]
+    for model, _ in models:
+        model.eval()
+    for loaded, _ in track(iterate(loader)):
+        batch = to_device(loaded, device, channels_last)
+        features = models[0][0].features(batch.images).features if one_trunk else None
+        for (model, scores), rows in zip(models, found, strict=True):
+            out = model(batch.images) if features is None else model.classify(features)
+            prediction = arg_max(out.logits, out.unknown, batch.labels.shape[-2:], scores)
+            for truth, row in zip(batch.labels, prediction, strict=True):
+                rows.append(confusion(truth, row, n_true, model.n_classes).cpu().numpy())
+    sizes = [model.n_classes for model, _ in models]
+    return [
+        np.stack(rows) if rows else np.zeros((0, n_true, size), np.int64)
+        for rows, size in zip(found, sizes, strict=True)
+    ]

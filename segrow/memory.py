@@ -144,7 +144,12 @@ def from_json(path: Path) -> tuple[Exemplar, ...]:
     """Exemplars of a memory.json; none when the file is absent (a step without memory)."""
     if not path.exists():
         return ()
-    stored: Mapping[str, list[dict[str, object]]] = json.loads(path.read_text())
+    return from_json_bytes(path.read_bytes())
+
+
+def from_json_bytes(content: bytes) -> tuple[Exemplar, ...]:
+    """Exemplars of the content of a memory.json."""
+    stored: Mapping[str, list[dict[str, object]]] = json.loads(content)
     return tuple(
         Exemplar(str(e["image"]), int(str(e["step"])), tuple(e["classes"]))  # type: ignore[arg-type]
         for e in stored["exemplars"]

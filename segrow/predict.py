@@ -22,12 +22,12 @@ from .data.augment import View, centre_view, cut_image
 from .data.files import read_image
 from .errors import UserError
 from .losses import upsample
-from .methods.base import Method, make_method, unsure
+from .methods.base import unsure
 from .model.fused import fuse
 from .model.segmenter import Segmenter, SegOutput
-from .model.store import load_model
 from .palette import voc_palette
 from .report.figures import overlay
+from .stored import find_model, load_with_method
 
 Labels = npt.NDArray[np.integer[Any]]
 Pixels = npt.NDArray[np.uint8]
@@ -161,33 +161,6 @@ def load(
         tile=tile,
         novelty=method.novelty,
     )
-
-
-def find_model(path: Path) -> Path:
-    """A model directory, or the last one of a run folder.
-
-    Raises:
-        UserError: When there is none.
-    """
-    if (path / "model.json").exists():
-        return path
-    found = sorted((path / "steps").glob("*/model"))
-    if not found:
-        raise UserError(f"{path} holds no model: expected model.json in it, or a run folder with steps/")
-    return found[-1]
-
-
-def load_with_method(folder: Path, allow_code: bool) -> tuple[Segmenter, dict[str, Any], Method]:
-    """A model, its model.json, and the method that knows how its logits become scores.
-
-    Raises:
-        UserError: When there is no model, or its method is code outside segrow and that is not allowed.
-    """
-    model, meta = load_model(folder)
-    stored = meta["method"]
-    if "." in stored["name"] and not allow_code:
-        raise UserError(f"the model's method is code outside segrow ({stored['name']}); give --allow_code")
-    return model, meta, make_method(stored["name"], stored["fields"])
 
 
 @final

@@ -233,8 +233,9 @@ def test_the_default_folder_names_the_run(
     [
         (
             ["trian"],
-            'no command "trian"; there is demo, train, scenario, results, report, eval, predict, recipes, '
-            'reproduce, methods, import-ssul. Did you mean "train"?',
+            'no command "trian"; there is demo, train, scenario, results, report, eval, predict, add, '
+            "lineage, rollback, rename-class, remove-class, data, recipes, reproduce, methods, import-ssul. "
+            'Did you mean "train"?',
         ),
         (
             ["train", "--method", "sul"],

@@ -390,7 +390,8 @@ def test_a_tile_that_is_too_small(model: Segmenter) -> None:
 
 def test_three_lines_are_enough(model: Segmenter, tmp_path: Path) -> None:
     protocol = {"crop_val": True, "crop": 48}
-    meta = {"class_names": list(NAMES), "method": {"name": "ssul", "fields": {}}, "protocol": protocol}
+    method = {"name": "ssul", "fields": {}}
+    meta = {"step": 1, "class_names": list(NAMES), "scenario": {}, "method": method, "protocol": protocol}
     save_model(model, tmp_path / "steps" / "01" / "model", meta)
     predictor = segrow.load(tmp_path)
     seen = predictor(noise(40, 60))

@@ -85,6 +85,7 @@ def test_the_published_command_for_voc_says_every_setting() -> None:
         "method.threshold": 0.7,
         "method.floor": 0.001,
         "method.median": "exact",
+        "method.gives_way": [],
         "method.loss_type": "bce",
         "method.background_lr": 1e-4,
         "train.epochs": 50,
@@ -152,6 +153,7 @@ def test_every_setting_that_could_be_another_is_said() -> None:
         "--method.name",  # said as --method
         "--method.floor",
         "--method.median",  # of pseudo entropy alone
+        "--method.gives_way",  # of segrow add alone
         "--train.step0_epochs",
         "--train.accumulate",
         "--train.channels_last",

@@ -15,10 +15,10 @@ from ..data import open_dataset
 from ..engine.checkpoint import write_json
 from ..errors import UserError
 from ..evaluate import eval_loader, evaluate
-from ..predict import find_model, load_with_method
 from ..protocol import definition, summarise
 from ..report.tables import percent
 from ..scenario import build_scenario
+from ..stored import find_model, load_with_method
 from .parser import OneLineParser
 
 

@@ -4,12 +4,14 @@ classes.txt                  line i (from 0) names mask value i; line 0 is backg
 images/{train,val}/*         anything PIL opens
 masks/{train,val}/*.png      palette or grey, the same names; 16 bit for more than 254 classes
 saliency/{train,val}/*.png   optional
+
+Without train and val, images/*, masks/*.png and saliency/*.png are all training images.
 """
 
 from pathlib import Path
 
 from ..errors import UserError
-from .base import SegDataset, Split, match_pairs
+from .base import IMAGE_SUFFIXES, SegDataset, Split, list_stems, match_pairs
 
 
 class FolderDataset(SegDataset):
@@ -33,8 +35,12 @@ class FolderDataset(SegDataset):
         self._images: dict[Split, dict[str, str]] = {"train": {}, "val": {}}
         self._masks: dict[Split, dict[str, str]] = {"train": {}, "val": {}}
         splits: tuple[Split, ...] = ("train", "val")
-        for split in splits:
-            images, masks = self.root / "images" / split, self.root / "masks" / split
+        self._flat = not any((self.root / "images" / split).is_dir() for split in splits)
+        if self._flat:
+            inside = self.root / "images"
+            self._flat = inside.is_dir() and bool(list_stems(inside, IMAGE_SUFFIXES))
+        for split in splits[:1] if self._flat else splits:
+            images, masks = self._folder("images", split), self._folder("masks", split)
             if split == "val" and not images.exists() and not masks.exists():
                 continue
             for folder in (images, masks):
@@ -46,21 +52,24 @@ class FolderDataset(SegDataset):
         if not self._images["train"]:
             raise UserError(f"{self.root / 'images' / 'train'} holds no image")
 
+    def _folder(self, kind: str, split: str) -> Path:
+        return self.root / kind if self._flat else self.root / kind / split
+
     def ids(self, split: Split) -> tuple[str, ...]:
         """Sorted file names without suffix."""
         return tuple(self._images[split])
 
     def image_path(self, split: Split, image_id: str) -> Path:
         """images/SPLIT/ID.*"""
-        return self.root / "images" / split / self._images[split][image_id]
+        return self._folder("images", split) / self._images[split][image_id]
 
     def mask_path(self, split: Split, image_id: str) -> Path:
         """masks/SPLIT/ID.png"""
-        return self.root / "masks" / split / self._masks[split][image_id]
+        return self._folder("masks", split) / self._masks[split][image_id]
 
     def saliency_path(self, split: Split, image_id: str) -> Path:
         """saliency/SPLIT/ID.png"""
-        return self.root / "saliency" / split / f"{image_id}.png"
+        return self._folder("saliency", split) / f"{image_id}.png"
 
 
 def read_classes(path: Path) -> tuple[str, ...]:

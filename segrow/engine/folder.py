@@ -32,7 +32,7 @@ FREE = frozenset(
 )
 
 # what a run did that was started before segrow had the option
-BEFORE: dict[str, Any] = {"train.feature_views": 0}
+BEFORE: dict[str, Any] = {"train.feature_views": 0, "method.gives_way": []}
 
 # what the engine writes into model.json; the rest is the model's own
 META = ("step", "class_names", "scenario", "method", "protocol", "training", "parent")

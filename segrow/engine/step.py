@@ -33,6 +33,9 @@ from .log import RunLog, TrainingBar
 from .machine import Machine
 from .select import Selection
 
+LINES = 50
+"""About so many lines a step, where there is no terminal for a bar."""
+
 
 class Objective(nn.Module):
     """One module whose forward is the method's loss: what Fabric wraps and what alone is called."""
@@ -153,7 +156,7 @@ class StepTrainer:
                     terms = self._epoch(epoch, bar, log)
                 if first:
                     self._checkpoint(epoch + 1).save(RunPaths(machine.root).checkpoint)
-                if not machine.display.live:
+                if not machine.display.live and self._tells(epoch + 1):
                     losses = "  ".join(f"{name} {value:.4f}" for name, value in terms.items())
                     machine.display.say(
                         f"step {step}  epoch {epoch + 1}/{self.epochs}  {losses}  {self.watch.seconds:.0f} s"
@@ -165,6 +168,10 @@ class StepTrainer:
         if self.selection:
             machine.display.say(f"step {step}  {self.selection.finish()}")
         return self.watch.seconds
+
+    def _tells(self, done: int) -> bool:
+        """Whether a line is due after so many epochs: some fifty lines a step are enough."""
+        return done % max(1, self.epochs // LINES) == 0 or done == self.epochs
 
     def _epoch(self, epoch: int, bar: TrainingBar, log: RunLog | None) -> dict[str, float]:
         """All updates of one epoch; returns the last means of the loss terms."""

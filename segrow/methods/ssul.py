@@ -4,6 +4,7 @@ With `--memory.size` it is SSUL-M. METHODS section 2 in prose; the switches are 
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal, final
 
 import torch
@@ -29,6 +30,9 @@ class Ssul(Composed):
         bn_freeze: Freeze every batch normalisation, statistics and affine, from step 1 on.
         loss_type: bce (one-vs-rest), ce or focal (softmax, gamma 2).
         background_lr: Rate of the background head in increments, relative to the new head's.
+        gives_way: First class indices of steps whose classes give way to all earlier ones (`segrow add`):
+            such a class scores its probability times that of being none of those. Its head was trained on a
+            few images without them, so alone it says little about what is in old ones.
     """
 
     paper_memory: ClassVar[bool] = True
@@ -40,6 +44,7 @@ class Ssul(Composed):
     bn_freeze: bool = True
     loss_type: Literal["bce", "ce", "focal"] = "bce"
     background_lr: float = 1e-4
+    gives_way: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,7 +116,11 @@ class Ssul(Composed):
     def scores(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
         """p(background) += p(unknown); unknown itself is never predicted (METHODS 2, Prediction)."""
         p, known = self._scale(logits, unknown), logits.shape[1]
-        return torch.cat([p[:, :1] + p[:, known:].sum(1, keepdim=True), p[:, 1:known]], 1)
+        starts = (*self.gives_way, known)
+        scores = [p[:, :1] + p[:, known:].sum(1, keepdim=True), p[:, 1 : starts[0]]]
+        for start, stop in pairwise(starts):
+            scores.append(p[:, start:stop] * (1 - p[:, 1:start].amax(1, keepdim=True)))
+        return torch.cat(scores, 1)
 
     def novelty(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
         """What the unknown head says, where there is one."""

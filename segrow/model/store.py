@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,11 @@ _OURS = ("format", "segrow", "timm", "class_steps", "model", "input", "hashes")
 
 
 def save_model(
-    model: Segmenter, directory: Path, meta: Mapping[str, Any], extra: Mapping[str, bytes] | None = None
+    model: Segmenter,
+    directory: Path,
+    meta: Mapping[str, Any],
+    extra: Mapping[str, bytes] | None = None,
+    add: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Write a model directory, replacing a model that is there; a reader never meets half of one.
 
@@ -41,6 +45,7 @@ def save_model(
         meta: The caller's part of model.json, JSON values: `class_names` (background first) and whatever else
             there is to say (steps, method, protocol, crop, parent …).
         extra: Further files by name, e.g. method.safetensors; their hashes are recorded too.
+        add: Puts more into the new folder before it takes its place, e.g. history/.
 
     Raises:
         UserError: When `directory` is something else than a model directory.
@@ -56,7 +61,7 @@ def save_model(
         raise ValueError(f"not a name for a further file: {', '.join(taken)}")
     record = {"format": FORMAT, "segrow": __version__, "timm": timm.__version__, **meta, **_describe(model)}
     record = json.loads(json.dumps(record))  # as it will be read: lists for tuples, names for numbers
-    with _exchanged(directory) as temporary:
+    with exchanged(directory) as temporary:
         safetensors.torch.save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
             temporary / WEIGHTS,
@@ -66,6 +71,7 @@ def save_model(
         files[RECORD] = json.dumps(record, indent=1).encode()
         for name, content in files.items():
             (temporary / name).write_bytes(content)
+        add(temporary)
 
 
 def load_model(directory: Path) -> tuple[Segmenter, dict[str, Any]]:
@@ -86,11 +92,7 @@ def load_model(directory: Path) -> tuple[Segmenter, dict[str, Any]]:
         raise UserError(f"no model in {directory}: expected a folder with {RECORD} and {WEIGHTS}")
     record = _read_record(directory / RECORD)
     for name, expected in record["hashes"]["files"].items():
-        path = directory / name
-        if not path.is_file():
-            raise UserError(f"{path} is missing; copy the whole model directory again")
-        if _sha_file(path) != expected:
-            raise UserError(f"{path} was changed or cut off after it was written; copy it again")
+        _check_file(directory / name, expected)
     return _build(record, directory), record
 
 
@@ -200,8 +202,15 @@ def _backup(directory: Path) -> Path:
 
 
 @contextmanager
-def _exchanged(directory: Path) -> Iterator[Path]:
-    """A new folder beside `directory` to write files into, which then takes its place."""
+def exchanged(directory: Path) -> Iterator[Path]:
+    """A new folder beside `directory` to write files into, which then takes its place.
+
+    What no model wrote and the new folder does not hold is kept. A kill at any moment leaves the old
+    directory or the new one, which `load_model` finds; the next writer tidies up.
+
+    Raises:
+        UserError: When `directory` is something else than a model directory.
+    """
     directory = Path(directory).resolve()
     backup = _backup(directory)
     if backup.exists():
@@ -214,7 +223,7 @@ def _exchanged(directory: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        for written in temporary.iterdir():
+        for written in (entry for entry in temporary.rglob("*") if entry.is_file()):
             with written.open("rb") as file:
                 os.fsync(file.fileno())
         if directory.exists():
@@ -224,6 +233,13 @@ def _exchanged(directory: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
     if backup.exists():
         _settle(directory, backup)
+
+
+def settle(directory: Path) -> None:
+    """End an exchange that was killed between its renames: the old directory stands again, or the new one."""
+    directory = Path(directory).resolve()
+    if _backup(directory).exists():
+        _settle(directory, _backup(directory))
 
 
 def _replaceable(directory: Path) -> bool:
@@ -249,3 +265,33 @@ def _written(path: Path) -> set[str]:
     except (UserError, OSError):
         return {RECORD, WEIGHTS}
     return {RECORD, *record["hashes"]["files"]}
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """model.json alone, checked for version and hash.
+
+    Raises:
+        UserError: When there is none, or it was changed or written by a newer segrow.
+    """
+    if not (directory / RECORD).is_file():
+        raise UserError(f"no model in {directory}: expected a folder with {RECORD} and {WEIGHTS}")
+    return _read_record(directory / RECORD)
+
+
+def model_files(directory: Path) -> dict[str, Path]:
+    """The files that belong to a model, by name, after their hashes have been compared.
+
+    Raises:
+        UserError: As `load_model`.
+    """
+    record = read_record(directory)
+    for name, expected in record["hashes"]["files"].items():
+        _check_file(directory / name, expected)
+    return {name: directory / name for name in (RECORD, *record["hashes"]["files"])}
+
+
+def _check_file(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; copy the whole model directory again")
+    if _sha_file(path) != expected:
+        raise UserError(f"{path} was changed or cut off after it was written; copy it again")

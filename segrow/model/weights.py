@@ -156,6 +156,15 @@ def _safe_numpy() -> list[Any]:
     return [np.dtype, *numbers, *((scalar, name) for name in names)]
 
 
+def read_tensors(path: Path) -> Mapping[str, Tensor]:
+    """The state dict of a .safetensors, .pth or .pt file, also one inside a checkpoint; no code of it is run.
+
+    Raises:
+        UserError: For a file that is missing, cannot be read or holds something else.
+    """
+    return _unwrap(_from_file(path))
+
+
 def _unwrap(content: Mapping[str, object]) -> Mapping[str, Tensor]:
     """Take a state dict out of a training checkpoint, and off a data-parallel wrapper."""
     for key in ("state_dict", "model"):

@@ -25,11 +25,10 @@ from ..data.base import SegDataset
 from ..engine.folder import images_hash
 from ..errors import UserError
 from ..memory import from_json
-from ..methods.base import make_method
-from ..model.store import load_model
 from ..palette import voc_palette
 from ..predict import Predictor
 from ..scenario import Scenario, build_scenario
+from ..stored import load_with_method
 from .figures import outline
 from .runs import ReportRun
 
@@ -258,13 +257,8 @@ def _draw_pool(folder: Path, source: Source) -> None:
 def _draw_step(folder: Path, source: Source, run: ReportRun, step: int, allow_code: bool) -> None:
     target = folder / f"step_{step:02d}"
     shutil.rmtree(target, ignore_errors=True)
-    directory = RunPaths(run.folder).model(step)
-    model, meta = load_model(directory)
-    method = meta["method"]
-    if "." in method["name"] and not allow_code:
-        raise UserError(f"the method of {run.name} is code outside segrow ({method['name']}); allow it first")
+    model, meta, reader = load_with_method(RunPaths(run.folder).model(step), allow_code)
     crop = meta["protocol"]["crop"] if meta["protocol"]["crop_val"] else None
-    reader = make_method(method["name"], method["fields"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = Predictor(
         model, reader.scores, meta["class_names"], crop=crop, device=device, novelty=reader.novelty

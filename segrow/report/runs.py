@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ..engine.folder import FREE, read_config, read_results
+from ..engine.folder import BEFORE, FREE, read_config, read_results
 from ..protocol import StepSummary, Summary, summarise
 from ..recipes import Cell, cells, flatten, show
 
@@ -154,7 +154,8 @@ def _method(run: ReportRun) -> str:
 
 
 def _settings(run: ReportRun) -> dict[str, Any]:
-    return {key: value for key, value in flatten(run.config) if key not in _REPEATS}
+    settings = {**BEFORE, **dict(flatten(run.config))}
+    return {key: value for key, value in settings.items() if key not in _REPEATS}
 
 
 def _experiment(run: ReportRun) -> str:

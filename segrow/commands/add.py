@@ -1,0 +1,249 @@
+"""`segrow add`."""
+
+import argparse
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ..adopt import adopt
+from ..errors import UserError
+from ..gate import ENOUGH, FEW, Verdicts
+from ..grow import AddOptions, Outcome, carry_out, plan_addition, rejected_folder
+from ..growplan import Plan
+from ..model.foreign import ARCHS
+from .parser import OneLineParser
+
+TEXT = ("class", "verdict", "taken for")
+REJECTED = 3
+"""Exit code when the gate does not let the new model through."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Plan, train, judge; 0 when the new model stands, 3 when it was rejected."""
+    args = _parser().parse_args(list(argv))
+    if args.origin is not None:
+        return _from_elsewhere(args)
+    if args.names or args.arch:
+        raise UserError("--names and --arch describe the file of --from; give it, or leave them out")
+    if args.model is None or args.data is None:
+        raise UserError("the following arguments are required: MODEL|RUN (or --from FILE), --data, --classes")
+    return _grow(Path(args.model), args)
+
+
+def _from_elsewhere(args: argparse.Namespace) -> int:
+    """Convert a state dict, and teach it further where new classes are given."""
+    if args.model is not None:
+        raise UserError(f"got MODEL {args.model} and --from {args.origin}; give one of them")
+    if not args.names or not args.out:
+        raise UserError("--from FILE needs --names a,b,c (its classes by channel) and --out DIR")
+    if args.data is None and args.classes:
+        raise UserError("--classes needs --data with images of them; leave it out to convert the file alone")
+    out = Path(args.out)
+    if out.exists():
+        raise UserError(f"--out {out} is there already; give another place")
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / out.name
+        known = adopt(Path(args.origin), _listed(args.names), model, args.arch)
+        if args.data is not None:
+            return _grow(model, args)
+        if not args.dry_run:
+            adopt(Path(args.origin), _listed(args.names), out, args.arch)
+    verb = "would be" if args.dry_run else "is"
+    print(f"{out} {verb} a model of {known} classes, from {args.origin}")
+    return 0
+
+
+def _listed(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _grow(model: Path, args: argparse.Namespace) -> int:
+    """One more step on a model directory."""
+    options = AddOptions(
+        out=_path(args.out),
+        check=_path(args.check),
+        exemplars=_path(args.exemplars),
+        saliency=args.saliency,
+        max_drop=args.max_drop,
+        min_new=args.min_new,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        views=args.views,
+        lr=args.lr,
+        crop=args.crop,
+        seed=args.seed,
+        workers=args.workers,
+        device=args.device,
+        allow_code=args.allow_code,
+    )
+    plan = plan_addition(model, Path(args.data), _listed(args.classes), options)
+    console = Console(stderr=args.json)
+    for line in describe(plan):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    if args.dry_run:
+        return 0
+    outcome = carry_out(plan)
+    if args.json:
+        print(
+            json.dumps({"passed": outcome.passed, "model": str(outcome.model), **outcome.verdicts.as_json()})
+        )
+    else:
+        show(outcome, console)
+    return 0 if outcome.passed else REJECTED
+
+
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
+        prog="segrow add",
+        description="Teach a model new classes from a folder of annotated images, without the old data. "
+        "The masks need only show the new classes. With --check the new model must not have forgotten the "
+        "old ones: else it goes to rejected/ beside the model, which stays as it is (exit code 3).",
+        epilog="Example: segrow add models/animals --data photos --classes zebra,okapi --check old_photos",
+    )
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL|RUN", help="a model directory, or a run folder (its last step)"
+    )
+    parser.add_argument(
+        "--from", dest="origin", metavar="FILE", help="instead: a state dict of torchvision's DeepLabV3"
+    )
+    parser.add_argument("--names", help="its classes in the order of its channels, separated by commas")
+    parser.add_argument("--arch", choices=ARCHS, help="the network it has to hold (default: what it shows)")
+    parser.add_argument(
+        "--data",
+        help="folder with classes.txt, images/, masks/; or JPEGImages/, SegmentationClass/; or a COCO .json",
+    )
+    parser.add_argument("--classes", default="", help="the new classes, separated by commas")
+    parser.add_argument(
+        "--out", help="the new model's directory (default: MODEL itself; of a run, RUN/grown)"
+    )
+    parser.add_argument("--check", help="annotated images of old classes, for the gate")
+    parser.add_argument("--exemplars", help="data set of the model's memory: replay it (and test on it)")
+    parser.add_argument("--saliency", help="ONNX file or rembg name: make saliency maps where there are none")
+    parser.add_argument(
+        "--max-drop", type=float, default=1.0, help="points of IoU that an old class may lose (default 1)"
+    )
+    parser.add_argument(
+        "--min-new", type=float, help="points of IoU that new classes must reach on held-out images"
+    )
+    parser.add_argument("--epochs", type=int, help="default: enough for 300 updates")
+    parser.add_argument("--batch-size", type=int, help="default: 8, or all images when they are fewer")
+    parser.add_argument("--views", type=int, default=4, help="random views kept of every image (default 4)")
+    parser.add_argument("--lr", type=float, help="default: as the model's method was published")
+    parser.add_argument(
+        "--crop", type=int, help="pixels of training crops (default: as the model was trained)"
+    )
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--allow_code", action="store_true", help="import a method from outside segrow")
+    parser.add_argument("--dry-run", action="store_true", help="say what would happen and write nothing")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def _path(value: str | None) -> Path | None:
+    return None if value is None else Path(value)
+
+
+def describe(plan: Plan) -> list[str]:
+    """What a plan will do, a line each."""
+    train, known, method = plan.config.train, len(plan.meta["class_names"]), plan.meta["method"]["name"]
+    rows = [
+        f"{plan.folder}: {known - 1} classes after step {plan.step - 1}, method {method}",
+        f"step {plan.step} learns {', '.join(plan.classes)} from {len(plan.new.ids)} images of "
+        f"{plan.new.data.root}",
+        f"{train.epochs} epochs in batches of {train.batch_size} = {plan.updates} updates, crops of "
+        f"{train.crop} px, {train.feature_views} views an image, lr {train.lr:g}",
+        "saliency: "
+        + {
+            "folder": "maps of the folder",
+            "made": f"maps made with {plan.options.saliency}",
+            "none": "no maps",
+        }[plan.salient],
+    ]
+    if plan.exemplars:
+        rows.append(f"replays {len(plan.exemplars)} exemplars")
+    if plan.check is not None:
+        rows.append(
+            f"gate: {len(plan.check.ids)} images of {plan.check.data.root}, an old class may drop by "
+            f"{plan.options.max_drop:g} points"
+        )
+    elif plan.exemplars:
+        rows.append(f"gate: the exemplars, an old class may drop by {plan.options.max_drop:g} points")
+    if plan.held is not None:
+        least = plan.options.min_new
+        wanted = "measured" if least is None else f"must reach {least:g} points"
+        shown = ", ".join(plan.held.ids[:4]) + (" …" if len(plan.held.ids) > 4 else "")
+        rows.append(f"held out: {len(plan.held.ids)} images ({shown}); new classes {wanted} there")
+    rows += [f"note: {note}" for note in plan.notes]
+    rows.append(
+        f"will be written to {plan.target}, its parent under history/; if rejected, "
+        f"to {rejected_folder(plan)}"
+    )
+    return rows
+
+
+def show(outcome: Outcome, console: Console) -> None:
+    """The gate's table and what came of it."""
+    if outcome.verdicts.old or outcome.verdicts.new:
+        console.print(_table(outcome.verdicts))
+    few = [c.name for c in outcome.verdicts.old if c.verdict == "few"]
+    unsure = [c.name for c in outcome.verdicts.old if c.verdict == "unsure"]
+    lines = []
+    if few:
+        lines.append(f"too few images to judge (fewer than {FEW} show it): {', '.join(few)}")
+    if unsure:
+        lines.append(f"too few images to be sure (fewer than {ENOUGH} show it): {', '.join(unsure)}")
+    if outcome.passed:
+        lines.append(f"{outcome.model}: the new model, {len(outcome.plan.names) - 1} classes")
+    else:
+        lines.append(f"rejected: {'; '.join(outcome.verdicts.reasons)}")
+        lines.append(f"{outcome.plan.folder} is unchanged; the new model is in {outcome.model}")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _table(verdicts: Verdicts) -> Table:
+    table = Table(title="IoU in points before and after, with a 90 % interval")
+    for name in ("class", "images", "before", "after", "drop", "interval", "verdict", "taken for"):
+        table.add_column(name, justify="left" if name in TEXT else "right", no_wrap=name not in TEXT)
+    for old in verdicts.old:
+        table.add_row(
+            old.name,
+            str(old.images),
+            _points(old.before),
+            _points(old.after),
+            _points(old.drop),
+            _between(old.interval),
+            old.verdict,
+            _share(old.confused),
+        )
+    for new in verdicts.new:
+        table.add_row(
+            f"{new.name} (new)",
+            str(new.images),
+            "",
+            _points(new.iou),
+            "",
+            _between(new.interval),
+            "passes" if new.passes else "fails",
+            _share(new.confused),
+        )
+    return table
+
+
+def _points(value: float) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.1f}"
+
+
+def _between(interval: tuple[float, float]) -> str:
+    return "n/a" if math.isnan(interval[0]) else f"{interval[0]:.1f}..{interval[1]:.1f}"
+
+
+def _share(confused: tuple[str, float] | None) -> str:
+    return "" if confused is None or confused[1] < 0.001 else f"{confused[0]} {100 * confused[1]:.1f} %"

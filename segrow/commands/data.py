@@ -1,0 +1,55 @@
+"""`segrow data`: saliency."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from ..data.base import SegDataset, Split
+from ..data.given import open_given
+from ..data.saliency import SaliencyMaker, write_map
+from ..errors import UserError
+from .parser import OneLineParser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Make what a data folder lacks."""
+    parser = OneLineParser(
+        prog="segrow data",
+        description="saliency: write a saliency map for every image that has none, where ssul looks for it.",
+        epilog="Example: segrow data saliency photos --model u2netp.onnx",
+    )
+    parser.add_argument("what", choices=("saliency",), metavar="saliency", help="what to make")
+    parser.add_argument("folder", metavar="DIR", help="a data folder, as segrow add and segrow train take it")
+    parser.add_argument("--model", required=True, help="an ONNX file, or the name of a rembg model")
+    parser.add_argument("--again", action="store_true", help="also replace the maps that are there")
+    args = parser.parse_args(list(argv))
+    data = open_given(Path(args.folder), "DIR")
+    made, there = make_maps(data, SaliencyMaker(args.model), args.again)
+    line = f"{data.root}: {made} saliency maps written, {there} were there"
+    Console().print(line, highlight=False, soft_wrap=True, markup=False)
+    return 0
+
+
+def make_maps(data: SegDataset, maker: SaliencyMaker, again: bool = False) -> tuple[int, int]:
+    """Maps of all images; returns how many were written and how many were there.
+
+    Raises:
+        UserError: An image that cannot be read, or a place that cannot be written.
+    """
+    splits: tuple[Split, ...] = ("train", "val")
+    pairs = [
+        (data.image_path(split, i), data.saliency_path(split, i)) for split in splits for i in data.ids(split)
+    ]
+    missing = [pair for pair in pairs if again or not pair[1].is_file()]
+    console = Console(stderr=True)
+    for image, path in track(missing, "saliency", console=console, disable=not console.is_terminal):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_map(maker.map(image), path)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}); make the folder writable"
+            ) from None
+    return len(missing), len(pairs) - len(missing)

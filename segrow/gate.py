@@ -1,0 +1,263 @@
+"""The forgetting gate: did a model lose an old class, and did it learn the new ones?
+
+Everything is computed from a confusion matrix of every image, before and after: int64 n x true x predicted.
+The rules, in points of IoU (0..100), per class and over all images together:
+
+- drop = IoU before - IoU after. The images are drawn 1,000 times with replacement; the interval of the drop
+  is the middle 90 % of the drops of these sets (5th to 95th percentile).
+- An old class *fails* when its drop is above `max_drop` and either the lower end of the interval is above it
+  too, or at least ENOUGH images show the class, so that the drop itself is to be believed.
+- It is *unsure* when fewer than ENOUGH images show it and `max_drop` lies in the interval: there are too few
+  images to tell. Fewer than FEW images say nothing at all, whatever the interval: *few*.
+- Else it is *kept*.
+- A new class fails when its IoU on held-out images is below `min_new`. That is the number itself: an interval
+  is printed beside it, but does not excuse.
+
+Pixels whose true class is new do not count for old classes: before, nobody could have known them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+ENOUGH = 20
+"""Images that show a class from which on its drop is believed without an interval."""
+FEW = 5
+"""With fewer images that show it a class is not judged."""
+DRAWS = 1000
+INTERVAL = (5.0, 95.0)
+
+Verdict = Literal["kept", "fails", "unsure", "few"]
+Floats = NDArray[np.float64]
+Matrices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class OldClass:
+    """What became of a class that the model knew before. IoU and drop in points, 0..100.
+
+    Attributes:
+        name: The class.
+        images: How many images show it.
+        before: IoU; NaN where it is neither shown nor predicted.
+        after: The same of the new model.
+        drop: before - after.
+        interval: 90 % bootstrap interval of the drop; NaN without images.
+        verdict: kept, fails, unsure or few (see above).
+        confused: The class that took most of its pixels, and the share of its true pixels that moved there;
+            None when none did.
+    """
+
+    name: str
+    images: int
+    before: float
+    after: float
+    drop: float
+    interval: tuple[float, float]
+    verdict: Verdict
+    confused: tuple[str, float] | None
+
+
+@dataclass(frozen=True)
+class NewClass:
+    """How well a class was learnt, on held-out images. IoU in points.
+
+    Attributes:
+        name: The class.
+        images: How many held-out images show it.
+        iou: NaN where it is neither shown nor predicted.
+        interval: 90 % bootstrap interval.
+        passes: Whether it reaches `min_new` (always, without one).
+        confused: The class that its pixels are taken for most, and their share; None when none are.
+    """
+
+    name: str
+    images: int
+    iou: float
+    interval: tuple[float, float]
+    passes: bool
+    confused: tuple[str, float] | None
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """The gate's answer.
+
+    Attributes:
+        old: Of the classes that could be judged.
+        new: Of the new classes; empty when nothing was held out.
+    """
+
+    old: tuple[OldClass, ...] = ()
+    new: tuple[NewClass, ...] = ()
+
+    @property
+    def passes(self) -> bool:
+        """Whether no old class fails and every new class passes."""
+        return all(c.verdict != "fails" for c in self.old) and all(c.passes for c in self.new)
+
+    @property
+    def reasons(self) -> list[str]:
+        """A sentence for every class that fails."""
+        found = [
+            f"{c.name} drops by {c.drop:.1f} points (90 % interval {c.interval[0]:.1f} to "
+            f"{c.interval[1]:.1f}, {c.images} images)"
+            for c in self.old
+            if c.verdict == "fails"
+        ]
+        return found + [f"{c.name} reaches {c.iou:.1f} points only" for c in self.new if not c.passes]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; NaN becomes None."""
+        return {
+            "passes": self.passes,
+            "old": [_plain(vars(c)) for c in self.old],
+            "new": [_plain(vars(c)) for c in self.new],
+        }
+
+
+def judge_old(
+    before: Matrices,
+    after: Matrices,
+    names: Sequence[str],
+    judged: Sequence[int],
+    max_drop: float,
+    seed: int = 1,
+) -> tuple[OldClass, ...]:
+    """Compare two models on the same images.
+
+    Args:
+        before: n x C x K; C = classes known after, K = before.
+        after: n x C x C.
+        names: All C.
+        judged: Indices of the old classes that the images' labels tell apart.
+        max_drop: Largest drop in points that is no forgetting.
+        seed: Of the bootstrap.
+    """
+    known = before.shape[2]
+    # rows of new classes do not count; a prediction of a new class on an old one's pixels does
+    counts = [_counts(m[:, :known], known) for m in (before, after)]
+    weights = _draws(len(before), seed)
+    ious = [_iou(*(part.sum(0) for part in c)) for c in counts]
+    drawn = [_iou(*(weights @ part for part in c)) for c in counts]
+    drops = drawn[0] - drawn[1]
+    shown = (before[:, :known].sum(2) > 0).sum(0)
+    result = []
+    for k in judged:
+        drop, interval = float(ious[0][k] - ious[1][k]), _interval(drops[:, k])
+        result.append(
+            OldClass(
+                names[k],
+                int(shown[k]),
+                float(ious[0][k]),
+                float(ious[1][k]),
+                drop,
+                interval,
+                verdict(drop, interval, int(shown[k]), max_drop),
+                _moved(before[:, k].sum(0), after[:, k].sum(0), k, names),
+            )
+        )
+    return tuple(result)
+
+
+def judge_new(
+    after: Matrices, names: Sequence[str], first: int, min_new: float | None, seed: int = 1
+) -> tuple[NewClass, ...]:
+    """The new classes on held-out images.
+
+    Args:
+        after: n x C x C.
+        names: All C.
+        first: Index of the first new class.
+        min_new: Least IoU in points; None = any will do.
+        seed: Of the bootstrap.
+    """
+    n_classes = after.shape[2]
+    parts = _counts(after, n_classes)
+    weights = _draws(len(after), seed)
+    total, drawn = _iou(*(part.sum(0) for part in parts)), _iou(*(weights @ part for part in parts))
+    shown = (after.sum(2) > 0).sum(0)
+    result = []
+    for k in range(first, n_classes):
+        iou = float(total[k])
+        result.append(
+            NewClass(
+                names[k],
+                int(shown[k]),
+                iou,
+                _interval(drawn[:, k]),
+                min_new is None or iou >= min_new,
+                _moved(np.zeros(n_classes, np.int64), after[:, k].sum(0), k, names),
+            )
+        )
+    return tuple(result)
+
+
+def verdict(drop: float, interval: tuple[float, float], images: int, max_drop: float) -> Verdict:
+    """The rule for one old class (see the top of this file)."""
+    if images < FEW or np.isnan(drop):
+        return "few"
+    low, high = interval
+    if drop > max_drop and (low > max_drop or images >= ENOUGH):
+        return "fails"
+    return "unsure" if images < ENOUGH and low <= max_drop < high else "kept"
+
+
+def _counts(matrices: Matrices, known: int) -> tuple[Floats, Floats]:
+    """Intersection and union of each image and class: n x known, of matrices n x known x at least known."""
+    intersection = np.diagonal(matrices, axis1=1, axis2=2)[:, :known].astype(np.float64)
+    union = matrices.sum(2)[:, :known] + matrices.sum(1)[:, :known] - intersection
+    return intersection, union
+
+
+def _iou(intersection: Floats, union: Floats) -> Floats:
+    """Points; NaN where there is no union."""
+    result = np.full(union.shape, np.nan)
+    np.divide(100 * intersection, union, out=result, where=union > 0)
+    return result
+
+
+def _draws(n: int, seed: int) -> Floats:
+    """How often each of n images is in each drawn set: DRAWS x n."""
+    chosen = np.random.default_rng(seed).integers(0, max(n, 1), (DRAWS, n))
+    weights = np.zeros((DRAWS, n))
+    np.add.at(weights, (np.arange(DRAWS)[:, None], chosen), 1)
+    return weights
+
+
+def _interval(values: Floats) -> tuple[float, float]:
+    """The middle 90 % of the sets in which the class can be counted; NaN where it is in none."""
+    counted = values[~np.isnan(values)]
+    if not len(counted):
+        return float("nan"), float("nan")
+    low, high = np.percentile(counted, INTERVAL)
+    return float(low), float(high)
+
+
+def _moved(
+    before: NDArray[np.int64], after: NDArray[np.int64], k: int, names: Sequence[str]
+) -> tuple[str, float] | None:
+    """Which other class took most pixels of class k, and their share of its pixels.
+
+    Args:
+        before: Predictions on its pixels, K.
+        after: The same afterwards, C.
+    """
+    gained = after.astype(np.int64).copy()
+    gained[: len(before)] -= before
+    gained[k] = 0
+    worst, pixels = int(gained.argmax()), int(after.sum())
+    if gained[worst] <= 0:
+        return None
+    return names[worst], float(gained[worst] / pixels)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and np.isnan(value) else value

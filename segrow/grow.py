@@ -1,0 +1,356 @@
+"""One more step on somebody's own images, behind a gate that refuses a model which forgot.
+
+    outcome = add_classes("models/animals", "photos", ["zebra"], check="old_photos")
+    outcome.passed, outcome.model, outcome.verdicts.old[1].drop
+
+The step itself is the engine's (`engine/run.py`). It works in a hidden folder beside the new model, which a
+kill leaves behind: the same call then continues after the last finished epoch. The model is only replaced
+when the gate has passed, in one exchange of directories; until then not a byte of it changes.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .config import RunPaths
+from .data.base import Presence
+from .data.given import Files, GivenDataset
+from .data.saliency import SaliencyMaker, write_map
+from .engine.log import Display
+from .engine.machine import Machine
+from .engine.run import Run
+from .engine.setup import Prepared, make_fabric
+from .engine.val_features import trunk_hash
+from .evaluate import eval_loader, image_matrices
+from .gate import Matrices, Verdicts, judge_new, judge_old
+from .growplan import EXEMPLAR, AddOptions, Images, Plan, plan_addition
+from .memory import from_json, to_json
+from .methods.base import make_method
+from .model.lineage import succeed
+from .model.segmenter import Segmenter
+from .model.store import load_model, read_record, save_model
+from .scenario import IGNORE, Scenario, Step
+
+__all__ = ["AddOptions", "Outcome", "add_classes", "carry_out", "plan_addition"]
+
+_METHOD_STATE, _MEMORY = "method.safetensors", "memory.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        passed: Whether the gate let the new model through.
+        model: Where it stands: in its place, or under rejected/.
+        verdicts: The gate's, class by class.
+        plan: What was done.
+    """
+
+    passed: bool
+    model: Path
+    verdicts: Verdicts
+    plan: Plan
+
+
+def add_classes(
+    model: Path | str,
+    data: Path | str,
+    classes: Sequence[str],
+    *,
+    out: Path | str | None = None,
+    check: Path | str | None = None,
+    exemplars: Path | str | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> Outcome:
+    """Teach a model new classes from annotated images, and keep it only if it has not forgotten the old ones.
+
+    Args:
+        model: A model directory or a run folder (its last step).
+        data: Annotated images; what their masks show of other classes counts as background.
+        classes: Names of the new classes; a text holds them separated by commas.
+        out: The new model's directory; None: it takes the place of the model (of a run: `RUN/grown`).
+        check: Annotated images of old classes, for the gate.
+        exemplars: Folder of the data set that the model's memory is of; None: the memory is not used.
+        quiet: Show no progress.
+        options: Other fields of `AddOptions`: max_drop, min_new, saliency, epochs, device …
+
+    Raises:
+        UserError: For a mistake in what was given; nothing has been changed then.
+        NonFiniteLossError: When the training diverges; nothing has been changed then.
+        TypeError: For an option that there is not.
+    """
+    names = [name.strip() for name in classes.split(",")] if isinstance(classes, str) else classes
+    out, check, exemplars = (None if place is None else Path(place) for place in (out, check, exemplars))
+    chosen = AddOptions(out=out, check=check, exemplars=exemplars, **options)
+    return carry_out(plan_addition(Path(model), Path(data), names, chosen), quiet)
+
+
+def carry_out(plan: Plan, quiet: bool = False) -> Outcome:
+    """Train what was planned, judge it, and put it in its place or under rejected/."""
+    with _work_folder(plan) as work, Display(quiet) as display:
+        data = _gather(plan, work, display)
+        trained = _train(plan, work, data, display)
+        after, record = load_model(trained)
+        verdicts = _judge(plan, after, data, display)
+        extra = {_MEMORY: to_json(from_json(plan.folder / _MEMORY))}
+        if (trained / _METHOD_STATE).exists():
+            extra[_METHOD_STATE] = (trained / _METHOD_STATE).read_bytes()
+        meta = _meta(plan, record["training"], verdicts)
+        if verdicts.passes:
+            succeed(after, plan.target, meta, extra, plan.folder)
+            return Outcome(True, plan.target, verdicts, plan)
+        rejected = rejected_folder(plan)
+        parent = read_record(plan.folder)["hashes"]["model"]
+        save_model(after, rejected, {**meta, "parent": parent}, extra)
+        return Outcome(False, rejected, verdicts, plan)
+
+
+def rejected_folder(plan: Plan) -> Path:
+    """Where the new model goes when the gate does not let it through."""
+    place = plan.target.resolve()
+    return place.parent / "rejected" / f"{place.name}-step-{plan.step:02d}"
+
+
+# --- the folder it works in ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def _work_folder(plan: Plan) -> Iterator[Path]:
+    """A hidden neighbour of the new model: that of the same call, if it was killed, else a new one."""
+    place = plan.target.resolve()
+    work = place.with_name(f".{place.name}.add-{_fingerprint(plan)}")
+    for other in place.parent.glob(f".{place.name}.add-*"):
+        if other != work:
+            shutil.rmtree(other)
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        yield work
+    except Exception:
+        shutil.rmtree(work)
+        raise
+    shutil.rmtree(work)
+
+
+def _fingerprint(plan: Plan) -> str:
+    """Tells one call from another: model, images, settings."""
+    files = [plan.new.data.image_path(plan.new.split, i) for i in plan.new.ids]
+    files += [plan.new.data.mask_path(plan.new.split, i) for i in plan.new.ids]
+    stamps = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    what = {
+        "model": read_record(plan.folder)["hashes"],
+        "classes": plan.classes,
+        "config": asdict(plan.config),
+        "method": [plan.method.name, plan.method.fields()],
+        "exemplars": [asdict(e) for e in plan.exemplars],
+        "saliency": [plan.salient, plan.options.saliency],
+        "images": stamps,
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _gather(plan: Plan, work: Path, display: Display) -> GivenDataset:
+    """The new images and the exemplars as one data set; an exemplar's mask shows only what it may."""
+    source = plan.new
+    files = {
+        i: Files(
+            source.data.image_path(source.split, i),
+            source.data.mask_path(source.split, i),
+            source.data.saliency_path(source.split, i),
+        )
+        for i in source.ids
+    }
+    old, first = plan.old_data, len(source.data.class_names)
+    dtype = np.uint8 if source.data.ignore_id < 256 else np.uint16
+    names = plan.meta["class_names"]
+    for number, exemplar in enumerate(plan.exemplars):
+        if old is None:
+            break
+        table = np.zeros(65536, dtype)
+        table[old.ignore_id] = source.data.ignore_id
+        for index in exemplar.classes:
+            table[old.class_names.index(names[index])] = first + index - 1
+        path = work / "masks" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(table[old.mask("train", exemplar.image)]).save(path)
+        files[EXEMPLAR + exemplar.image] = Files(
+            old.image_path("train", exemplar.image), path, old.saliency_path("train", exemplar.image)
+        )
+    if plan.salient == "made" and plan.options.saliency:
+        maker = SaliencyMaker(plan.options.saliency)
+        (work / "saliency").mkdir(exist_ok=True)
+        for number, (i, own) in enumerate(display.track(list(files.items()), "saliency maps", len(files))):
+            path = work / "saliency" / f"{number}.png"
+            if not path.exists():
+                write_map(maker.map(own.image), path)
+            files[i] = own._replace(saliency=path)
+    class_names = (*source.data.class_names, *(f"old {name}" for name in names[1:] if plan.exemplars))
+    return GivenDataset(source.data.root, class_names, source.data.ignore_id, files)
+
+
+# --- the step -----------------------------------------------------------------------------------------------
+
+
+def _train(plan: Plan, work: Path, data: GivenDataset, display: Display) -> Path:
+    """The engine's step on top of a copy of the model; where it stands."""
+    paths = RunPaths(work)
+    if paths.model(plan.step).exists():  # a call that was killed had come so far
+        return paths.model(plan.step)
+    before = paths.model(plan.step - 1)
+    if not before.exists():
+        memory = [replace(e, image=EXEMPLAR + e.image) for e in plan.exemplars]
+        extra = {_MEMORY: to_json(memory)}
+        if (plan.folder / _METHOD_STATE).exists():
+            extra[_METHOD_STATE] = (plan.folder / _METHOD_STATE).read_bytes()
+        meta = {"class_names": plan.meta["class_names"], "step": plan.step - 1}
+        save_model(plan.network, before, meta, extra)
+    nothing = Presence((), np.zeros((0, len(data.class_names)), np.bool_))
+    prepared = Prepared(data, scenario_of(plan, data), nothing, nothing)
+    fabric, precision = make_fabric(plan.config.train)
+    machine = Machine(fabric, precision, plan.config.train, plan.config.seed, work, display)
+    Run(plan.config, plan.method, prepared, machine).train_step(plan.step)
+    return paths.model(plan.step)
+
+
+def scenario_of(plan: Plan, data: GivenDataset) -> Scenario:
+    """The model's past as steps whose images are the exemplars, and the new step."""
+    names, taught = plan.names, plan.meta["class_steps"]
+    known, first_old = len(taught), len(plan.new.data.class_names)
+    steps: list[Step] = []
+    first = 1
+    for index in range(plan.step):
+        classes = tuple(names[k] for k in range(1, known) if taught[k] == index)
+        indices = range(first, first + len(classes))
+        shown = tuple(EXEMPLAR + e.image for e in plan.exemplars if set(e.classes) & set(indices))
+        steps.append(Step(index, classes, first, shown))
+        first += len(classes)
+    steps.append(Step(plan.step, plan.classes, known, plan.new.ids))
+    columns = [plan.new.data.class_names.index(name) for name in plan.classes]
+    raw_ids = (0, *(first_old + k for k in range(known - 1)), *columns)
+    origin = plan.meta["scenario"]
+    return Scenario(
+        data=origin["data"],
+        task=origin["task"],
+        setting=origin["setting"],
+        classes=names,
+        raw_ids=raw_ids,
+        ignore_id=data.ignore_id,
+        n_raw=len(data.class_names),
+        steps=tuple(steps),
+        ids=data.ids("train"),
+    )
+
+
+# --- the gate -----------------------------------------------------------------------------------------------
+
+
+def _judge(plan: Plan, after: Segmenter, data: GivenDataset, display: Display) -> Verdicts:
+    """Old classes on the images of --check or on the exemplars, new ones on what was held out."""
+    options, names, known = plan.options, plan.names, len(plan.meta["class_names"])
+    old, new = Verdicts().old, Verdicts().new
+    images, judged = plan.check, []
+    table = _empty_table(data.ignore_id, len(data.class_names))
+    if images is not None:
+        table = _empty_table(images.data.ignore_id, len(images.data.class_names))
+        for raw, name in enumerate(images.data.class_names):
+            if raw and name in names:
+                table[raw] = names.index(name)
+        judged = [k for k in range(known) if names[k] in images.data.class_names or k == 0]
+    elif plan.exemplars:
+        # what is not annotated in an exemplar may be anything: background is not judged
+        images = Images(data, "train", tuple(EXEMPLAR + e.image for e in plan.exemplars))
+        first = len(plan.new.data.class_names)
+        table[first : first + known - 1] = np.arange(1, known)
+        judged = sorted({c for e in plan.exemplars for c in e.classes})
+    if images is not None:
+        before, later = _matrices(plan, (plan.network, after), images, table, "old classes", display)
+        old = judge_old(before, later, names, judged, options.max_drop, options.seed)
+    if plan.held is not None:
+        table = _empty_table(plan.held.data.ignore_id, len(plan.held.data.class_names))
+        for name in plan.classes:
+            table[plan.held.data.class_names.index(name)] = names.index(name)
+        (later,) = _matrices(plan, (after,), plan.held, table, "new classes", display)
+        new = judge_new(later, names, known, options.min_new, options.seed)
+    return Verdicts(old, new)
+
+
+def _empty_table(ignore_id: int, n_raw: int) -> np.ndarray:
+    """Raw id -> background; what is no class is ignored."""
+    table = np.full(256 if ignore_id < 256 else 65536, IGNORE, np.int16)
+    table[:n_raw] = 0
+    return table
+
+
+def _matrices(
+    plan: Plan,
+    models: Sequence[Segmenter],
+    images: Images,
+    table: np.ndarray,
+    what: str,
+    display: Display,
+) -> list[Matrices]:
+    """A confusion matrix of every image and model, at the scale that the model is evaluated at."""
+    train = plan.config.train
+    fabric, _ = make_fabric(train)
+    stored = plan.meta["method"]
+    readers = [make_method(stored["name"], stored["fields"]), plan.method]
+    pairs = [
+        (model.to(fabric.device), reader.scores)
+        for model, reader in zip(models, readers[-len(models) :], strict=True)
+    ]
+    crop = train.crop if train.crop_val else None
+    loader = eval_loader(images.data, images.split, images.ids, table, crop, train.batch_size, train.workers)
+    one_trunk = len({trunk_hash(model) for model in models}) == 1
+    return image_matrices(
+        pairs,
+        loader,
+        len(plan.names),
+        fabric.device,
+        one_trunk=one_trunk,
+        channels_last=train.channels_last,
+        track=lambda items: display.track(items, what, len(loader)),
+    )
+
+
+def _meta(plan: Plan, training: dict[str, Any], verdicts: Verdicts) -> dict[str, Any]:
+    """The new model.json without what the store writes."""
+    origin, stored, train = plan.meta["scenario"], plan.meta["method"], plan.config.train
+    # what this step alone changed (no saliency, a frozen trunk) says nothing of the next one
+    method = _described(plan)
+    if stored["name"] == plan.method.name:
+        given = {k: v for k, v in method["fields"].items() if k == "gives_way"}
+        method = {"name": stored["name"], "fields": {**stored["fields"], **given}}
+    return {
+        "step": plan.step,
+        "class_names": list(plan.names),
+        "scenario": {**origin, "classes": list(plan.names)},
+        "method": method,
+        "protocol": plan.meta["protocol"],
+        "training": training,
+        "change": "step",
+        "grown": {
+            "classes": list(plan.classes),
+            "images": len(plan.new.ids),
+            "epochs": train.epochs,
+            "batch_size": train.batch_size,
+            "views": train.feature_views,
+            "lr": train.lr,
+            "seed": plan.config.seed,
+            "method": _described(plan),
+            "notes": list(plan.notes),
+            "gate": verdicts.as_json(),
+        },
+    }
+
+
+def _described(plan: Plan) -> dict[str, Any]:
+    return {"name": plan.method.name, "fields": plan.method.fields()}

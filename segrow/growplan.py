@@ -1,0 +1,439 @@
+"""What one more step on somebody's own images will be: everything that is decided, and can fail, before it.
+
+Nothing is written here. `segrow/grow.py` carries a plan out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .config import MemoryConfig, RunConfig, TrainConfig
+from .data import open_dataset
+from .data.base import Presence, SegDataset, Split
+from .data.given import open_given
+from .engine.setup import check_ranges
+from .errors import UserError, near
+from .memory import Exemplar, from_json
+from .methods.base import Method, make_method
+from .model.segmenter import Segmenter
+from .model.store import settle
+from .recipes import published_settings
+from .stored import find_model, load_with_method
+
+UPDATES = 300
+"""Least number of updates: 20 to 200 images in a batch of 8 are few updates an epoch."""
+BATCH = 8
+HELD_OUT = 5
+"""Every fifth image of a class is held out where --min-new asks for a measurement."""
+EXEMPLAR = "memory/"  # first part of the id of an exemplar, apart from ids of the new images
+
+# of the settings that a method was published with, those that do not depend on the size of its data
+_PUBLISHED = (
+    "lr",
+    "backbone_lr",
+    "policy",
+    "lr_floor",
+    "momentum",
+    "weight_decay",
+    "clip",
+    "crop_mode",
+    "scale",
+    "flip",
+)
+
+
+@dataclass(frozen=True)
+class AddOptions:
+    """How a step is added.
+
+    Attributes:
+        out: The new model's directory; None: it takes the place of the model (of a run: `RUN/grown`).
+        check: Annotated images of old classes, for the gate.
+        exemplars: Folder of the data set that the model's memory is of; None: the memory is not used.
+        saliency: An ONNX file, or the name of a rembg model, that makes saliency maps where there are none.
+        max_drop: Points of IoU that an old class may lose.
+        min_new: Points of IoU that a new class must reach on held-out images; None: any will do.
+        epochs: None: enough for UPDATES updates.
+        batch_size: None: BATCH, or all images when they are fewer.
+        views: Random views of an image that are kept.
+        lr: Of the new heads; None: as the method was published.
+        crop: Side of the training crops in pixels; None: as the model was trained.
+        seed: Of everything random.
+        workers: Loader processes.
+        device: auto, cpu or cuda.
+        allow_code: Import a method from outside segrow.
+    """
+
+    out: Path | None = None
+    check: Path | None = None
+    exemplars: Path | None = None
+    saliency: str | None = None
+    max_drop: float = 1.0
+    min_new: float | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    views: int = 4
+    lr: float | None = None
+    crop: int | None = None
+    seed: int = 1
+    workers: int = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    allow_code: bool = False
+
+
+@dataclass(frozen=True)
+class Images:
+    """Some images of a data set.
+
+    Attributes:
+        data: The data set.
+        split: train or val.
+        ids: Which.
+    """
+
+    data: SegDataset
+    split: Split
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One more step, decided.
+
+    Attributes:
+        folder: The model directory that it starts from.
+        target: Where the new model goes.
+        network: The model.
+        meta: Its model.json.
+        method: How the step is trained.
+        classes: The new ones.
+        new: Images to learn from.
+        held: Images that the new classes are measured on; None: none.
+        check: Images that the old classes are measured on; None: the exemplars, or there is no gate.
+        exemplars: Old images to replay.
+        old_data: The data set that they are of.
+        salient: Where saliency maps come from: "folder", "made" or "none".
+        config: The run.
+        options: As asked for.
+        notes: Sentences on what was chosen, and why.
+    """
+
+    folder: Path
+    target: Path
+    network: Segmenter
+    meta: Mapping[str, Any]
+    method: Method
+    classes: tuple[str, ...]
+    new: Images
+    held: Images | None
+    check: Images | None
+    exemplars: tuple[Exemplar, ...]
+    old_data: SegDataset | None
+    salient: Literal["folder", "made", "none"]
+    config: RunConfig
+    options: AddOptions
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All classes afterwards, background first."""
+        return (*self.meta["class_names"], *self.classes)
+
+    @property
+    def step(self) -> int:
+        """Index of the step."""
+        return int(self.meta["step"]) + 1
+
+    @property
+    def updates(self) -> int:
+        """Of the whole step."""
+        train = self.config.train
+        return train.epochs * (len(self.new.ids) // train.batch_size)
+
+
+def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddOptions) -> Plan:
+    """Decide everything and check it; nothing is written but the user's cache.
+
+    Args:
+        model: A model directory or a run folder (its last step).
+        data: Annotated images (`data/given.py: open_given`).
+        classes: Names of the new classes; other classes of the data count as background.
+        options: The rest.
+
+    Raises:
+        UserError: For the first thing that would go wrong.
+    """
+    settle(model)
+    folder = find_model(model)
+    target = _target(model, folder, options.out)
+    network, meta, method = load_with_method(folder, options.allow_code)
+    _check_options(options)
+    _check_classes(classes, meta, folder)
+    dataset = open_given(data, "--data")
+    present = dataset.presence("train")
+    columns = _columns(dataset, classes, data)
+    new, held = _divide(dataset, present, columns, classes, options)
+    exemplars, old_data, notes = _memory(folder, meta, options)
+    if exemplars and (total := len(dataset.class_names) + len(meta["class_names"]) - 1) > dataset.ignore_id:
+        raise UserError(
+            f"{total} classes of {data} and of the model do not fit its masks of {dataset.ignore_id} values; "
+            "leave classes out of classes.txt, or --exemplars out"
+        )
+    method, salient, more = _method(method, network, new, exemplars, old_data, options)
+    config = _config(network, meta, method, len(new.ids), options)
+    method.check(network, config.train.crop)
+    check, remark = _check_images(options, meta, folder, bool(exemplars))
+    return Plan(
+        folder,
+        target,
+        network,
+        meta,
+        method,
+        tuple(classes),
+        new,
+        held,
+        check,
+        exemplars,
+        old_data,
+        salient,
+        config,
+        options,
+        (*notes, *more, *remark),
+    )
+
+
+def _target(model: Path, folder: Path, out: Path | None) -> Path:
+    if out is not None:
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            raise UserError(f"--out {out} is there already; give another place, or leave --out out")
+        return out
+    if folder == model:
+        return folder
+    grown = model / "grown"
+    if grown.exists():
+        raise UserError(
+            f"{model} is a run folder and {grown} is there already; give {grown} as the model, or --out"
+        )
+    return grown
+
+
+def _check_options(options: AddOptions) -> None:
+    for name, value in (("max-drop", options.max_drop), ("min-new", options.min_new)):
+        if value is not None and not 0 <= value <= 100:
+            raise UserError(f"--{name} should be points of IoU from 0 to 100, got {value}")
+
+
+def _check_classes(classes: Sequence[str], meta: Mapping[str, Any], folder: Path) -> None:
+    if not classes:
+        raise UserError("--classes is empty; name at least one class to learn")
+    names = list(meta["class_names"])
+    for name in classes:
+        if name == names[0] or not name:
+            raise UserError(f'"{name}" cannot be learnt; name classes of the folder, such as --classes zebra')
+        if name in names:
+            raise UserError(
+                f'{folder} knows "{name}" already (learnt in step {meta["class_steps"][names.index(name)]}); '
+                "leave it out of --classes, or rename it there with segrow rename-class"
+            )
+        if list(classes).count(name) > 1:
+            raise UserError(f'--classes holds "{name}" twice; every class needs a name of its own')
+
+
+def _columns(dataset: SegDataset, classes: Sequence[str], data: Path) -> list[int]:
+    """Mask values of the new classes."""
+    for name in classes:
+        if name not in dataset.class_names[1:]:
+            listed = ", ".join(dataset.class_names[1:21])
+            hint = near(name, dataset.class_names[1:])
+            raise UserError(f'{data} has no class "{name}"; its classes are {listed}.{hint}')
+    return [dataset.class_names.index(name) for name in classes]
+
+
+def _divide(
+    dataset: SegDataset,
+    present: Presence,
+    columns: Sequence[int],
+    classes: Sequence[str],
+    options: AddOptions,
+) -> tuple[Images, Images | None]:
+    """Images to learn from, and to measure on: the validation images, or some of the others."""
+    shows = present.present[:, columns]
+    for name, count in zip(classes, shows.sum(0).tolist(), strict=True):
+        if not count:
+            raise UserError(
+                f'no image of {dataset.root} shows "{name}": its value is in no mask; annotate some, or '
+                "leave it out of --classes"
+            )
+    rows = np.flatnonzero(shows.any(axis=1)).tolist()
+    held: list[int] = []
+    validation = dataset.ids("val")
+    if validation:
+        dataset.presence("val")  # checks every pair
+    elif options.min_new is not None:
+        held = _hold_out(shows, classes, options.seed)
+    chosen = tuple(present.ids[r] for r in rows if r not in set(held))
+    if len(chosen) < 2:
+        raise UserError(
+            f"{dataset.root} has {len(chosen)} image to learn from, expected at least 2 that show "
+            f"{' or '.join(classes)}; annotate more"
+        )
+    new = Images(dataset, "train", chosen)
+    if validation:
+        return new, Images(dataset, "val", validation)
+    return new, Images(dataset, "train", tuple(present.ids[r] for r in sorted(held))) if held else None
+
+
+def _hold_out(shows: Any, classes: Sequence[str], seed: int) -> list[int]:
+    """Rows to measure on: of every class a fifth of its images, at least one."""
+    order = np.random.default_rng(seed).permutation(len(shows))
+    held: list[int] = []
+    for k, name in enumerate(classes):
+        images = int(shows[:, k].sum())
+        if images < 2:
+            raise UserError(
+                f'--min-new holds images out to measure "{name}" on, but only {images} image shows it; '
+                "annotate more, or leave --min-new out"
+            )
+        wanted = max(1, images // HELD_OUT) - sum(bool(shows[r, k]) for r in held)
+        held += [int(r) for r in order if shows[r, k] and int(r) not in held][: max(wanted, 0)]
+    for k, name in enumerate(classes):
+        if all(r in held for r in np.flatnonzero(shows[:, k]).tolist()):
+            raise UserError(f'nothing is left to learn "{name}" from; annotate more, or leave --min-new out')
+    return held
+
+
+def _memory(
+    folder: Path, meta: Mapping[str, Any], options: AddOptions
+) -> tuple[tuple[Exemplar, ...], SegDataset | None, list[str]]:
+    """Exemplars to replay and the data set they are of."""
+    stored = from_json(folder / "memory.json")
+    if options.exemplars is None:
+        if not stored:
+            return (), None, []
+        return (), None, [f"its {len(stored)} exemplars are not replayed (--exemplars DIR would)"]
+    if not stored:
+        raise UserError(f"{folder} has no exemplars; leave --exemplars out")
+    data = open_dataset(meta["scenario"]["data"], str(options.exemplars))
+    known = set(data.ids("train"))
+    if missing := [e.image for e in stored if e.image not in known]:
+        raise UserError(
+            f"{options.exemplars} lacks {len(missing)} of the model's {len(stored)} exemplars, first "
+            f"{missing[0]}; give the folder that the model was trained on"
+        )
+    names = meta["class_names"]
+    for name in sorted({names[c] for e in stored for c in e.classes}):
+        if name not in data.class_names:
+            raise UserError(f'{options.exemplars} has no class "{name}", which exemplars of {folder} show')
+    return stored, data, []
+
+
+def _method(
+    method: Method,
+    network: Segmenter,
+    new: Images,
+    exemplars: Sequence[Exemplar],
+    old_data: SegDataset | None,
+    options: AddOptions,
+) -> tuple[Method, Literal["folder", "made", "none"], list[str]]:
+    """The model's own method, changed where a few new images alone ask for it."""
+    notes: list[str] = []
+    fields = method.fields()
+    if method.name in ("joint", "finetune"):
+        loss = fields["loss_type"]
+        notes.append(
+            f"method {method.name} would forget, so ssul trains the step (its {loss} scores are the same)"
+        )
+        init = "background" if loss == "ce" else "random"
+        method = make_method("ssul", {"unknown": "none", "loss_type": loss, "init": init})
+        fields = method.fields()
+    if "gives_way" in fields:
+        # the new heads see no old images: what old heads are sure of is theirs
+        fields["gives_way"] = (*fields["gives_way"], network.n_classes)
+        method = make_method(method.name, fields)
+    if fields.get("freeze") == "none":
+        notes.append("the trunk is frozen: a few images would only unsettle it")
+        method = make_method(method.name, {**fields, "freeze": "trunk"})
+        fields = method.fields()
+    if "saliency" not in method.aux:
+        return method, "none", notes
+    paths = [new.data.saliency_path(new.split, i) for i in new.ids]
+    if old_data is not None:
+        paths += [old_data.saliency_path("train", e.image) for e in exemplars]
+    if all(path.is_file() for path in paths):
+        return method, "folder", notes
+    if options.saliency:
+        return method, "made", notes
+    if "unknown" not in fields:
+        raise UserError(
+            f"method {method.name} needs saliency maps, which {new.data.root} lacks; give --saliency FILE"
+        )
+    notes.append(
+        "there are no saliency maps, so all background may hide unknown objects (--saliency makes maps)"
+    )
+    return make_method(method.name, {**fields, "unknown": "background"}), "none", notes
+
+
+def _config(
+    network: Segmenter, meta: Mapping[str, Any], method: Method, images: int, options: AddOptions
+) -> RunConfig:
+    """Settings for a few images: those of the method's paper, with as many epochs as make enough updates."""
+    scenario, protocol = meta["scenario"], meta["protocol"]
+    published = published_settings(method.name, scenario["data"], scenario["task"]).get("train", {})
+    chosen = {key: value for key, value in published.items() if key in _PUBLISHED}
+    if "scale" in chosen:
+        chosen["scale"] = tuple(chosen["scale"])
+    batch = min(BATCH, images) if options.batch_size is None else options.batch_size
+    if batch < 2:
+        raise UserError(f"--batch-size should be at least 2, which batch normalisation needs, got {batch}")
+    if batch > images:
+        raise UserError(
+            f"--batch-size {batch} is more than the {images} images to learn from; use {images} or less"
+        )
+    train = TrainConfig(
+        **chosen,
+        epochs=-(-UPDATES // (images // batch)) if options.epochs is None else options.epochs,
+        batch_size=batch,
+        crop=protocol["crop"] if options.crop is None else options.crop,
+        crop_val=protocol["crop_val"],
+        device=options.device,
+        workers=options.workers,
+        feature_views=options.views,
+    )
+    if options.lr is not None:
+        train = replace(train, lr=options.lr)
+    config = RunConfig(
+        task=scenario["task"],
+        seed=options.seed,
+        model=replace(network.config, weights="none"),
+        memory=MemoryConfig(),
+        train=train,
+    )
+    check_ranges(config)
+    return config
+
+
+def _check_images(
+    options: AddOptions, meta: Mapping[str, Any], folder: Path, replayed: bool
+) -> tuple[Images | None, list[str]]:
+    """What the gate looks at: --check, its validation images where it has some."""
+    if options.check is None:
+        if replayed:
+            return None, [
+                "the gate looks at the exemplars, which are trained on too; --check DIR is stricter"
+            ]
+        return None, ["no gate: nothing says what becomes of the old classes (--check DIR would)"]
+    data = open_given(options.check, "--check")
+    split: Split = "val" if data.ids("val") else "train"
+    columns = [k for k, name in enumerate(data.class_names) if k and name in meta["class_names"][1:]]
+    if not columns:
+        raise UserError(
+            f"--check {options.check} has none of the classes that {folder} knows "
+            f"({', '.join(meta['class_names'][1:])}); give images of old classes"
+        )
+    present = data.presence(split)
+    if not present.present[:, columns].any():
+        raise UserError(f"--check {options.check}: no image shows a class that {folder} knows")
+    return Images(data, split, present.ids), []

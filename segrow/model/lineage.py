@@ -1,0 +1,316 @@
+"""A model directory remembers what it was: its earlier versions stand whole under `history/`.
+
+models/animals/            the model as it is
+    model.json  model.safetensors  …
+    history/001-3f2a…/     the same files of an earlier version, byte for byte
+    history/002-9c41…/
+
+`parent` in a model.json is the hash of the version it was made from. Every change writes the whole directory
+anew, history too (hard links where the disk has them), and exchanges it in one go: a kill leaves the old one
+or the new one.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError, near
+from ..memory import Exemplar, from_json_bytes, to_json
+from .segmenter import Group, Head, Segmenter
+from .store import exchanged, load_model, model_files, read_record, save_model, settle
+
+HISTORY = "history"
+_OWN = ("format", "segrow", "timm", "class_steps", "model", "input", "hashes")  # what `save_model` writes
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a model.
+
+    Attributes:
+        folder: Where it stands.
+        step: The step it was saved after.
+        hash: Of configuration and weights.
+        parent: Hash of the version it was made from; None for the first.
+        classes: Names by class index, background first.
+        change: What made it: "step", or the command's words such as "rename cow to cattle".
+        current: It is the model itself, not its past.
+        ancestor: It is on the way from the first version to the current one.
+    """
+
+    folder: Path
+    step: int
+    hash: str
+    parent: str | None
+    classes: tuple[str, ...]
+    change: str
+    current: bool
+    ancestor: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**vars(self), "folder": str(self.folder), "classes": list(self.classes)}
+
+
+def versions(directory: Path) -> list[Version]:
+    """All versions of a model, the oldest first, the current one last.
+
+    Raises:
+        UserError: No model, or a model.json of any version that was changed.
+    """
+    settle(directory)
+    folders = [*_stored(directory), directory]
+    records = [read_record(folder) for folder in folders]
+    by_hash = {record["hashes"]["model"]: record for record in records}
+    chain: set[str] = set()
+    at: str | None = records[-1]["hashes"]["model"]
+    while at is not None and at in by_hash and at not in chain:
+        chain.add(at)
+        at = by_hash[at].get("parent")
+    return [
+        Version(
+            folder,
+            int(record["step"]),
+            record["hashes"]["model"],
+            record.get("parent"),
+            tuple(record["class_names"]),
+            record.get("change", "step"),
+            folder == directory,
+            folder == directory or record["hashes"]["model"] in chain,
+        )
+        for folder, record in zip(folders, records, strict=True)
+        if folder == directory or record["hashes"]["model"] != records[-1]["hashes"]["model"]
+    ]
+
+
+def _stored(directory: Path) -> list[Path]:
+    folder = directory / HISTORY
+    return sorted(f for f in folder.iterdir() if f.is_dir()) if folder.is_dir() else []
+
+
+def put_history(parent: Path) -> Callable[[Path], None]:
+    """Writes the history of a model's next version: that of `parent`, and `parent` itself as its last.
+
+    Raises:
+        UserError: When a file of `parent` was changed.
+    """
+    files, record = model_files(parent), read_record(parent)
+
+    def put(folder: Path) -> None:
+        history = folder / HISTORY
+        history.mkdir()
+        number = 0
+        for old in _stored(parent):
+            number = max(number, int(old.name.partition("-")[0]))
+            _link(model_files(old), history / old.name)
+        hashes = {read_record(f)["hashes"]["model"] for f in _stored(parent)}
+        if record["hashes"]["model"] not in hashes:
+            _link(files, history / f"{number + 1:03d}-{record['hashes']['model'][:12]}")
+
+    return put
+
+
+def _link(files: Mapping[str, Path], folder: Path) -> None:
+    """The same files in another place: links to them, or copies where there can be none."""
+    folder.mkdir()
+    for name, path in files.items():
+        try:
+            os.link(path, folder / name)
+        except OSError:
+            shutil.copyfile(path, folder / name)
+
+
+def succeed(
+    model: Segmenter,
+    directory: Path,
+    meta: Mapping[str, Any],
+    extra: Mapping[str, bytes],
+    parent: Path,
+) -> None:
+    """Write the next version of the model in `parent` to `directory`, the same or another, with its history.
+
+    Args:
+        meta: As `save_model` takes it; its `parent` is set here.
+
+    Raises:
+        UserError: When a file of `parent` was changed, or `directory` is no place for a model.
+    """
+    put = put_history(parent)
+    save_model(model, directory, {**meta, "parent": read_record(parent)["hashes"]["model"]}, extra, put)
+
+
+def rollback(directory: Path, step: int) -> Version:
+    """Make an earlier version the model again, byte for byte; the present one stays in the history.
+
+    Args:
+        step: The step it was saved after. Of several the newest ancestor of the present model is taken, else
+            the newest.
+
+    Raises:
+        UserError: When there is no such version, or a file of it was changed.
+    """
+    there = versions(directory)
+    past = [v for v in there if not v.current]
+    fitting = [v for v in past if v.step == step]
+    if not fitting:
+        have = ", ".join(str(s) for s in sorted({v.step for v in past})) or "none"
+        raise UserError(
+            f"{directory} has no earlier version of step {step}; its history has {have} "
+            f"(segrow lineage {directory} shows them)"
+        )
+    chosen = ([v for v in fitting if v.ancestor] or fitting)[-1]
+    files, put = model_files(chosen.folder), put_history(directory)
+    with exchanged(directory) as temporary:
+        for name, path in files.items():
+            shutil.copyfile(path, temporary / name)
+        put(temporary)
+    return chosen
+
+
+# --- classes ----------------------------------------------------------------------------------------------
+
+
+def rename_class(directory: Path, old: str, new: str) -> None:
+    """Give a class another name; the weights stay as they are.
+
+    Raises:
+        UserError: For a class that the model does not know, background, or a name that cannot be.
+    """
+    settle(directory)
+    model, meta = load_model(directory)
+    names = list(meta["class_names"])
+    index = _find(names, old, directory)
+    new = new.strip()
+    if not new or any(c in new for c in ",\n\r"):
+        raise UserError(f'"{new}" cannot be the name of a class; expected words without comma or line break')
+    if new in names:
+        raise UserError(f'{directory} has a class "{new}" already; choose another name')
+    names[index] = new
+    _rewrite(model, directory, meta, names, f"rename {old} to {new}", _extra(directory, meta))
+
+
+def remove_class(directory: Path, name: str) -> None:
+    """Take a class out of the model: its channel goes, and the classes behind it move up by one.
+
+    What the other channels say stays bit-identical, and background keeps index 0. The pixels of the class
+    fall to whatever the others make of them.
+
+    Raises:
+        UserError: For a class that the model does not know, background, the last foreground class, or a
+            method whose state cannot lose a class.
+    """
+    settle(directory)
+    model, meta = load_model(directory)
+    names = list(meta["class_names"])
+    index = _find(names, name, directory)
+    if len(names) == 2:
+        raise UserError(f'"{name}" is the only class of {directory}; delete the folder instead')
+    extra = _without(_extra(directory, meta), index, meta)
+    del names[index]
+    smaller, method = without_channel(model, index), _method_without(meta["method"], index, len(names))
+    _rewrite(smaller, directory, meta, names, f"remove {name}", extra, method)
+
+
+def without_channel(model: Segmenter, index: int) -> Segmenter:
+    """A model without one class; all other tensors as they are.
+
+    Args:
+        index: Its class index, not 0.
+    """
+    layout: list[Group] = []
+    kept: list[tuple[int, list[int]]] = []  # of each head that stays: its number, and the rows that stay
+    start = 0
+    for number, group in enumerate(model.layout):
+        rows = [c - group.start for c in range(group.start, group.stop) if c != index]
+        if rows:
+            layout.append(Group(group.name, start, start + len(rows), group.form, group.step))
+            kept.append((number, rows))
+            start += len(rows)
+    mean, std = (tuple(v.flatten().tolist()) for v in (model.mean, model.std))
+    state: dict[str, Tensor] = {
+        key: value for key, value in model.state_dict().items() if not key.startswith("heads.")
+    }
+    for place, (number, rows) in enumerate(kept):
+        for key, value in model.heads[number].state_dict().items():
+            state[f"heads.{place}.{key}"] = value[rows] if key.startswith("out.") else value
+    with torch.random.fork_rng(devices=[]):
+        smaller = Segmenter(model.config, tuple(layout), model.unknown is not None, mean, std)
+    dtype = next(model.parameters()).dtype
+    smaller.to(dtype).set_normalisation(mean, std, dtype)
+    smaller.load_state_dict(state)
+    return smaller.eval()
+
+
+def _find(names: Sequence[str], name: str, directory: Path) -> int:
+    """Class index of a foreground class."""
+    if name == names[0]:
+        raise UserError(f'"{name}" is what no class covers and always there; name another class')
+    if name not in names:
+        listed = ", ".join(names[1:])
+        raise UserError(f'{directory} has no class "{name}"; it knows {listed}.{near(name, names[1:])}')
+    return names.index(name)
+
+
+def _extra(directory: Path, meta: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files beside weights and record."""
+    names = [name for name in meta["hashes"]["files"] if name != "model.safetensors"]
+    return {name: (directory / name).read_bytes() for name in names}
+
+
+def _without(extra: Mapping[str, bytes], index: int, meta: Mapping[str, Any]) -> dict[str, bytes]:
+    """Exemplars and the method's state after a class has gone."""
+
+    files = dict(extra)
+    if "memory.json" in files:
+        kept = []
+        for e in from_json_bytes(files["memory.json"]):
+            classes = tuple(c - (c > index) for c in e.classes if c != index)
+            if classes:
+                kept.append(Exemplar(e.image, e.step, classes))
+        files["memory.json"] = to_json(kept)
+    if "method.safetensors" in files:
+        state = safetensors.torch.load(files["method.safetensors"])
+        if other := sorted(set(state) - {"thresholds"}):
+            raise UserError(
+                f"method {meta['method']['name']} keeps {', '.join(other)} with the model, which cannot lose "
+                "a class; teach a model without it instead"
+            )
+        rows = [k for k in range(len(state["thresholds"])) if k != index]
+        files["method.safetensors"] = safetensors.torch.save({"thresholds": state["thresholds"][rows]})
+    return files
+
+
+def _method_without(method: Mapping[str, Any], index: int, known: int) -> dict[str, Any]:
+    """The method's fields after a class has gone: the class indices among them move along."""
+    fields = dict(method["fields"])
+    if starts := fields.get("gives_way"):
+        moved = sorted({start - (start > index) for start in starts})
+        fields["gives_way"] = [start for start in moved if 1 < start < known]
+    return {**method, "fields": fields}
+
+
+def _rewrite(
+    model: nn.Module,
+    directory: Path,
+    meta: Mapping[str, Any],
+    names: Sequence[str],
+    change: str,
+    extra: Mapping[str, bytes],
+    method: Mapping[str, Any] | None = None,
+) -> None:
+    """The next version, of the same step."""
+    if not isinstance(model, Segmenter) or not all(isinstance(head, Head) for head in model.heads):
+        raise TypeError("expected a Segmenter")
+    ours = {key: value for key, value in meta.items() if key not in _OWN}
+    # classes of steps that were never taken say nothing of this model any more
+    ours |= {"class_names": list(names), "change": change}
+    ours["scenario"] = {**meta["scenario"], "classes": list(names)}
+    ours["method"] = dict(method or meta["method"])
+    succeed(model, directory, ours, extra, directory)

@@ -1,0 +1,165 @@
+"""Saliency maps: from a network in a file, where a data set looks for them, and in segrow add."""
+
+import builtins
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SHARED
+from PIL import Image
+from runs import only_line
+from trees import folder_tree
+
+from segrow import cli
+from segrow.data.files import read_saliency
+from segrow.data.folder import FolderDataset
+from segrow.data.saliency import SaliencyMaker, write_map
+from segrow.errors import UserError
+
+U2NETP = SHARED / "weights" / "u2netp.onnx"
+VOC = SHARED / "data" / "VOC2012"
+
+
+class Session:
+    """Stands for onnxruntime's: salient is what is red; the map is half as large as the input."""
+
+    def __init__(self, path: str, providers: list[str]) -> None:
+        if Path(path).read_bytes() == b"broken":
+            raise RuntimeError("[ONNXRuntimeError] INVALID_PROTOBUF\nsecond line")
+        self.channels = 4 if Path(path).read_bytes() == b"four" else 3
+
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(name="input", shape=["batch", self.channels, 32, 32])]
+
+    def run(self, outputs: None, given: dict[str, Any]) -> list[Any]:
+        image = given["input"]
+        assert image.dtype == np.float32
+        assert image.shape == (1, 3, 32, 32)
+        assert abs(float(image.max())) < 3  # normalised
+        return [(image[:, :1] - image[:, 2:])[:, :, ::2, ::2] * 7 - 3, "another output"]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An onnxruntime that is not there, and a file for it."""
+    module = ModuleType("onnxruntime")
+    module.InferenceSession = Session  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"good")
+    return path
+
+
+def halves(path: Path, size: tuple[int, int] = (60, 40)) -> Path:
+    """Red on the left, blue on the right."""
+    image = np.zeros((size[1], size[0], 3), np.uint8)
+    image[:, : size[0] // 2, 0] = 200
+    image[:, size[0] // 2 :, 2] = 200
+    Image.fromarray(image).save(path)
+    return path
+
+
+def test_a_map_has_the_size_of_the_image(fake: Path, tmp_path: Path) -> None:
+    salient = SaliencyMaker(str(fake)).map(halves(tmp_path / "a.png"))
+    assert salient.shape == (40, 60)
+    assert salient[:, :28].all()
+    assert not salient[:, 32:].any()
+    write_map(salient, tmp_path / "map.png")
+    assert np.array_equal(read_saliency(tmp_path / "map.png"), salient)
+    assert Image.open(tmp_path / "map.png").mode == "1"
+
+
+def test_the_command_writes_what_is_missing(
+    fake: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = folder_tree(tmp_path / "data", train=3, val=1, saliency=True).root
+    there = (root / "saliency/train/train0000.png").read_bytes()
+    (root / "saliency/train/train0001.png").unlink()
+    (root / "saliency/val/val0000.png").unlink()
+    assert cli.main(["data", "saliency", str(root), "--model", str(fake)]) == 0
+    assert "2 saliency maps written, 2 were there" in " ".join(capsys.readouterr().out.split())
+    data = FolderDataset(root)
+    data.require_saliency()
+    assert data.saliency("train", "train0001").shape == (24, 32)
+    assert (root / "saliency/train/train0000.png").read_bytes() == there
+    assert cli.main(["data", "saliency", str(root), "--model", str(fake), "--again"]) == 0
+    assert (root / "saliency/train/train0000.png").read_bytes() != there
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "no saliency model"),
+        (
+            b"broken",
+            "is no ONNX file that onnxruntime reads ([ONNXRuntimeError] INVALID_PROTOBUF second line)",
+        ),
+        (b"four", "takes an input ['batch', 4, 32, 32], expected 1 x 3 x height x width"),
+    ],
+)
+def test_a_file_that_is_none(
+    fake: Path, tmp_path: Path, content: bytes | None, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is None:
+        fake.unlink()
+    else:
+        fake.write_bytes(content)
+    root = folder_tree(tmp_path / "data", train=2, val=0).root
+    assert cli.main(["data", "saliency", str(root), "--model", str(fake)]) == 2
+    assert expected in only_line(capsys.readouterr().err)
+    assert not (root / "saliency").exists()
+
+
+@pytest.mark.parametrize(("model", "package"), [("net.onnx", "onnxruntime"), ("u2net", "rembg")])
+def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, package: str) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *args: Any, **named: Any) -> Any:
+        if name == package:
+            raise ImportError(name)
+        return real(name, *args, **named)
+
+    (tmp_path / "net.onnx").write_bytes(b"good")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(UserError, match=rf'need {package}.*pip install "segrow\[saliency\]"'):
+        SaliencyMaker(model)
+
+
+def test_a_rembg_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("rembg")
+
+    def new_session(name: str) -> str:
+        if name != "u2net":
+            raise ValueError(f"no session {name}")
+        return name
+
+    def remove(picture: Image.Image, session: str, only_mask: bool) -> Image.Image:
+        assert session == "u2net"
+        assert only_mask
+        return picture.getchannel("R")
+
+    module.new_session = new_session  # type: ignore[attr-defined]
+    module.remove = remove  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "rembg", module)
+    salient = SaliencyMaker("u2net").map(halves(tmp_path / "a.png"))
+    assert salient[:, :28].all()
+    assert not salient[:, 32:].any()
+    with pytest.raises(UserError, match='rembg has no model "nothing" at hand'):
+        SaliencyMaker("nothing")
+
+
+@pytest.mark.skipif(not (U2NETP.is_file() and VOC.is_dir()), reason="needs u2netp.onnx and the VOC 2012 part")
+def test_u2netp_makes_the_maps_of_the_data(tmp_path: Path) -> None:
+    """Those maps were made with the same network from the same images."""
+    pytest.importorskip("onnxruntime", reason='needs pip install "segrow[saliency]"')
+    maker = SaliencyMaker(str(U2NETP))
+    agree = []
+    for path in sorted((VOC / "saliency_map").glob("*.png"))[:4]:
+        theirs = read_saliency(path).astype(bool)
+        ours = maker.map(VOC / "JPEGImages" / f"{path.stem}.jpg")
+        agree.append(float((ours == theirs).mean()))
+    assert min(agree) > 0.97, agree
