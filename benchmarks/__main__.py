@@ -10,7 +10,6 @@ import argparse
 import datetime
 import importlib
 import os
-import platform
 import shlex
 import sys
 import tempfile
@@ -19,17 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import timm
 import torch
-import torchvision
 from rich.console import Console
 
-import segrow
 from segrow.errors import UserError
 
 from . import quality
-from .machine import describe, has_bf16
+from .machine import describe, has_bf16, versions
 from .report import GUARD, Options, Row, guard, read_guard, show, write
 
 # one module each, with `run(options) -> list[Row]`, in the order of the table
@@ -199,14 +194,7 @@ def about(options: Options, command: str) -> dict[str, Any]:
         "data": "embedded" if options.root is None else options.root.name,
         "seeds": sorted({options.seed, *(quality.SEEDS if quality.is_long(options) else ())}),
         "machine": describe(),
-        "versions": {
-            "segrow": segrow.__version__,
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "timm": timm.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
 
 

@@ -5,7 +5,12 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import timm
 import torch
+import torchvision
+
+import segrow
 
 
 def describe() -> dict[str, Any]:
@@ -18,6 +23,18 @@ def describe() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "bf16": has_bf16(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of segrow and what it computes with."""
+    return {
+        "segrow": segrow.__version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
     }
 
 
