@@ -379,10 +379,12 @@ def _method(
 def _config(
     network: Segmenter, meta: Mapping[str, Any], method: Method, images: int, options: AddOptions
 ) -> RunConfig:
-    """Settings for a few images: those of the method's paper, with as many epochs as make enough updates."""
+    """Settings for a few images: the paper's rates, the model's own views, and updates enough."""
     scenario, protocol = meta["scenario"], meta["protocol"]
     published = published_settings(method.name, scenario["data"], scenario["task"]).get("train", {})
     chosen = {key: value for key, value in published.items() if key in _PUBLISHED}
+    # views as the model has seen them: the frozen trunk knows no others, and a mirrored digit is none
+    chosen |= meta.get("training", {}).get("augmentation", {})
     if "scale" in chosen:
         chosen["scale"] = tuple(chosen["scale"])
     batch = min(BATCH, images) if options.batch_size is None else options.batch_size

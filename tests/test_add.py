@@ -279,6 +279,23 @@ def test_each_class_is_learnt_from_its_own_value(model: Path, photos: Path, tmp_
     assert set(table[7:].tolist()) == {-1}
 
 
+def test_views_are_drawn_as_the_model_was_trained(
+    root: Path, run: Path, photos: Path, tmp_path: Path
+) -> None:
+    out, model = tmp_path / "run", tmp_path / "model"
+    views = ("--train.flip", "0", "--train.scale", "[0.8,1.25]")
+    assert start(root, out, "--task", "2-2", "--steps", "1", "--model.output_stride", "8", *views) == 0
+    assert add(out, photos, "--epochs", "1", "--out", str(model), classes="okapi") == 0
+    assert record(model)["training"]["augmentation"] == {
+        "crop_mode": "scale",
+        "scale": [0.8, 1.25],
+        "flip": 0.0,
+    }
+    train = plan_addition(model, photos, ["zebra"], AddOptions(device="cpu")).config.train
+    assert (train.crop_mode, train.scale, train.flip) == ("scale", (0.8, 1.25), 0.0)
+    assert plan_addition(run, photos, ["zebra"], AddOptions(device="cpu")).config.train.flip == 0.5
+
+
 # --- methods ------------------------------------------------------------------------------------------------
 
 

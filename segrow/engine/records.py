@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config import RunConfig
+from ..config import RunConfig, TrainConfig
 from ..data.base import Presence
 from ..methods.base import Method
 from ..scenario import Scenario
@@ -91,6 +91,15 @@ _LATER = frozenset(
 )
 
 
+NO_COST = ("exemplars", "selected", "augmentation")
+"""What `training` in model.json holds beside the cost of the step."""
+
+
+def augmentation(train: TrainConfig) -> dict[str, Any]:
+    """How views were drawn, which a later step on the same model should keep (a mirrored digit is none)."""
+    return {"crop_mode": train.crop_mode, "scale": list(train.scale), "flip": train.flip}
+
+
 def model_meta(
     config: RunConfig,
     method: Method,
@@ -116,6 +125,6 @@ def model_meta(
         },
         "method": {"name": method.name, "fields": method.fields()},
         "protocol": {"crop_val": config.train.crop_val, "crop": config.train.crop},
-        "training": training,
+        "training": {**training, "augmentation": augmentation(config.train)},
         "parent": parent,
     }
