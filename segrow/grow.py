@@ -23,7 +23,7 @@ from PIL import Image
 from .config import RunPaths
 from .data.base import Presence
 from .data.given import Files, GivenDataset
-from .data.saliency import SaliencyMaker, write_map
+from .data.saliency import write_map
 from .engine.log import Display
 from .engine.machine import Machine
 from .engine.run import Run
@@ -152,7 +152,7 @@ def _fingerprint(plan: Plan) -> str:
         "config": asdict(plan.config),
         "method": [plan.method.name, plan.method.fields()],
         "exemplars": [asdict(e) for e in plan.exemplars],
-        "saliency": [plan.salient, plan.options.saliency],
+        "saliency": [plan.salient, plan.maker.model if plan.maker else None],
         "images": stamps,
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
@@ -185,13 +185,12 @@ def _gather(plan: Plan, work: Path, display: Display) -> GivenDataset:
         files[EXEMPLAR + exemplar.image] = Files(
             old.image_path("train", exemplar.image), path, old.saliency_path("train", exemplar.image)
         )
-    if plan.salient == "made" and plan.options.saliency:
-        maker = SaliencyMaker(plan.options.saliency)
+    if plan.maker is not None:
         (work / "saliency").mkdir(exist_ok=True)
         for number, (i, own) in enumerate(display.track(list(files.items()), "saliency maps", len(files))):
             path = work / "saliency" / f"{number}.png"
             if not path.exists():
-                write_map(maker.map(own.image), path)
+                write_map(plan.maker.map(own.image), path)
             files[i] = own._replace(saliency=path)
     class_names = (*source.data.class_names, *(f"old {name}" for name in names[1:] if plan.exemplars))
     return GivenDataset(source.data.root, class_names, source.data.ignore_id, files)

@@ -14,7 +14,7 @@ from ..adopt import adopt
 from ..errors import UserError
 from ..gate import ENOUGH, FEW, Verdicts
 from ..grow import AddOptions, Outcome, carry_out, plan_addition, rejected_folder
-from ..growplan import Plan
+from ..growplan import AUTO, REMBG, Plan
 from .parser import OneLineParser
 
 TEXT = ("class", "verdict", "taken for")
@@ -143,7 +143,12 @@ def _parser() -> OneLineParser:
     )
     parser.add_argument("--check", help="annotated images of old classes, for the gate")
     parser.add_argument("--exemplars", help="data set of the model's memory: replay it (and test on it)")
-    parser.add_argument("--saliency", help="ONNX file or rembg name: make saliency maps where there are none")
+    parser.add_argument(
+        "--saliency",
+        default=AUTO,
+        help="ONNX file or rembg model: make saliency maps where there are none (default: auto, "
+        f"rembg's {REMBG} where rembg is installed; none: no maps)",
+    )
     parser.add_argument(
         "--max-drop", type=float, default=1.0, help="points of IoU that an old class may lose (default 1)"
     )
@@ -182,7 +187,7 @@ def describe(plan: Plan) -> list[str]:
         "saliency: "
         + {
             "folder": "maps of the folder",
-            "made": f"maps made with {plan.options.saliency}",
+            "made": f"maps made with {plan.maker.model if plan.maker else ''}",
             "none": "no maps",
         }[plan.salient],
     ]
