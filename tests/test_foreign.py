@@ -10,6 +10,7 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from runs import only_line
+from steps import shake
 from torch import Tensor, nn
 from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, deeplabv3_resnet50
 from trees import folder_tree
@@ -33,14 +34,7 @@ def theirs() -> nn.Module:
 
 def stirred(net: nn.Module) -> nn.Module:
     """With norms that do something."""
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.2)
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
+    shake(net)
     return net.eval()
 
 

@@ -22,7 +22,7 @@ from ..errors import UserError
 from .backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, normalisation, split_name
 from .decoder import LOW_LEVEL
 from .segmenter import Group, Segmenter
-from .weights import MAY_LACK, listed, read_tensors
+from .weights import fill_whole, listed, read_tensors
 
 RATES = (12, 24, 36)
 """Dilations of the ASPP in both libraries."""
@@ -117,7 +117,15 @@ def read_foreign(
     mean, std = foreign.normalisation
     with torch.random.fork_rng(devices=[]):
         model = Segmenter(foreign.config, layout, False, mean, std)
-    _fill(path, model, foreign, tensors)
+    fill_whole(
+        path,
+        model,
+        tensors,
+        foreign.config.name,
+        foreign.source,
+        lambda name, theirs: _rows(name, theirs, foreign),
+        foreign.unused,
+    )
     return model.eval()
 
 
@@ -253,35 +261,6 @@ def _older_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         next((new + n.removeprefix(old) for old, new in numbered.items() if n.startswith(old)), n): value
         for n, value in tensors.items()
     }
-
-
-def _fill(path: Path, model: Segmenter, foreign: Foreign, tensors: Mapping[str, Tensor]) -> None:
-    """Copy by name, and account for every name on either side."""
-    state: dict[str, Tensor] = {}
-    used: set[str] = set()
-    lacking: list[str] = []
-    for name, mine in model.state_dict().items():
-        source = foreign.source(name)
-        theirs = tensors.get(source)
-        if theirs is None:
-            if name.rpartition(".")[2] not in MAY_LACK:
-                lacking.append(source)
-            state[name] = mine
-            continue
-        used.add(source)
-        state[name] = _rows(name, theirs, foreign) if theirs.dim() else theirs
-        if state[name].shape != mine.shape:
-            raise UserError(
-                f"{path} does not fit {foreign.config.name}: {source} is {tuple(theirs.shape)}, expected one "
-                f"for {tuple(mine.shape)}"
-            )
-        if theirs.is_floating_point() != mine.is_floating_point() or not theirs.isfinite().all():
-            raise UserError(f"{path} holds no weights in {source}: expected finite floating-point numbers")
-    if lacking:
-        raise UserError(f"{path} does not fit {foreign.config.name}: it lacks {listed(lacking)}")
-    if extra := [n for n in tensors if n not in used and not n.startswith(foreign.unused)]:
-        raise UserError(f"{path} does not fit {foreign.config.name}: it also has {listed(extra)}")
-    model.load_state_dict(state)
 
 
 def _rows(name: str, theirs: Tensor, foreign: Foreign) -> Tensor:
