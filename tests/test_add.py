@@ -19,8 +19,9 @@ from segrow.engine.checkpoint import Checkpoint
 from segrow.engine.log import Display
 from segrow.engine.run import Run
 from segrow.errors import NonFiniteLossError, UserError
-from segrow.grow import AddOptions, _gather, plan_addition, scenario_of
-from segrow.growplan import _hold_out
+from segrow.grow import AddOptions, plan_addition
+from segrow.grow.plan import _hold_out
+from segrow.grow.step import _gather, scenario_of
 from segrow.memory import from_json
 from segrow.methods.base import make_method
 from segrow.model.lineage import remove_class, rollback, versions

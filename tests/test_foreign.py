@@ -16,8 +16,8 @@ from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, deepla
 from trees import folder_tree
 
 from segrow import cli
-from segrow.adopt import adopt
 from segrow.errors import UserError
+from segrow.grow.adopt import adopt
 from segrow.model.foreign import read_foreign
 from segrow.model.fused import fuse
 from segrow.model.store import load_model

@@ -10,11 +10,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..adopt import adopt
 from ..errors import UserError
-from ..gate import ENOUGH, FEW, Verdicts
-from ..grow import AddOptions, Outcome, carry_out, plan_addition, rejected_folder
-from ..growplan import AUTO, REMBG, Plan
+from ..grow import AddOptions, Outcome, Plan, carry_out, plan_addition
+from ..grow.adopt import adopt
+from ..grow.gate import ENOUGH, FEW, Verdicts
+from ..grow.plan import AUTO, REMBG
+from ..grow.step import rejected_folder
 from .parser import OneLineParser
 
 TEXT = ("class", "verdict", "taken for")

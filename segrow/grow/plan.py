@@ -1,6 +1,6 @@
 """What one more step on somebody's own images will be: everything that is decided, and can fail, before it.
 
-Nothing is written here. `segrow/grow.py` carries a plan out.
+Nothing is written here. `step.py` carries a plan out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,19 +10,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .config import MemoryConfig, RunConfig, TrainConfig
-from .data import open_dataset
-from .data.base import Presence, SegDataset, Split
-from .data.given import open_given
-from .data.saliency import SaliencyMaker
-from .engine.setup import check_ranges
-from .errors import UserError, near
-from .memory import Exemplar, from_json
-from .methods.base import Method, make_method
-from .model.segmenter import Segmenter
-from .model.store import settle
-from .recipes import published_settings
-from .stored import find_model, load_with_method
+from ..config import MemoryConfig, RunConfig, TrainConfig
+from ..data import open_dataset
+from ..data.base import Presence, SegDataset, Split
+from ..data.given import open_given
+from ..data.saliency import SaliencyMaker
+from ..engine.setup import check_ranges
+from ..errors import UserError, near
+from ..memory import Exemplar, from_json
+from ..methods.base import Method, make_method
+from ..model.segmenter import Segmenter
+from ..model.store import settle
+from ..recipes import published_settings
+from ..stored import find_model, load_with_method
 
 UPDATES = 300
 """Least number of updates: 20 to 200 images in a batch of 8 are few updates an epoch."""

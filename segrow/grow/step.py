@@ -20,26 +20,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .config import RunPaths
-from .data.base import Presence
-from .data.given import Files, GivenDataset
-from .data.saliency import write_map
-from .engine.log import Display
-from .engine.machine import Machine
-from .engine.run import Run
-from .engine.setup import Prepared, make_fabric
-from .engine.val_features import trunk_hash
-from .evaluate import eval_loader, image_matrices
+from ..config import RunPaths
+from ..data.base import Presence
+from ..data.given import Files, GivenDataset
+from ..data.saliency import write_map
+from ..engine.log import Display
+from ..engine.machine import Machine
+from ..engine.run import Run
+from ..engine.setup import Prepared, make_fabric
+from ..engine.val_features import trunk_hash
+from ..evaluate import eval_loader, image_matrices
+from ..memory import from_json, to_json
+from ..methods.base import make_method
+from ..model.lineage import succeed
+from ..model.segmenter import Segmenter
+from ..model.store import load_model, read_record, save_model
+from ..scenario import IGNORE, Scenario, Step
 from .gate import Matrices, Verdicts, judge_new, judge_old
-from .growplan import EXEMPLAR, AddOptions, Images, Plan, plan_addition
-from .memory import from_json, to_json
-from .methods.base import make_method
-from .model.lineage import succeed
-from .model.segmenter import Segmenter
-from .model.store import load_model, read_record, save_model
-from .scenario import IGNORE, Scenario, Step
-
-__all__ = ["AddOptions", "Outcome", "add_classes", "carry_out", "plan_addition"]
+from .plan import EXEMPLAR, AddOptions, Images, Plan, plan_addition
 
 _METHOD_STATE, _MEMORY = "method.safetensors", "memory.json"
 

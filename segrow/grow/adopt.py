@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from .engine.cost import parameter_counts
-from .methods.base import make_method
-from .model.foreign import BACKGROUND, read_foreign
-from .model.store import save_model
+from ..engine.cost import parameter_counts
+from ..methods.base import make_method
+from ..model.foreign import BACKGROUND, read_foreign
+from ..model.store import save_model
 
 CROP = 513
 """Side of training crops; evaluated is on whole images."""
