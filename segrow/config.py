@@ -41,6 +41,11 @@ class ModelConfig:
         dropout: Probability in front of the heads.
         norm_momentum: Momentum of the backbone's batch normalisation.
         reference_padding: MobileNetV2 pads where the SSUL reference code does (set by import-ssul).
+        dilate_first: Where strides are exchanged for dilation, the first block of a stage is dilated as the
+            others are; timm dilates it half as much (set by add --from).
+        norm_eps: Of the backbone's batch normalisation; None = timm's (set by add --from).
+        refine: DeepLabV3+ has another 3x3 after the ASPP and aligns corners where it upsamples (set by
+            add --from).
     """
 
     name: str = "deeplabv3_resnet101"
@@ -53,6 +58,9 @@ class ModelConfig:
     dropout: float = 0.1
     norm_momentum: float = 0.01
     reference_padding: bool = False
+    dilate_first: bool = False
+    norm_eps: float | None = None
+    refine: bool = False
 
 
 @dataclass(frozen=True)

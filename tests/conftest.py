@@ -1,16 +1,27 @@
 """For all tests: one thread (tiny tensors), a cache of their own, warnings of segrow are errors."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from PIL import Image
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # the few real subprocesses too
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_rembg() -> Iterator[None]:
+    """Where rembg is installed `segrow add` would use it, and fetch weights; a test says when it should."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "rembg", None)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -23,3 +34,23 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["SEGROW_CACHE"]
     else:
         os.environ["SEGROW_CACHE"] = before
+
+
+@pytest.fixture
+def rembg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in with the two functions that are called: what is red is salient."""
+    module = ModuleType("rembg")
+
+    def new_session(name: str) -> str:
+        if name not in ("u2net", "u2netp"):
+            raise ValueError(f"no session {name}")
+        return name
+
+    def remove(picture: Image.Image, session: str, only_mask: bool) -> Image.Image:
+        assert session in ("u2net", "u2netp")
+        assert only_mask
+        return picture.getchannel("R")
+
+    module.new_session = new_session  # type: ignore[attr-defined]
+    module.remove = remove  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "rembg", module)

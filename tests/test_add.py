@@ -19,8 +19,9 @@ from segrow.engine.checkpoint import Checkpoint
 from segrow.engine.log import Display
 from segrow.engine.run import Run
 from segrow.errors import NonFiniteLossError, UserError
-from segrow.grow import AddOptions, _gather, plan_addition, scenario_of
-from segrow.growplan import _hold_out
+from segrow.grow import AddOptions, plan_addition
+from segrow.grow.plan import _hold_out
+from segrow.grow.step import _gather, scenario_of
 from segrow.memory import from_json
 from segrow.methods.base import make_method
 from segrow.model.lineage import remove_class, rollback, versions
@@ -354,6 +355,30 @@ def test_a_dry_run_says_what_would_happen(
     ):
         assert part in shown
     assert snapshot(model.parent.parent) == before
+
+
+@pytest.mark.usefixtures("rembg")
+def test_saliency_is_made_where_the_extra_is(model: Path, photos: Path) -> None:
+    def planned(saliency: str) -> tuple[str, str | None, Any]:
+        options = AddOptions(saliency=saliency, workers=0, device="cpu")
+        plan = plan_addition(model, photos, ["zebra"], options)
+        return plan.salient, plan.maker and plan.maker.model, plan.method.fields()["unknown"]
+
+    assert planned("auto") == ("made", "u2netp", "saliency")
+    assert planned("u2net") == ("made", "u2net", "saliency")
+    assert planned("none") == ("none", None, "background")
+    with pytest.raises(UserError, match='rembg has no model "other" at hand'):
+        planned("other")
+
+
+def test_without_the_extra_a_note_says_what_would_help(model: Path, photos: Path) -> None:
+    for saliency, words in (
+        ("auto", 'pip install "segrow[saliency]" does so by itself'),
+        ("none", "objects"),
+    ):
+        options = AddOptions(saliency=saliency, workers=0, device="cpu")
+        notes = plan_addition(model, photos, ["zebra"], options).notes
+        assert sum(note.endswith((words, words + ")")) for note in notes) == 1
 
 
 BAD: list[tuple[dict[str, str], str]] = [

@@ -578,6 +578,8 @@ def test_a_run_from_before_the_cache_was_exact(
     config = yaml.safe_load((out / "config.yaml").read_text())
     config["train"] = {k: v for k, v in config["train"].items() if not k.startswith("feature_")}
     del config["method"]["gives_way"]
+    for name in ("dilate_first", "norm_eps", "refine"):
+        del config["model"][name]
     (out / "config.yaml").write_text(yaml.safe_dump(config))
     assert start(root, out, *KEPT, "--train.epochs", "2") == 2
     assert "train.feature_views: 0 there, 2 here" in last_line(capfd.readouterr().err)

@@ -1,4 +1,4 @@
-"""A DeepLabV3 of torchvision as a model directory: the same logits, and every tensor accounted for."""
+"""A DeepLab trained elsewhere as a model directory: the same logits, and every tensor accounted for."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,17 +6,20 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from runs import only_line
+from steps import shake
 from torch import Tensor, nn
 from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, deeplabv3_resnet50
 from trees import folder_tree
 
 from segrow import cli
-from segrow.adopt import adopt
 from segrow.errors import UserError
+from segrow.grow.adopt import adopt
 from segrow.model.foreign import read_foreign
+from segrow.model.fused import fuse
 from segrow.model.store import load_model
 
 NAMES = ["cat", "dog", "bird"]
@@ -24,17 +27,14 @@ NAMES = ["cat", "dog", "bird"]
 
 @pytest.fixture(scope="module")
 def theirs() -> nn.Module:
-    """Random weights, norms that do something, and an auxiliary classifier."""
+    """Random weights, and an auxiliary classifier."""
     torch.manual_seed(0)
-    net: nn.Module = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=4, aux_loss=True)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.2)
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
+    return stirred(deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=4, aux_loss=True))
+
+
+def stirred(net: nn.Module) -> nn.Module:
+    """With norms that do something."""
+    shake(net)
     return net.eval()
 
 
@@ -69,6 +69,165 @@ def test_logits_are_those_of_torchvision(theirs: nn.Module, file: Path, tmp_path
         )["out"]
         ours = F.interpolate(found, size=(97, 65), mode="bilinear", align_corners=False)
         torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-4 * spread)
+
+
+BUILT: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], dict[str, Any]]] = {
+    "v3": (smp.DeepLabV3, {"encoder_name": "resnet18"}, {}),
+    "v3, stride 16": (
+        smp.DeepLabV3,
+        {"encoder_name": "resnet18", "encoder_output_stride": 16, "decoder_atrous_rates": (6, 12, 18)},
+        {"output_stride": 16, "rates": (6, 12, 18)},
+    ),
+    "v3+": (smp.DeepLabV3Plus, {"encoder_name": "resnet50", "decoder_channels": 64}, {}),
+    "v3+, stride 8": (
+        smp.DeepLabV3Plus,
+        {"encoder_name": "resnet34", "encoder_output_stride": 8},
+        {"output_stride": 8},
+    ),
+    "v3+ of timm": (
+        smp.DeepLabV3Plus,
+        {"encoder_name": "tu-mobilenetv2_100"},
+        {"arch": "deeplabv3plus_mobilenetv2_100"},
+    ),
+    "v3 of timm": (smp.DeepLabV3, {"encoder_name": "tu-resnet18"}, {"arch": "deeplabv3_resnet18"}),
+}
+
+
+@pytest.mark.parametrize("kind", BUILT)
+def test_logits_are_those_of_segmentation_models_pytorch(kind: str, tmp_path: Path) -> None:
+    build, options, form = BUILT[kind]
+    torch.manual_seed(0)
+    net = stirred(build(encoder_weights=None, classes=4, **options))
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    assert adopt(tmp_path / "net.pth", NAMES, tmp_path / "model", **form) == 3
+    model, _ = load_model(tmp_path / "model")
+    images = torch.randint(0, 256, (2, 3, 96, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        found = model(images).logits
+        inside = net.decoder(net.encoder(model.normalise(images)))  # type: ignore[operator]
+        expected = net.segmentation_head[0](inside)  # type: ignore[index]
+        spread = float(expected.std())
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * spread)
+        fused = fuse(model)(images).logits
+        torch.testing.assert_close(fused, expected, rtol=1e-3, atol=1e-3 * spread)
+
+
+def test_logits_are_those_of_torchvisions_mobilenet(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = stirred(deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4))
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    adopt(tmp_path / "net.pth", NAMES, tmp_path / "model")
+    model, _ = load_model(tmp_path / "model")
+    images = torch.randint(0, 256, (2, 3, 97, 65), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = logits(net, images.float())
+        spread = float(expected.std())
+        torch.testing.assert_close(model(images).logits, expected, rtol=1e-4, atol=1e-4 * spread)
+
+
+def test_the_weights_do_not_tell_the_stride(tmp_path: Path) -> None:
+    """Which is why it can be given: the same file is another network."""
+    net = stirred(smp.DeepLabV3("resnet18", encoder_weights=None, classes=4))
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    one, other = (read_foreign(tmp_path / "net.pth", NAMES, output_stride=stride) for stride in (8, 16))
+    image = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    assert one(image).logits.shape[2:] == (8, 8)
+    assert other(image).logits.shape[2:] == (4, 4)
+
+
+def older(state: dict[str, Any]) -> dict[str, Any]:
+    """As smp named the parts of a decoder before 0.4."""
+    names = {"decoder.aspp.": "decoder.0.", "decoder.conv.": "decoder.1.", "decoder.bn.": "decoder.2."}
+    for new, old in names.items():
+        state = {old + n.removeprefix(new) if n.startswith(new) else n: v for n, v in state.items()}
+    return state
+
+
+def lightning(state: dict[str, Any]) -> dict[str, Any]:
+    """As smp's examples for Lightning store it: the net in `model`, the normalisation beside it."""
+    inside = {f"model.{name}": value for name, value in state.items()}
+    return {
+        "epoch": 1,
+        "state_dict": {"std": torch.ones(1, 3, 1, 1), "mean": torch.ones(1, 3, 1, 1), **inside},
+    }
+
+
+@pytest.mark.parametrize("stored", [older, lightning])
+def test_the_ways_smp_stores_it(tmp_path: Path, stored: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    state = smp.DeepLabV3("resnet18", encoder_weights=None, classes=4).state_dict()
+    torch.save(stored(state), tmp_path / "net.pth")
+    model = read_foreign(tmp_path / "net.pth", NAMES)
+    assert torch.equal(model.state_dict()["heads.0.body.0.weight"], state["decoder.conv.weight"])
+    assert torch.equal(model.state_dict()["heads.1.out.weight"], state["segmentation_head.0.weight"][1:])
+
+
+SMALL = {"encoder_weights": None, "classes": 4}
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "form", "expected"),
+    [
+        (
+            smp.DeepLabV3,
+            {"encoder_name": "tu-resnet18"},
+            {},
+            "does not hold; give --arch deeplabv3_NAME with",
+        ),
+        (
+            smp.DeepLabV3,
+            {"encoder_name": "tu-resnet18"},
+            {"arch": "deeplabv3plus_resnet18"},
+            "holds a deeplabv3, not deeplabv3plus_resnet18",
+        ),
+        (
+            smp.DeepLabV3,
+            {"encoder_name": "tu-resnet18"},
+            {"arch": "deeplabv3_resnet34"},
+            "does not fit deeplabv3_resnet34: it lacks encoder.model.layer1.2.conv1.weight",
+        ),
+        (
+            smp.DeepLabV3,
+            {"encoder_name": "mobilenet_v2"},
+            {},
+            "has a backbone that is not known; expected resn",
+        ),
+        (
+            smp.DeepLabV3,
+            {"encoder_name": "resnet18", "decoder_aspp_separable": True},
+            {},
+            "has separable convolutions in its ASPP; expected smp's default",
+        ),
+        (
+            smp.DeepLabV3Plus,
+            {"encoder_name": "resnet18", "decoder_aspp_separable": False},
+            {},
+            "has plain convolutions in its ASPP; expected smp's default",
+        ),
+        (
+            smp.Unet,
+            {"encoder_name": "resnet18"},
+            {},
+            "holds no DeepLab of torchvision or segm",
+        ),
+        (
+            smp.DeepLabV3,
+            {"encoder_name": "resnet18"},
+            {"arch": "deeplabv3_resnet34"},
+            "holds deeplabv3_resnet18, not deeplabv3_resnet34",
+        ),
+    ],
+)
+def test_an_smp_file_that_does_not_fit(
+    build: Callable[..., nn.Module],
+    options: dict[str, Any],
+    form: dict[str, Any],
+    expected: str,
+    tmp_path: Path,
+) -> None:
+    torch.save(build(**SMALL, **options).state_dict(), tmp_path / "net.pth")
+    with pytest.raises(UserError) as caught:
+        read_foreign(tmp_path / "net.pth", NAMES, **form)
+    assert expected in str(caught.value)
 
 
 def checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -121,11 +280,11 @@ def broken(theirs: nn.Module, path: Path, what: str) -> None:
     ("what", "expected"),
     [
         ("code", "which could run code and is not read"),
-        ("lacks", "does not fit DeepLabV3: it lacks backbone.layer1.0.conv1.weight"),
+        ("lacks", "does not fit deeplabv3_resnet50: it lacks backbone.layer1.0.conv1.weight"),
         ("more", "it also has backbone.layer9.weight"),
         ("shape", "classifier.1.weight is (8, 256, 3, 3), expected one for (256, 256, 3, 3)"),
         ("nan", "holds no weights in classifier.1.weight"),
-        ("head", "holds no DeepLabV3 of torchvision: expected names such as classifier.4.weight"),
+        ("head", "holds no DeepLab of torchvision or segmentation_models_pytorch: expected names such as"),
     ],
 )
 def test_a_file_that_does_not_fit(
@@ -141,19 +300,13 @@ def test_a_file_that_does_not_fit(
     assert not out.exists()
 
 
-def test_a_network_that_cannot_be_had_exactly(tmp_path: Path) -> None:
-    net = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4)
-    torch.save(net.state_dict(), tmp_path / "net.pth")
-    with pytest.raises(UserError, match="is no ResNet-50 or ResNet-101"):
-        read_foreign(tmp_path / "net.pth", NAMES)
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["--names", "cat,dog"], "has 4 channels, got 2 names besides background; expected --names with 3"),
         (["--names", "cat,dog,cat"], '--names holds "cat" twice'),
         (["--names", "cat,dog,bird", "--arch", "deeplabv3_resnet101"], "holds deeplabv3_resnet50, not"),
+        (["--names", "cat,dog,bird", "--rates", "6,x"], "--rates should be whole numbers such as 12,24,36"),
         ([], "--from FILE needs --names a,b,c (its classes by channel) and --out DIR"),
         (["--names", "cat,dog,bird", "--classes", "zebra"], "--classes needs --data"),
         (["MODEL", "--names", "cat,dog,bird"], "got MODEL MODEL and --from"),
@@ -166,6 +319,18 @@ def test_options_that_do_not_fit(
     assert cli.main(["add", "--from", str(file), "--out", str(out), *words]) == 2
     assert expected in only_line(capsys.readouterr().err)
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_a_v3plus_of_smp_is_taught_further(tmp_path: Path) -> None:
+    torch.save(smp.DeepLabV3Plus("resnet18", **SMALL).state_dict(), tmp_path / "net.pth")
+    data = folder_tree(tmp_path / "data", ("background", "zebra"), train=3, val=0, size=(33, 33)).root
+    words = ["add", "--from", str(tmp_path / "net.pth"), "--names", ",".join(NAMES), "--data", str(data)]
+    more = ["--classes", "zebra", "--epochs", "1", "--batch-size", "2", "--workers", "0", "--device", "cpu"]
+    assert cli.main([*words, *more, "--crop", "33", "--out", str(tmp_path / "model")]) == 0
+    model, meta = load_model(tmp_path / "model")
+    assert meta["class_names"] == ["background", *NAMES, "zebra"]
+    assert model.n_classes == 5
 
 
 @pytest.mark.slow

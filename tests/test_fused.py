@@ -53,6 +53,7 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("deeplabv3_seresnext26d_32x4d", {"unknown": False}),
     ("deeplabv3plus_resnet26", {}),
     ("deeplabv3plus_mobilenet", {"separable": True}),
+    ("deeplabv3plus_resnet26", {"separable": True, "refine": True, "dilate_first": True, "norm_eps": 1e-3}),
     ("deeplabv3plus_mobilenet", {"head": "linear", "unknown": False}),
 ]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from segrow import gate
-from segrow.gate import DRAWS, ENOUGH, FEW, NewClass, OldClass, Verdicts, judge_new, judge_old, verdict
+from segrow.grow import gate
+from segrow.grow.gate import DRAWS, ENOUGH, FEW, NewClass, OldClass, Verdicts, judge_new, judge_old, verdict
 
 NAMES = ("background", "cat", "dog", "zebra")
 KNOWN = 3  # before

@@ -458,6 +458,8 @@ def test_model_names_of_the_reference_command_line() -> None:
         ({"rates": (0,)}, "ASPP rates"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"norm_momentum": 0.0}, "norm momentum"),
+        ({"norm_eps": 0.0}, "norm eps is 0.0, expected a number above 0"),
+        ({"refine": True}, "--model.refine is for a separable deeplabv3plus"),
         ({"width": 0}, "width is 0"),
     ],
 )

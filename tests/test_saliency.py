@@ -1,6 +1,7 @@
 """Saliency maps: from a network in a file, where a data set looks for them, and in segrow add."""
 
 import builtins
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -129,27 +130,25 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode
         SaliencyMaker(model)
 
 
-def test_a_rembg_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("rembg")
-
-    def new_session(name: str) -> str:
-        if name != "u2net":
-            raise ValueError(f"no session {name}")
-        return name
-
-    def remove(picture: Image.Image, session: str, only_mask: bool) -> Image.Image:
-        assert session == "u2net"
-        assert only_mask
-        return picture.getchannel("R")
-
-    module.new_session = new_session  # type: ignore[attr-defined]
-    module.remove = remove  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "rembg", module)
+@pytest.mark.usefixtures("rembg")
+def test_a_rembg_model(tmp_path: Path) -> None:
     salient = SaliencyMaker("u2net").map(halves(tmp_path / "a.png"))
     assert salient[:, :28].all()
     assert not salient[:, 32:].any()
     with pytest.raises(UserError, match='rembg has no model "nothing" at hand'):
         SaliencyMaker("nothing")
+
+
+def test_rembg_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "rembg")
+    pytest.importorskip("rembg", reason='needs pip install "segrow[saliency]"')
+    if not (U2NETP.is_file() and VOC.is_dir()):
+        pytest.skip("needs u2netp.onnx and the VOC 2012 part")
+    shutil.copy(U2NETP, tmp_path / "u2netp.onnx")
+    monkeypatch.setenv("U2NET_HOME", str(tmp_path))  # where rembg looks before it fetches
+    path = min((VOC / "saliency_map").glob("*.png"))
+    ours = SaliencyMaker("u2netp").map(VOC / "JPEGImages" / f"{path.stem}.jpg")
+    assert (ours == read_saliency(path).astype(bool)).mean() > 0.97
 
 
 @pytest.mark.skipif(not (U2NETP.is_file() and VOC.is_dir()), reason="needs u2netp.onnx and the VOC 2012 part")

@@ -73,6 +73,9 @@ def test_the_published_command_for_voc_says_every_setting() -> None:
         "model.dropout": 0.1,
         "model.norm_momentum": 0.01,
         "model.reference_padding": False,
+        "model.dilate_first": False,
+        "model.norm_eps": None,
+        "model.refine": False,
         "memory.size": 100,
         "memory.labels": "known",
         "memory.unshifted": False,
@@ -150,6 +153,7 @@ def test_every_setting_that_could_be_another_is_said() -> None:
         "--data.order_seed",
         "--data.scenes",
         "--model.rates",  # follow from the output stride; said, they would not equal an imported base step's
+        *("--model.dilate_first", "--model.norm_eps", "--model.refine"),  # of segrow add --from alone
         "--method.name",  # said as --method
         "--method.floor",
         "--method.median",  # of pseudo entropy alone

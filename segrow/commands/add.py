@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..adopt import adopt
 from ..errors import UserError
-from ..gate import ENOUGH, FEW, Verdicts
-from ..grow import AddOptions, Outcome, carry_out, plan_addition, rejected_folder
-from ..growplan import Plan
-from ..model.foreign import ARCHS
+from ..grow import AddOptions, Outcome, Plan, carry_out, plan_addition
+from ..grow.adopt import adopt
+from ..grow.gate import ENOUGH, FEW, Verdicts
+from ..grow.plan import AUTO, REMBG
+from ..grow.step import rejected_folder
 from .parser import OneLineParser
 
 TEXT = ("class", "verdict", "taken for")
@@ -28,8 +28,10 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(list(argv))
     if args.origin is not None:
         return _from_elsewhere(args)
-    if args.names or args.arch:
-        raise UserError("--names and --arch describe the file of --from; give it, or leave them out")
+    if args.names or args.arch or args.output_stride or args.rates:
+        raise UserError(
+            "--names, --arch, --output-stride, --rates describe the file of --from; give it or leave them out"
+        )
     if args.model is None or args.data is None:
         raise UserError("the following arguments are required: MODEL|RUN (or --from FILE), --data, --classes")
     return _grow(Path(args.model), args)
@@ -46,16 +48,26 @@ def _from_elsewhere(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.exists():
         raise UserError(f"--out {out} is there already; give another place")
+    form = (args.arch, args.output_stride, _rates(args.rates))
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / out.name
-        known = adopt(Path(args.origin), _listed(args.names), model, args.arch)
+        known = adopt(Path(args.origin), _listed(args.names), model, *form)
         if args.data is not None:
             return _grow(model, args)
         if not args.dry_run:
-            adopt(Path(args.origin), _listed(args.names), out, args.arch)
+            adopt(Path(args.origin), _listed(args.names), out, *form)
     verb = "would be" if args.dry_run else "is"
     print(f"{out} {verb} a model of {known} classes, from {args.origin}")
     return 0
+
+
+def _rates(value: str | None) -> list[int] | None:
+    if value is None:
+        return None
+    try:
+        return [int(word) for word in _listed(value)]
+    except ValueError:
+        raise UserError(f"--rates should be whole numbers such as 12,24,36, got {value}") from None
 
 
 def _listed(names: str) -> list[str]:
@@ -109,10 +121,19 @@ def _parser() -> OneLineParser:
         "model", nargs="?", metavar="MODEL|RUN", help="a model directory, or a run folder (its last step)"
     )
     parser.add_argument(
-        "--from", dest="origin", metavar="FILE", help="instead: a state dict of torchvision's DeepLabV3"
+        "--from",
+        dest="origin",
+        metavar="FILE",
+        help="instead: a state dict of DeepLabV3 or V3+ of torchvision or segmentation_models_pytorch",
     )
     parser.add_argument("--names", help="its classes in the order of its channels, separated by commas")
-    parser.add_argument("--arch", choices=ARCHS, help="the network it has to hold (default: what it shows)")
+    parser.add_argument(
+        "--arch", help="its network, such as deeplabv3plus_resnet50 (default: what its names show)"
+    )
+    parser.add_argument(
+        "--output-stride", type=int, choices=(8, 16), help="it was built with (default: as its library does)"
+    )
+    parser.add_argument("--rates", help="dilations of its ASPP (default: 12,24,36)")
     parser.add_argument(
         "--data",
         help="folder with classes.txt, images/, masks/; or JPEGImages/, SegmentationClass/; or a COCO .json",
@@ -123,7 +144,12 @@ def _parser() -> OneLineParser:
     )
     parser.add_argument("--check", help="annotated images of old classes, for the gate")
     parser.add_argument("--exemplars", help="data set of the model's memory: replay it (and test on it)")
-    parser.add_argument("--saliency", help="ONNX file or rembg name: make saliency maps where there are none")
+    parser.add_argument(
+        "--saliency",
+        default=AUTO,
+        help="ONNX file or rembg model: make saliency maps where there are none (default: auto, "
+        f"rembg's {REMBG} where rembg is installed; none: no maps)",
+    )
     parser.add_argument(
         "--max-drop", type=float, default=1.0, help="points of IoU that an old class may lose (default 1)"
     )
@@ -162,7 +188,7 @@ def describe(plan: Plan) -> list[str]:
         "saliency: "
         + {
             "folder": "maps of the folder",
-            "made": f"maps made with {plan.options.saliency}",
+            "made": f"maps made with {plan.maker.model if plan.maker else ''}",
             "none": "no maps",
         }[plan.salient],
     ]

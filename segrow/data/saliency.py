@@ -28,11 +28,15 @@ class SaliencyMaker:
         model: An ONNX file whose input is 1 3 S S (RGB over its maximum, ImageNet mean and deviation) and
             whose first output is a map; or the name of a rembg model.
 
+    Attributes:
+        model: As given.
+
     Raises:
         UserError: The file cannot be read, or the package that it needs is not installed.
     """
 
     def __init__(self, model: str) -> None:
+        self.model = model
         path = Path(model).expanduser()
         if path.suffix == ".onnx" or path.exists():
             self._probabilities = _from_file(path)

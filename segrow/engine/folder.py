@@ -32,7 +32,13 @@ FREE = frozenset(
 )
 
 # what a run did that was started before segrow had the option
-BEFORE: dict[str, Any] = {"train.feature_views": 0, "method.gives_way": []}
+BEFORE: dict[str, Any] = {
+    "train.feature_views": 0,
+    "method.gives_way": [],
+    "model.dilate_first": False,
+    "model.norm_eps": None,
+    "model.refine": False,
+}
 
 # what the engine writes into model.json; the rest is the model's own
 META = ("step", "class_names", "scenario", "method", "protocol", "training", "parent")

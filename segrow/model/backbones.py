@@ -147,6 +147,30 @@ def pad_as_reference(backbone: Backbone) -> None:
             block.conv_pw.padding, block.conv_dw.padding = block.conv_dw.padding, (0, 0)
 
 
+def dilate_first_blocks(backbone: Backbone) -> None:
+    """Dilate the first block of each dilated stage as the stage's other blocks.
+
+    timm dilates it as the stage before (as the DeepLab authors' ResNets); torchvision's MobileNetV3 and the
+    ResNets of segmentation_models_pytorch do not. The weights are the same, the maps are not.
+
+    Raises:
+        UserError: For a backbone whose stages are not known.
+    """
+    net = backbone.net
+    if isinstance(net, FeatureListNet) and "layer4" in net:
+        stages = [net[f"layer{k}"] for k in (1, 2, 3, 4)]
+    elif isinstance(net, EfficientNetFeatures | MobileNetV3Features):
+        stages = list(net.blocks)
+    else:
+        raise UserError(f"--model.dilate_first is for ResNets and MobileNets, not for {backbone.name}")
+    for stage in stages:
+        wide = [m for m in stage.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
+        dilation = max((conv.dilation[0] for conv in wide), default=1)
+        for conv in wide if dilation > 1 else ():
+            conv.dilation = (dilation, dilation)
+            conv.padding = tuple(dilation * (side // 2) for side in conv.kernel_size)
+
+
 def split_name(name: str) -> tuple[bool, str]:
     """A model's name -> (is it DeepLabV3+, timm's name of the backbone).
 

@@ -124,26 +124,39 @@ class DeepLabV3Plus(nn.Module):
 
     Attributes:
         channels: Channels of the result (width + 48).
+        refine: A 3x3 after the ASPP, as segmentation_models_pytorch has it, or nothing.
     """
 
     def __init__(
-        self, backbone: Backbone, width: int, rates: tuple[int, ...], separable: bool = False
+        self,
+        backbone: Backbone,
+        width: int,
+        rates: tuple[int, ...],
+        separable: bool = False,
+        refine: bool = False,
     ) -> None:
+        """Build with random weights.
+
+        Args:
+            refine: The form of segmentation_models_pytorch, which also aligns corners where it upsamples.
+        """
         super().__init__()
         self.low = backbone.stage_at(4)
         self.aspp = ASPP(backbone.channels[-1], width, rates, separable)
+        self.refine: nn.Module = ConvNormAct(width, width, 3, separable=True) if refine else nn.Identity()
+        self._aligned = refine
         self.project = ConvNormAct(backbone.channels[self.low], LOW_LEVEL)
         self.channels = width + LOW_LEVEL
         self.apply(init_v3plus)
 
     def encode(self, stages: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Stages, deepest last -> B 48 H/4 W/4 and B width h w: about a fifth of the joined size."""
-        return self.project(stages[self.low]), self.aspp(stages[-1])
+        return self.project(stages[self.low]), self.refine(self.aspp(stages[-1]))
 
     def join(self, parts: tuple[Tensor, ...]) -> Tensor:
         """What `encode` gave -> B (width + 48) H/4 W/4: the projection first, then the ASPP's."""
         low, deep = parts
-        deep = F.interpolate(deep, size=low.shape[2:], mode="bilinear", align_corners=False)
+        deep = F.interpolate(deep, size=low.shape[2:], mode="bilinear", align_corners=self._aligned)
         return torch.cat([low, deep], 1)
 
 

@@ -1,50 +1,98 @@
-"""Models trained elsewhere as a network with the same logits: torchvision's DeepLabV3 on a ResNet.
+"""Models trained elsewhere as a network with the same logits.
 
-Its MobileNetV3 has other normalisations than timm's; segmentation_models_pytorch dilates the first block of a
-stage otherwise, and its DeepLabV3+ has one layer more. Their logits would differ, so they are refused.
+DeepLabV3 of torchvision, DeepLabV3 and V3+ of segmentation_models_pytorch (smp).
 
-Such a file holds a state dict, or a training checkpoint with one in it (`state_dict` or `model`). Its first
-channel is background. Its 3x3 convolution before the last layer becomes that of two heads, background and the
-rest.
+A file holds a state dict, or a training checkpoint with one in it (`state_dict` or `model`). Its first
+channel is background. What stands before the last layer becomes that of two heads, background and the rest.
+
+What weights do not tell is taken as the library builds it by default: output stride and dilations.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
 
 from ..config import ModelConfig
 from ..errors import UserError
-from .backbones import IMAGENET_MEAN, IMAGENET_STD
+from .backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, normalisation, split_name
+from .decoder import LOW_LEVEL
 from .segmenter import Group, Segmenter
-from .weights import MAY_LACK, listed, read_tensors
+from .weights import fill_whole, listed, read_tensors
 
-BACKBONES = {6: "resnet50", 23: "resnet101"}
-"""By blocks of the third stage."""
-ARCHS = tuple(f"deeplabv3_{name}" for name in BACKBONES.values())
+RATES = (12, 24, 36)
+"""Dilations of the ASPP in both libraries."""
 BACKGROUND = ("background", "__background__", "_background_")
 
-
-_BACKBONE, _ASPP, _CONV, _NORM, _OUT = (
-    "backbone.",
-    "classifier.0.",
-    "classifier.1.",
-    "classifier.2.",
-    "classifier.4.",
-)
-_UNUSED = ("aux_classifier.", "backbone.fc.")
-"""Beginnings of names that do not matter for the output."""
+_RESNETS: dict[tuple[int, ...], tuple[str, ...]] = {
+    (2, 2, 2, 2): ("resnet18",),
+    (3, 4, 6, 3): ("resnet34", "resnet50"),
+    (3, 4, 23, 3): ("resnet101",),
+    (3, 8, 36, 3): ("resnet152",),
+}
+"""By blocks of each stage; where there are two the second has three convolutions a block."""
+_TORCHVISION_LAST, _SMP_LAST = "classifier.4.", "segmentation_head.0."
 
 
-def read_foreign(path: Path, names: Sequence[str], arch: str | None = None) -> Segmenter:
+@dataclass(frozen=True)
+class Foreign:
+    """What a file holds, as one of our networks, and where the file has each of its tensors.
+
+    Attributes:
+        config: The network.
+        backbone: Its name of a tensor of the backbone, from timm's name.
+        aspp: What its names of the ASPP begin with.
+        others: Beginnings of further names, ours to theirs; a head's stand without the head.
+        unused: Beginnings of its names that do not matter for the output.
+        normalisation: Mean and deviation of its inputs.
+    """
+
+    config: ModelConfig
+    backbone: Callable[[str], str]
+    aspp: str
+    others: Mapping[str, str]
+    unused: tuple[str, ...]
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] = (IMAGENET_MEAN, IMAGENET_STD)
+
+    def source(self, name: str) -> str:
+        """The file's name of one of our tensors."""
+        if name.startswith("trunk.backbone.net."):
+            return self.backbone(name.removeprefix("trunk.backbone.net."))
+        if name.startswith("trunk.decoder.aspp.project."):
+            return f"{self.aspp}project.{name.removeprefix('trunk.decoder.aspp.project.')}"
+        branch = re.fullmatch(r"trunk\.decoder\.aspp\.branches\.(\d)\.(project\.)?(\d)\.(.+)", name)
+        if branch is not None:  # behind the pooling, which is layer 0 there
+            layer = int(branch[3]) + (1 if branch[2] else 0)
+            return f"{self.aspp}convs.{branch[1]}.{layer}.{branch[4]}"
+        rest = re.sub(r"^heads\.\d\.", "", name)
+        mine = next(start for start in self.others if rest.startswith(start))
+        return self.others[mine] + rest.removeprefix(mine)
+
+    @property
+    def last(self) -> str:
+        """What the names of its last layer begin with."""
+        return self.others["out."]
+
+
+def read_foreign(
+    path: Path,
+    names: Sequence[str],
+    arch: str | None = None,
+    output_stride: int | None = None,
+    rates: Sequence[int] | None = None,
+) -> Segmenter:
     """The network of a state dict, every tensor of both accounted for by name and shape.
 
     Args:
         path: .safetensors, .pth or .pt; nothing in it is run.
         names: Its classes in the order of its channels, with background first or without it.
-        arch: One of ARCHS, which the file is then held to; None: as its names show.
+        arch: The network's name here, such as deeplabv3_resnet50; None: as its names show.
+        output_stride: 8 or 16; None: as its library builds it by default.
+        rates: Dilations of the ASPP; None: RATES.
 
     Returns:
         The model on the CPU in evaluation mode, with heads background and base.
@@ -52,29 +100,32 @@ def read_foreign(path: Path, names: Sequence[str], arch: str | None = None) -> S
     Raises:
         UserError: For a file that cannot be read or holds another network, or names that do not fit.
     """
-    tensors = _stripped(read_tensors(path))
-    if f"{_OUT}weight" not in tensors:
+    tensors = _older_names(_stripped(read_tensors(path)))
+    rates = tuple(rates or RATES)
+    if f"{_TORCHVISION_LAST}weight" in tensors:
+        foreign = _torchvision(path, tensors, arch, output_stride, rates)
+    elif f"{_SMP_LAST}weight" in tensors and any(name.startswith("decoder.aspp.") for name in tensors):
+        foreign = _smp(path, tensors, arch, output_stride, rates)
+    else:
         raise UserError(
-            f"{path} holds no DeepLabV3 of torchvision: expected names such as {_OUT}weight, got "
-            f"{listed(list(tensors)) or 'no tensor'}"
+            f"{path} holds no DeepLab of torchvision or segmentation_models_pytorch: expected names such as "
+            f"{_TORCHVISION_LAST}weight or {_SMP_LAST}weight, got {listed(list(tensors)) or 'no tensor'}"
         )
-    blocks = 0
-    while f"{_BACKBONE}layer3.{blocks}.conv3.weight" in tensors:
-        blocks += 1
-    if blocks not in BACKBONES:
-        raise UserError(
-            f"{path} has a backbone that is no ResNet-50 or ResNet-101; expected one of {', '.join(ARCHS)}"
-        )
-    found = f"deeplabv3_{BACKBONES[blocks]}"
-    if arch not in (None, found):
-        raise UserError(f"{path} holds {found}, not {arch}; leave --arch out, or give --arch {found}")
-    channels = int(tensors[f"{_OUT}weight"].shape[0])
+    channels = int(tensors[f"{foreign.last}weight"].shape[0])
     check_names(path, names, channels)
-    config = ModelConfig(found, "none", output_stride=8)
     layout = (Group("background", 0, 1, "conv", 0), Group("base", 1, channels, "conv", 0))
+    mean, std = foreign.normalisation
     with torch.random.fork_rng(devices=[]):
-        model = Segmenter(config, layout, False, IMAGENET_MEAN, IMAGENET_STD)
-    _fill(path, model, tensors)
+        model = Segmenter(foreign.config, layout, False, mean, std)
+    fill_whole(
+        path,
+        model,
+        tensors,
+        foreign.config.name,
+        foreign.source,
+        lambda name, theirs: _rows(name, theirs, foreign),
+        foreign.unused,
+    )
     return model.eval()
 
 
@@ -94,61 +145,132 @@ def check_names(path: Path, names: Sequence[str], channels: int) -> None:
         raise UserError(f'--names holds "{twice[0]}" twice; every class needs a name of its own')
 
 
-def _stripped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without what a wrapper put before all of them."""
-    found = dict(tensors)
-    for prefix in ("module.", "_orig_mod.", "model."):
-        if found and all(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): value for name, value in found.items()}
+# --- the two libraries --------------------------------------------------------------------------------------
+
+
+def _torchvision(
+    path: Path, tensors: Mapping[str, Tensor], arch: str | None, stride: int | None, rates: tuple[int, ...]
+) -> Foreign:
+    others = {"body.0.": "classifier.1.", "body.1.": "classifier.2.", "out.": _TORCHVISION_LAST}
+    unused = ("aux_classifier.", "backbone.fc.")
+    if "backbone.0.0.weight" in tensors:
+        found = _agreed(path, "deeplabv3_mobilenetv3_large_100", arch)
+        there = _mobilenet_names(found)
+        config = ModelConfig(
+            found, "none", stride or 16, rates=rates, dilate_first=True, norm_eps=1e-3, width=256
+        )
+        return Foreign(config, lambda name: f"backbone.{there[name]}", "classifier.0.", others, unused)
+    found = _agreed(path, f"deeplabv3_{_resnet(path, tensors, 'backbone.')}", arch)
+    config = ModelConfig(found, "none", stride or 8, rates=rates)
+    return Foreign(config, lambda name: f"backbone.{name}", "classifier.0.", others, unused)
+
+
+def _smp(
+    path: Path, tensors: Mapping[str, Tensor], arch: str | None, stride: int | None, rates: tuple[int, ...]
+) -> Foreign:
+    plus = "decoder.block1.0.weight" in tensors
+    family, aspp = ("deeplabv3plus", "decoder.aspp.0.") if plus else ("deeplabv3", "decoder.aspp.")
+    if (f"{aspp}convs.1.0.0.weight" in tensors) != plus:
+        raise UserError(
+            f"{path} has {'plain' if plus else 'separable'} convolutions in its ASPP; expected smp's default "
+            f"for {family}, decoder_aspp_separable={plus}"
+        )
+    through_timm = any(name.startswith("encoder.model.") for name in tensors)
+    start = "encoder.model." if through_timm else "encoder."
+    if through_timm:
+        if arch is None:
+            raise UserError(
+                f"{path} has an encoder of timm, whose name it does not hold; give --arch {family}_NAME with "
+                "what stands behind tu- in encoder_name"
+            )
+        found = arch
+        if not arch.startswith(f"{family}_"):
+            raise UserError(f"{path} holds a {family}, not {arch}; give --arch {family}_NAME")
+    else:
+        found = _agreed(path, f"{family}_{_resnet(path, tensors, start)}", arch)
+    others = {
+        "trunk.decoder.project.": "decoder.block1.",
+        "trunk.decoder.refine.0.": "decoder.aspp.1.",
+        "trunk.decoder.refine.1.": "decoder.aspp.2.",
+        "body.0.": "decoder.block2.0." if plus else "decoder.conv.",
+        "body.1.": "decoder.block2.1." if plus else "decoder.bn.",
+        "out.": _SMP_LAST,
+    }
+    config = ModelConfig(
+        found,
+        "none",
+        stride or (16 if plus else 8),
+        width=int(tensors[f"{_SMP_LAST}weight"].shape[1]),
+        rates=rates,
+        separable=plus,
+        dilate_first=not through_timm,
+        refine=plus,
+    )
+    inputs = normalisation(split_name(found)[1], None) if through_timm else (IMAGENET_MEAN, IMAGENET_STD)
+    unused = ("classification_head.", "encoder.fc.")
+    return Foreign(config, lambda name: start + name, aspp, others, unused, inputs)
+
+
+def _agreed(path: Path, found: str, arch: str | None) -> str:
+    if arch not in (None, found):
+        raise UserError(f"{path} holds {found}, not {arch}; leave --arch out, or give --arch {found}")
     return found
 
 
-def _fill(path: Path, model: Segmenter, tensors: Mapping[str, Tensor]) -> None:
-    """Copy by name, and account for every name on either side."""
-    state: dict[str, Tensor] = {}
-    used: set[str] = set()
-    lacking: list[str] = []
-    for name, mine in model.state_dict().items():
-        source = _source(name)
-        theirs = tensors.get(source)
-        if theirs is None:
-            if name.rpartition(".")[2] not in MAY_LACK:
-                lacking.append(source)
-            state[name] = mine
-            continue
-        used.add(source)
-        rows = slice(None)
-        if source.startswith(_OUT):
-            rows = slice(1) if name.startswith("heads.0.") else slice(1, None)
-        state[name] = theirs[rows] if theirs.dim() else theirs
-        if state[name].shape != mine.shape:
-            raise UserError(
-                f"{path} does not fit DeepLabV3: {source} is {tuple(theirs.shape)}, expected one for "
-                f"{tuple(mine.shape)}"
-            )
-        if theirs.is_floating_point() != mine.is_floating_point() or not theirs.isfinite().all():
-            raise UserError(f"{path} holds no weights in {source}: expected finite floating-point numbers")
-    if lacking:
-        raise UserError(f"{path} does not fit DeepLabV3: it lacks {listed(lacking)}")
-    if extra := [n for n in tensors if n not in used and not n.startswith(_UNUSED)]:
-        raise UserError(f"{path} does not fit DeepLabV3: it also has {listed(extra)}")
-    model.load_state_dict(state)
+def _resnet(path: Path, tensors: Mapping[str, Tensor], start: str) -> str:
+    """timm's name of a ResNet, from its blocks."""
+    stages = [f"{start}layer{stage}." for stage in (1, 2, 3, 4)]
+    numbers = [[re.match(rf"{re.escape(s)}(\d+)\.", name) for name in tensors] for s in stages]
+    blocks = tuple(len({found[1] for found in stage if found}) for stage in numbers)
+    fitting = _RESNETS.get(blocks)
+    if fitting is None:
+        known = ", ".join(name for names in _RESNETS.values() for name in names)
+        raise UserError(
+            f"{path} has a backbone that is not known; expected {known}, torchvision's mobilenet_v3_large or "
+            "an encoder tu-NAME of segmentation_models_pytorch"
+        )
+    return fitting[f"{stages[0]}0.conv3.weight" in tensors and len(fitting) > 1]
 
 
-def _source(name: str) -> str:
-    """torchvision's name of one of our tensors."""
-    if name.startswith("trunk.backbone.net."):
-        return _BACKBONE + name.removeprefix("trunk.backbone.net.")
-    if name.startswith("trunk.decoder.aspp.project."):
-        return f"{_ASPP}project.{name.removeprefix('trunk.decoder.aspp.project.')}"
-    branch = re.fullmatch(r"trunk\.decoder\.aspp\.branches\.(\d)\.(project\.)?(\d)\.(\w+)", name)
-    if branch is not None:
-        # behind the pooling, which is layer 0 there
-        layer = int(branch[3]) + (1 if branch[2] else 0)
-        return f"{_ASPP}convs.{branch[1]}.{layer}.{branch[4]}"
-    rest = re.sub(r"^heads\.\d\.", "", name)
-    return re.sub(
-        r"^(body\.0\.|body\.1\.|out\.)",
-        lambda part: {"body.0.": _CONV, "body.1.": _NORM, "out.": _OUT}[part[0]],
-        rest,
-    )
+def _mobilenet_names(arch: str) -> dict[str, str]:
+    """timm's names of a MobileNetV3-Large -> torchvision's: both list the same tensors in the same order."""
+    with torch.device("meta"):
+        theirs = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None).backbone.state_dict()
+    with torch.random.fork_rng(devices=[]):
+        ours = Backbone(split_name(arch)[1], 16).net.state_dict()
+    return dict(zip(ours, theirs, strict=True))
+
+
+# --- tensors ------------------------------------------------------------------------------------------------
+
+
+def _stripped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without what a wrapper put before them; it may also hold the normalisation of its inputs."""
+    found = dict(tensors)
+    for prefix in ("module.", "_orig_mod.", "model."):
+        inside = [name for name in found if name not in ("mean", "std")]
+        if inside and all(name.startswith(prefix) for name in inside):
+            found = {name.removeprefix(prefix): found[name] for name in inside}
+    return found
+
+
+def _older_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """smp's DeepLabV3 once numbered the parts of its decoder."""
+    numbered = {"decoder.0.": "decoder.aspp.", "decoder.1.": "decoder.conv.", "decoder.2.": "decoder.bn."}
+    return {
+        next((new + n.removeprefix(old) for old, new in numbered.items() if n.startswith(old)), n): value
+        for n, value in tensors.items()
+    }
+
+
+def _rows(name: str, theirs: Tensor, foreign: Foreign) -> Tensor:
+    """A head's own rows of the last layer; and, of DeepLabV3+, the stride-4 channels first, as here."""
+    head = re.fullmatch(r"heads\.(\d)\.(.+)", name)
+    if head is None:
+        return theirs
+    if head[2].startswith("out."):
+        return theirs[:1] if head[1] == "0" else theirs[1:]
+    if foreign.config.refine and head[2] in ("body.0.0.weight", "body.0.1.weight"):
+        # depthwise, one row a channel; then pointwise, one column a channel
+        return theirs.roll(LOW_LEVEL, 0 if head[2] == "body.0.0.weight" else 1)
+    return theirs

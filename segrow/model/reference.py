@@ -18,7 +18,7 @@ from ..config import ModelConfig
 from ..errors import UserError
 from .backbones import IMAGENET_MEAN, IMAGENET_STD, MOBILENET, split_name
 from .segmenter import Group, Segmenter
-from .weights import MAY_LACK, listed, read_torch_file
+from .weights import fill_whole, listed, read_torch_file
 
 _ALL = slice(None)
 _RESNETS = {6: "resnet50", 23: "resnet101"}  # by blocks of the third stage
@@ -170,32 +170,15 @@ def _sum(sizes: Iterable[int]) -> str:
 
 def _fill(path: Path, model: Segmenter, tensors: Mapping[str, Tensor], wanted: str) -> None:
     """Copy by name, and account for every name on either side."""
-    state: dict[str, Tensor] = {}
-    used: set[str] = set()
-    lacking: list[str] = []
-    mobile = model.trunk.backbone.name == MOBILENET
-    for name, mine in model.state_dict().items():
-        source, rows = _source(name, model.unknown is not None, mobile)
-        theirs = tensors.get(source)
-        if theirs is None:
-            if name.rpartition(".")[2] not in MAY_LACK:
-                lacking.append(source)
-            state[name] = mine
-            continue
-        used.add(source)
-        state[name] = theirs[rows] if theirs.dim() else theirs
-        if state[name].shape != mine.shape:
-            raise UserError(
-                f"{path} does not fit {wanted}: {source} is {tuple(theirs.shape)}, expected one for "
-                f"{tuple(mine.shape)}"
-            )
-        if theirs.is_floating_point() != mine.is_floating_point() or not theirs.isfinite().all():
-            raise UserError(f"{path} holds no weights in {source}: expected finite floating-point numbers")
-    if lacking:
-        raise UserError(f"{path} does not fit {wanted}: it lacks {listed(lacking)}")
-    if extra := [name for name in tensors if name not in used]:
-        raise UserError(f"{path} does not fit {wanted}: it also has {listed(extra)}")
-    model.load_state_dict(state)
+    unknown, mobile = model.unknown is not None, model.trunk.backbone.name == MOBILENET
+    fill_whole(
+        path,
+        model,
+        tensors,
+        wanted,
+        lambda name: _source(name, unknown, mobile)[0],
+        lambda name, theirs: theirs[_source(name, unknown, mobile)[1]],
+    )
 
 
 def _source(name: str, unknown: bool, mobile: bool) -> tuple[str, slice]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..errors import UserError
-from .backbones import Backbone, normalisation, pad_as_reference, split_name
+from .backbones import Backbone, dilate_first_blocks, normalisation, pad_as_reference, split_name
 from .decoder import ConvNormAct, DeepLabV3, DeepLabV3Plus, init_v3, init_v3plus
 from .weights import load_backbone_weights, parse_weights
 
@@ -142,15 +142,22 @@ class Segmenter(nn.Module):
         backbone = Backbone(name, config.output_stride)
         if config.reference_padding:
             pad_as_reference(backbone)
+        if config.dilate_first:
+            dilate_first_blocks(backbone)
         for module in backbone.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = config.norm_momentum
-        family = DeepLabV3Plus if plus else DeepLabV3
-        rates = config.rates or RATES[config.output_stride]
+                module.eps = module.eps if config.norm_eps is None else config.norm_eps
+        rates = tuple(config.rates or RATES[config.output_stride])
+        decoder: DeepLabV3 | DeepLabV3Plus
+        if plus:
+            decoder = DeepLabV3Plus(backbone, config.width, rates, config.separable, config.refine)
+        else:
+            decoder = DeepLabV3(backbone, config.width, rates, config.separable)
         self.config = config
         self._plus = plus
         self.layout = layout
-        self.trunk = Trunk(backbone, family(backbone, config.width, tuple(rates), config.separable))
+        self.trunk = Trunk(backbone, decoder)
         self.heads = nn.ModuleList([self._head(group.stop - group.start, group.form) for group in layout])
         self.unknown = self._head(1, config.head) if unknown else None
         self.dropout = nn.Dropout(config.dropout)
@@ -385,3 +392,7 @@ def _check(config: ModelConfig) -> None:
         raise UserError(f"dropout is {config.dropout}, expected a probability below 1")
     if not 0 < config.norm_momentum <= 1:
         raise UserError(f"norm momentum is {config.norm_momentum}, expected a number in (0, 1]")
+    if config.norm_eps is not None and not config.norm_eps > 0:
+        raise UserError(f"norm eps is {config.norm_eps}, expected a number above 0")
+    if config.refine and not (split_name(config.name)[0] and config.separable):
+        raise UserError(f"--model.refine is for a separable deeplabv3plus, not for {config.name}")

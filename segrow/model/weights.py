@@ -13,7 +13,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError, near
 from .backbones import DEFAULT_TAGS, Backbone
@@ -242,6 +242,57 @@ def _source_name(key: str, tensors: Mapping[str, Tensor]) -> str | None:
     stem, _, number = first.rpartition("_")
     nested = f"{stem}.{number}{dot}{rest}"
     return next((name for name in (key, nested) if name in tensors), None)
+
+
+def fill_whole(
+    path: Path,
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    wanted: str,
+    source: Callable[[str], str],
+    part: Callable[[str, Tensor], Tensor],
+    unused: tuple[str, ...] = (),
+) -> None:
+    """Load a whole network by name, every tensor on either side accounted for.
+
+    Args:
+        path: The file, for errors.
+        model: Gets the values.
+        tensors: What the file holds.
+        wanted: What the file should be, for errors.
+        source: Our name of a tensor -> the file's.
+        part: Our name and the file's tensor -> what of it is ours.
+        unused: Beginnings of the file's names that need not be used.
+
+    Raises:
+        UserError: A tensor is missing, left over, of another shape, or no finite weights.
+    """
+    state: dict[str, Tensor] = {}
+    used: set[str] = set()
+    lacking: list[str] = []
+    for name, mine in model.state_dict().items():
+        theirs = tensors.get(source(name))
+        if theirs is None:
+            if name.rpartition(".")[2] not in MAY_LACK:
+                lacking.append(source(name))
+            state[name] = mine
+            continue
+        used.add(source(name))
+        state[name] = part(name, theirs) if theirs.dim() else theirs
+        if state[name].shape != mine.shape:
+            raise UserError(
+                f"{path} does not fit {wanted}: {source(name)} is {tuple(theirs.shape)}, expected one for "
+                f"{tuple(mine.shape)}"
+            )
+        if theirs.is_floating_point() != mine.is_floating_point() or not theirs.isfinite().all():
+            raise UserError(
+                f"{path} holds no weights in {source(name)}: expected finite floating-point numbers"
+            )
+    if lacking:
+        raise UserError(f"{path} does not fit {wanted}: it lacks {listed(lacking)}")
+    if extra := [name for name in tensors if name not in used and not name.startswith(unused)]:
+        raise UserError(f"{path} does not fit {wanted}: it also has {listed(extra)}")
+    model.load_state_dict(state)
 
 
 def listed(names: list[str]) -> str:

@@ -20,26 +20,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .config import RunPaths
-from .data.base import Presence
-from .data.given import Files, GivenDataset
-from .data.saliency import SaliencyMaker, write_map
-from .engine.log import Display
-from .engine.machine import Machine
-from .engine.run import Run
-from .engine.setup import Prepared, make_fabric
-from .engine.val_features import trunk_hash
-from .evaluate import eval_loader, image_matrices
+from ..config import RunPaths
+from ..data.base import Presence
+from ..data.given import Files, GivenDataset
+from ..data.saliency import write_map
+from ..engine.log import Display
+from ..engine.machine import Machine
+from ..engine.run import Run
+from ..engine.setup import Prepared, make_fabric
+from ..engine.val_features import trunk_hash
+from ..evaluate import eval_loader, image_matrices
+from ..memory import from_json, to_json
+from ..methods.base import make_method
+from ..model.lineage import succeed
+from ..model.segmenter import Segmenter
+from ..model.store import load_model, read_record, save_model
+from ..scenario import IGNORE, Scenario, Step
 from .gate import Matrices, Verdicts, judge_new, judge_old
-from .growplan import EXEMPLAR, AddOptions, Images, Plan, plan_addition
-from .memory import from_json, to_json
-from .methods.base import make_method
-from .model.lineage import succeed
-from .model.segmenter import Segmenter
-from .model.store import load_model, read_record, save_model
-from .scenario import IGNORE, Scenario, Step
-
-__all__ = ["AddOptions", "Outcome", "add_classes", "carry_out", "plan_addition"]
+from .plan import EXEMPLAR, AddOptions, Images, Plan, plan_addition
 
 _METHOD_STATE, _MEMORY = "method.safetensors", "memory.json"
 
@@ -152,7 +150,7 @@ def _fingerprint(plan: Plan) -> str:
         "config": asdict(plan.config),
         "method": [plan.method.name, plan.method.fields()],
         "exemplars": [asdict(e) for e in plan.exemplars],
-        "saliency": [plan.salient, plan.options.saliency],
+        "saliency": [plan.salient, plan.maker.model if plan.maker else None],
         "images": stamps,
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
@@ -185,13 +183,12 @@ def _gather(plan: Plan, work: Path, display: Display) -> GivenDataset:
         files[EXEMPLAR + exemplar.image] = Files(
             old.image_path("train", exemplar.image), path, old.saliency_path("train", exemplar.image)
         )
-    if plan.salient == "made" and plan.options.saliency:
-        maker = SaliencyMaker(plan.options.saliency)
+    if plan.maker is not None:
         (work / "saliency").mkdir(exist_ok=True)
         for number, (i, own) in enumerate(display.track(list(files.items()), "saliency maps", len(files))):
             path = work / "saliency" / f"{number}.png"
             if not path.exists():
-                write_map(maker.map(own.image), path)
+                write_map(plan.maker.map(own.image), path)
             files[i] = own._replace(saliency=path)
     class_names = (*source.data.class_names, *(f"old {name}" for name in names[1:] if plan.exemplars))
     return GivenDataset(source.data.root, class_names, source.data.ignore_id, files)

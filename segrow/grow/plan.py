@@ -1,6 +1,6 @@
 """What one more step on somebody's own images will be: everything that is decided, and can fail, before it.
 
-Nothing is written here. `segrow/grow.py` carries a plan out.
+Nothing is written here. `step.py` carries a plan out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,24 +10,28 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .config import MemoryConfig, RunConfig, TrainConfig
-from .data import open_dataset
-from .data.base import Presence, SegDataset, Split
-from .data.given import open_given
-from .engine.setup import check_ranges
-from .errors import UserError, near
-from .memory import Exemplar, from_json
-from .methods.base import Method, make_method
-from .model.segmenter import Segmenter
-from .model.store import settle
-from .recipes import published_settings
-from .stored import find_model, load_with_method
+from ..config import MemoryConfig, RunConfig, TrainConfig
+from ..data import open_dataset
+from ..data.base import Presence, SegDataset, Split
+from ..data.given import open_given
+from ..data.saliency import SaliencyMaker
+from ..engine.setup import check_ranges
+from ..errors import UserError, near
+from ..memory import Exemplar, from_json
+from ..methods.base import Method, make_method
+from ..model.segmenter import Segmenter
+from ..model.store import settle
+from ..recipes import published_settings
+from ..stored import find_model, load_with_method
 
 UPDATES = 300
 """Least number of updates: 20 to 200 images in a batch of 8 are few updates an epoch."""
 BATCH = 8
 HELD_OUT = 5
 """Every fifth image of a class is held out where --min-new asks for a measurement."""
+AUTO, NONE = "auto", "none"
+REMBG = "u2netp"
+"""A small model for salient objects (4 MB), which rembg fetches once."""
 EXEMPLAR = "memory/"  # first part of the id of an exemplar, apart from ids of the new images
 
 # of the settings that a method was published with, those that do not depend on the size of its data
@@ -53,7 +57,8 @@ class AddOptions:
         out: The new model's directory; None: it takes the place of the model (of a run: `RUN/grown`).
         check: Annotated images of old classes, for the gate.
         exemplars: Folder of the data set that the model's memory is of; None: the memory is not used.
-        saliency: An ONNX file, or the name of a rembg model, that makes saliency maps where there are none.
+        saliency: What makes saliency maps where there are none: an ONNX file, the name of a rembg model, auto
+            (rembg's REMBG where rembg is installed, else nothing) or none.
         max_drop: Points of IoU that an old class may lose.
         min_new: Points of IoU that a new class must reach on held-out images; None: any will do.
         epochs: None: enough for UPDATES updates.
@@ -70,7 +75,7 @@ class AddOptions:
     out: Path | None = None
     check: Path | None = None
     exemplars: Path | None = None
-    saliency: str | None = None
+    saliency: str = AUTO
     max_drop: float = 1.0
     min_new: float | None = None
     epochs: int | None = None
@@ -116,6 +121,7 @@ class Plan:
         exemplars: Old images to replay.
         old_data: The data set that they are of.
         salient: Where saliency maps come from: "folder", "made" or "none".
+        maker: Makes them.
         config: The run.
         options: As asked for.
         notes: Sentences on what was chosen, and why.
@@ -133,6 +139,7 @@ class Plan:
     exemplars: tuple[Exemplar, ...]
     old_data: SegDataset | None
     salient: Literal["folder", "made", "none"]
+    maker: SaliencyMaker | None
     config: RunConfig
     options: AddOptions
     notes: tuple[str, ...] = field(default=())
@@ -182,7 +189,11 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
             f"{total} classes of {data} and of the model do not fit its masks of {dataset.ignore_id} values; "
             "leave classes out of classes.txt, or --exemplars out"
         )
-    method, salient, more = _method(method, network, new, exemplars, old_data, options)
+    method, more = _method(method, network)
+    salient, maker = _saliency(method, new, exemplars, old_data, options)
+    if salient == "none" and "saliency" in method.aux:
+        method, lacking = _without_saliency(method, new, options)
+        more.append(lacking)
     config = _config(network, meta, method, len(new.ids), options)
     method.check(network, config.train.crop)
     check, remark = _check_images(options, meta, folder, bool(exemplars))
@@ -199,6 +210,7 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
         exemplars,
         old_data,
         salient,
+        maker,
         config,
         options,
         (*notes, *more, *remark),
@@ -330,14 +342,7 @@ def _memory(
     return stored, data, []
 
 
-def _method(
-    method: Method,
-    network: Segmenter,
-    new: Images,
-    exemplars: Sequence[Exemplar],
-    old_data: SegDataset | None,
-    options: AddOptions,
-) -> tuple[Method, Literal["folder", "made", "none"], list[str]]:
+def _method(method: Method, network: Segmenter) -> tuple[Method, list[str]]:
     """The model's own method, changed where a few new images alone ask for it."""
     notes: list[str] = []
     fields = method.fields()
@@ -356,24 +361,44 @@ def _method(
     if fields.get("freeze") == "none":
         notes.append("the trunk is frozen: a few images would only unsettle it")
         method = make_method(method.name, {**fields, "freeze": "trunk"})
-        fields = method.fields()
+    return method, notes
+
+
+def _saliency(
+    method: Method,
+    new: Images,
+    exemplars: Sequence[Exemplar],
+    old_data: SegDataset | None,
+    options: AddOptions,
+) -> tuple[Literal["folder", "made", "none"], SaliencyMaker | None]:
+    """Where the maps come from, and what makes them."""
     if "saliency" not in method.aux:
-        return method, "none", notes
+        return "none", None
     paths = [new.data.saliency_path(new.split, i) for i in new.ids]
     if old_data is not None:
         paths += [old_data.saliency_path("train", e.image) for e in exemplars]
     if all(path.is_file() for path in paths):
-        return method, "folder", notes
-    if options.saliency:
-        return method, "made", notes
+        return "folder", None
+    if options.saliency == NONE:
+        return "none", None
+    if options.saliency != AUTO:
+        return "made", SaliencyMaker(options.saliency)
+    try:
+        return "made", SaliencyMaker(REMBG)
+    except UserError:  # not installed, or its weights cannot be fetched
+        return "none", None
+
+
+def _without_saliency(method: Method, new: Images, options: AddOptions) -> tuple[Method, str]:
+    fields = method.fields()
     if "unknown" not in fields:
         raise UserError(
             f"method {method.name} needs saliency maps, which {new.data.root} lacks; give --saliency FILE"
         )
-    notes.append(
-        "there are no saliency maps, so all background may hide unknown objects (--saliency makes maps)"
-    )
-    return make_method(method.name, {**fields, "unknown": "background"}), "none", notes
+    remark = "there are no saliency maps, so all background may hide unknown objects"
+    if options.saliency == AUTO:
+        remark += ' (--saliency FILE makes maps; pip install "segrow[saliency]" does so by itself)'
+    return make_method(method.name, {**fields, "unknown": "background"}), remark
 
 
 def _config(

@@ -3,28 +3,37 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from .engine.cost import parameter_counts
-from .methods.base import make_method
-from .model.foreign import BACKGROUND, read_foreign
-from .model.store import save_model
+from ..engine.cost import parameter_counts
+from ..methods.base import make_method
+from ..model.foreign import BACKGROUND, read_foreign
+from ..model.store import save_model
 
 CROP = 513
 """Side of training crops; evaluated is on whole images."""
 
 
-def adopt(path: Path, names: Sequence[str], out: Path, arch: str | None = None) -> int:
+def adopt(
+    path: Path,
+    names: Sequence[str],
+    out: Path,
+    arch: str | None = None,
+    output_stride: int | None = None,
+    rates: Sequence[int] | None = None,
+) -> int:
     """Write a model directory of step 0 with the logits of a state dict; returns the number of its classes.
 
     Args:
         path: .safetensors, .pth or .pt (`model/foreign.py`).
         names: Class names in the order of the channels, with background first or without it.
         out: The model directory.
-        arch: Which network the file has to hold; None: the one that its names show.
+        arch: Which network the file holds; None: the one that its names show.
+        output_stride: As it was built; None: its library's default.
+        rates: The same of its ASPP.
 
     Raises:
         UserError: When the file cannot be read or does not fit; nothing is written then.
     """
-    model = read_foreign(path, names, arch)
+    model = read_foreign(path, names, arch, output_stride, rates)
     classes = ["background", *(names[1:] if names[0] in BACKGROUND else names)]
     # its scores are a softmax, as finetune's; segrow add exchanges the training for one that does not forget
     method = make_method("finetune", {"loss_type": "ce"})
