@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from runs import build_tree, only_line, snapshot, start
 from trees import folder_tree, random_mask, save_mask, voc_tree
@@ -287,7 +289,7 @@ def test_views_are_drawn_as_the_model_was_trained(
     views = ("--train.flip", "0", "--train.scale", "[0.8,1.25]")
     assert start(root, out, "--task", "2-2", "--steps", "1", "--model.output_stride", "8", *views) == 0
     assert add(out, photos, "--epochs", "1", "--out", str(model), classes="okapi") == 0
-    assert record(model)["training"]["augmentation"] == {
+    assert record(model)["views"] == {
         "crop_mode": "scale",
         "scale": [0.8, 1.25],
         "flip": 0.0,
@@ -645,6 +647,37 @@ def test_new_classes_give_way_to_what_old_heads_are_sure_of(loss: str) -> None:
     for c, earlier in ((3, [1, 2]), (4, [1, 2]), (5, [1, 2, 3, 4])):
         np.testing.assert_allclose(found[:, c], p[:, c] * (1 - p[:, earlier].max(1)), rtol=1e-12)
     np.testing.assert_array_equal(found[:, :3], p[:, :3])
+
+
+@given(seed=st.integers(0, 10**6), classes=st.integers(4, 9), unknown=st.booleans(), data=st.data())
+def test_a_sure_old_class_stays(seed: int, classes: int, unknown: bool, data: st.DataObject) -> None:
+    """Chosen before with a probability above 1/2, chosen after; whatever the new heads say."""
+    first = data.draw(st.integers(2, classes - 1))
+    logits = 4 * np.random.default_rng(seed).standard_normal((classes + 1, 500))
+    p = 1 / (1 + np.exp(-logits))
+    u = p[-1] if unknown else 0
+    before = np.concatenate([p[:1] + u, p[1:first]])
+    sure = (before.argmax(0) > 0) & (before.max(0) > 0.5)
+    assert sure.any()
+    tensor = torch.from_numpy(logits)[None, :, None]
+    head = tensor[:, -1:] if unknown else None
+    method = make_method("ssul", {"unknown": "background" if unknown else "none", "init": "random"})
+    ours = make_method("ssul", {**method.fields(), "gives_way": [first]})
+    after = ours.scores(tensor[:, :-1], head)[0, :, 0].numpy()
+    assert (after.argmax(0)[sure] == before.argmax(0)[sure]).all()
+    if unknown:
+        novel = ours.novelty(tensor[:, :-1], head)[0, 0, 0].numpy()
+        np.testing.assert_allclose(novel, p[-1] * (1 - p[first:-1].max(0)), rtol=1e-12)
+        np.testing.assert_allclose(after[0], p[0] + novel, rtol=1e-12)
+
+
+def test_only_the_new_head_trains(model: Path, photos: Path) -> None:
+    before = safetensors.torch.load_file(model / "model.safetensors")
+    assert add(model, photos, "--epochs", "2", classes="zebra") == 0
+    after = safetensors.torch.load_file(model / "model.safetensors")
+    assert any(name.startswith("unknown.") for name in before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert {name.split(".")[1] for name in after.keys() - before.keys()} == {"2"}
 
 
 def test_the_model_says_from_where_on(model: Path, photos: Path) -> None:

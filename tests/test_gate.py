@@ -89,7 +89,7 @@ def test_drops_and_intervals_equal_the_restatement(n: int, seed: int, wrong: flo
         assert old.drop == pytest.approx(drop, abs=1e-9)
         assert old.interval == pytest.approx((low, high), abs=1e-9)
         assert old.images == sum(bool((image == k).any()) for image in truth)
-        assert old.verdict == verdict(drop, (low, high), old.images, 1.0)
+        assert old.verdict == verdict(drop, (low, high), old.images, 1.0 if k else 5.0)
 
 
 def test_new_classes_equal_the_restatement() -> None:
@@ -145,6 +145,18 @@ def test_no_image_at_all() -> None:
 )
 def test_the_rule(drop: float, interval: tuple[float, float], images: int, expected: str) -> None:
     assert verdict(drop, interval, images, 1.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("lost", "max_drop", "expected"), [(40, 1.0, "kept"), (60, 1.0, "fails"), (60, 7.0, "kept")]
+)
+def test_background_may_lose_more(lost: int, max_drop: float, expected: str) -> None:
+    """Each of ENOUGH images is 1,000 pixels of background, of which the new class takes some."""
+    before, after = np.zeros((ENOUGH, 4, KNOWN), np.int64), np.zeros((ENOUGH, 4, 4), np.int64)
+    before[:, 0, 0], after[:, 0, 0], after[:, 0, 3] = 1000, 1000 - lost, lost
+    (background,) = judge_old(before, after, NAMES, [0], max_drop)
+    assert background.drop == pytest.approx(lost / 10)
+    assert background.verdict == expected
 
 
 def test_pixels_of_a_new_class_count_for_no_old_one() -> None:

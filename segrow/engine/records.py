@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config import RunConfig, TrainConfig
+from ..config import RunConfig
 from ..data.base import Presence
 from ..methods.base import Method
 from ..scenario import Scenario
@@ -91,15 +91,6 @@ _LATER = frozenset(
 )
 
 
-NO_COST = ("exemplars", "selected", "augmentation")
-"""What `training` in model.json holds beside the cost of the step."""
-
-
-def augmentation(train: TrainConfig) -> dict[str, Any]:
-    """How views were drawn, which a later step on the same model should keep (a mirrored digit is none)."""
-    return {"crop_mode": train.crop_mode, "scale": list(train.scale), "flip": train.flip}
-
-
 def model_meta(
     config: RunConfig,
     method: Method,
@@ -114,6 +105,7 @@ def model_meta(
         parent: Hash of the model that the step started from.
         training: What it cost; with `selected` where the weights were chosen.
     """
+    train = config.train
     return {
         "step": step,
         "class_names": list(scenario.classes[: scenario.known(step)]),
@@ -124,7 +116,9 @@ def model_meta(
             "classes": list(scenario.classes),
         },
         "method": {"name": method.name, "fields": method.fields()},
-        "protocol": {"crop_val": config.train.crop_val, "crop": config.train.crop},
-        "training": {**training, "augmentation": augmentation(config.train)},
+        "protocol": {"crop_val": train.crop_val, "crop": train.crop},
+        # a later step on the same model should draw views alike: a mirrored digit is none
+        "views": {"crop_mode": train.crop_mode, "scale": list(train.scale), "flip": train.flip},
+        "training": training,
         "parent": parent,
     }

@@ -34,7 +34,7 @@ from .features import keep_features
 from .folder import META, check_base, check_data, check_folder, configuration, images_hash, read_results
 from .log import Display
 from .machine import Machine
-from .records import KEPT, NO_COST, SHARED, all_remarks, base_remark, empty_results, kept_remarks, model_meta
+from .records import KEPT, SHARED, all_remarks, base_remark, empty_results, kept_remarks, model_meta
 from .scan import scan
 from .select import Selection, new_classes_score
 from .setup import Prepared, check_ranges, is_first_process, make_fabric, prepare
@@ -371,7 +371,7 @@ class Run:
                 "n_images": len(val),
                 "n_images_known": len(self.validation.known(step)),
                 "cost": {
-                    **{k: v for k, v in training.items() if k not in NO_COST},
+                    **{k: v for k, v in training.items() if k not in ("exemplars", "selected")},
                     "eval_s": watch.seconds,
                     "stored_bytes": stored_bytes(self.paths.model(step), files),
                 },

@@ -13,6 +13,9 @@ The rules, in points of IoU (0..100), per class and over all images together:
 - A new class fails when its IoU on held-out images is below `min_new`. That is the number itself: an interval
   is printed beside it, but does not excuse.
 
+Background may lose BACKGROUND points, or `max_drop` where that is more: the new class takes its pixels from
+there, and objects of it may stand undrawn in the images of the gate.
+
 Pixels whose true class is new do not count for old classes: before, nobody could have known them.
 """
 
@@ -25,6 +28,8 @@ from numpy.typing import NDArray
 
 ENOUGH = 20
 """Images that show a class from which on its drop is believed without an interval."""
+BACKGROUND = 5.0
+"""Points that background may lose."""
 FEW = 5
 """With fewer images that show it a class is not judged."""
 DRAWS = 1000
@@ -134,7 +139,7 @@ def judge_old(
         after: n x C x C.
         names: All C.
         judged: Indices of the old classes that the images' labels tell apart.
-        max_drop: Largest drop in points that is no forgetting.
+        max_drop: Largest drop in points that is no forgetting; of background BACKGROUND, if that is more.
         seed: Of the bootstrap.
     """
     known = before.shape[2]
@@ -156,7 +161,7 @@ def judge_old(
                 float(ious[1][k]),
                 drop,
                 interval,
-                verdict(drop, interval, int(shown[k]), max_drop),
+                verdict(drop, interval, int(shown[k]), max_drop if k else max(max_drop, BACKGROUND)),
                 _moved(before[:, k].sum(0), after[:, k].sum(0), k, names),
             )
         )

@@ -409,7 +409,7 @@ def _config(
     published = published_settings(method.name, scenario["data"], scenario["task"]).get("train", {})
     chosen = {key: value for key, value in published.items() if key in _PUBLISHED}
     # views as the model has seen them: the frozen trunk knows no others, and a mirrored digit is none
-    chosen |= meta.get("training", {}).get("augmentation", {})
+    chosen |= meta.get("views", {})
     if "scale" in chosen:
         chosen["scale"] = tuple(chosen["scale"])
     batch = min(BATCH, images) if options.batch_size is None else options.batch_size

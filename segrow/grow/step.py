@@ -103,7 +103,7 @@ def carry_out(plan: Plan, quiet: bool = False) -> Outcome:
         extra = {_MEMORY: to_json(from_json(plan.folder / _MEMORY))}
         if (trained / _METHOD_STATE).exists():
             extra[_METHOD_STATE] = (trained / _METHOD_STATE).read_bytes()
-        meta = _meta(plan, record["training"], verdicts)
+        meta = _meta(plan, record, verdicts)
         if verdicts.passes:
             succeed(after, plan.target, meta, extra, plan.folder)
             return Outcome(True, plan.target, verdicts, plan)
@@ -318,7 +318,7 @@ def _matrices(
     )
 
 
-def _meta(plan: Plan, training: dict[str, Any], verdicts: Verdicts) -> dict[str, Any]:
+def _meta(plan: Plan, record: dict[str, Any], verdicts: Verdicts) -> dict[str, Any]:
     """The new model.json without what the store writes."""
     origin, stored, train = plan.meta["scenario"], plan.meta["method"], plan.config.train
     # what this step alone changed (no saliency, a frozen trunk) says nothing of the next one
@@ -332,7 +332,8 @@ def _meta(plan: Plan, training: dict[str, Any], verdicts: Verdicts) -> dict[str,
         "scenario": {**origin, "classes": list(plan.names)},
         "method": method,
         "protocol": plan.meta["protocol"],
-        "training": training,
+        "views": record["views"],
+        "training": record["training"],
         "change": "step",
         "grown": {
             "classes": list(plan.classes),

@@ -31,8 +31,9 @@ class Ssul(Composed):
         loss_type: bce (one-vs-rest), ce or focal (softmax, gamma 2).
         background_lr: Rate of the background head in increments, relative to the new head's.
         gives_way: First class indices of steps whose classes give way to all earlier ones (`segrow add`):
-            such a class scores its probability times that of being none of those. Its head was trained on a
-            few images without them, so alone it says little about what is in old ones.
+            such a class scores its probability times that of being none of those, for its head was trained on
+            a few images without them. What is unknown gives way to it in turn, and in that step only the new
+            head trains. So (with bce) where an old class was chosen with a probability above 1/2, it stays.
     """
 
     paper_memory: ClassVar[bool] = True
@@ -78,12 +79,16 @@ class Ssul(Composed):
         super().begin_step(ctx)
         if ctx.step and self.bn_freeze:
             ctx.model.freeze(*(m for m in ctx.model.modules() if isinstance(m, nn.BatchNorm2d)))
+        if ctx.known_before in self.gives_way:
+            ctx.model.freeze(ctx.model.heads[0], *([ctx.model.unknown] if ctx.model.unknown else []))
 
     def parameter_groups(self, ctx: StepContext, lr: float, backbone_lr: float) -> list[ParameterGroup]:
         groups = super().parameter_groups(ctx, lr, backbone_lr)
         if ctx.step == 0 or self.freeze != "old_heads":
             return groups
         slow = [p for p in ctx.model.heads[0].parameters() if p.requires_grad]  # the background head
+        if not slow:
+            return groups
         ids = {id(p) for p in slow}
         fast = [p for group in groups for p in group["params"] if id(p) not in ids]
         return [{"params": fast, "lr": lr}, {"params": slow, "lr": lr * self.background_lr}]
@@ -117,13 +122,20 @@ class Ssul(Composed):
         """p(background) += p(unknown); unknown itself is never predicted (METHODS 2, Prediction)."""
         p, known = self._scale(logits, unknown), logits.shape[1]
         starts = (*self.gives_way, known)
-        scores = [p[:, :1] + p[:, known:].sum(1, keepdim=True), p[:, 1 : starts[0]]]
+        scores = [p[:, :1] + self._unexplained(p, known), p[:, 1 : starts[0]]]
         for start, stop in pairwise(starts):
             scores.append(p[:, start:stop] * (1 - p[:, 1:start].amax(1, keepdim=True)))
         return torch.cat(scores, 1)
+
+    def _unexplained(self, p: Tensor, known: int) -> Tensor:
+        """p(unknown), B 1 H W: less where it is a class that the unknown head was not told of."""
+        unknown = p[:, known:].sum(1, keepdim=True)
+        if not self.gives_way:
+            return unknown
+        return unknown * (1 - p[:, self.gives_way[0] : known].amax(1, keepdim=True))
 
     def novelty(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
         """What the unknown head says, where there is one."""
         if unknown is None or not self.unknown_head:
             return super().novelty(logits, unknown)
-        return self._scale(logits, unknown)[:, logits.shape[1] :]
+        return self._unexplained(self._scale(logits, unknown), logits.shape[1])
