@@ -4,9 +4,10 @@ python -m benchmarks.teach --data.root VOC2012 --weights mobilenetv2_100.safeten
 python -m benchmarks.teach --data.root VOC2012 --weights mobilenetv2_100.safetensors --images 50 --seeds 1
 python -m benchmarks.teach --data.root VOC2012 --weights none --quick      whether it runs, in a minute
 
-A base model learns person, chair, cat and dog from images without a horse. Then horse is taught from N
-images whose masks show horse alone, as somebody would draw them who has nothing but a model. The N images
-of a seed are the first N of one order, so those of a smaller N are among them. Horse is measured on the
+A base model learns person, chair, cat and dog; horses stand undrawn in some of its images, as what is learnt
+later does in most data sets (with --unseen there is none). Then horse is taught from N other images whose
+masks show horse alone, as somebody would draw them who has nothing but a model. The N images of a seed are
+the first N of one order, so those of a smaller N are among them. Horse is measured on the
 validation images that show it and as many that do not; the old classes on the images of the gate, which are
 validation images that show one of them and no horse. No training has seen either.
 
@@ -147,29 +148,34 @@ class Row:
 # --- data ---------------------------------------------------------------------------------------------------
 
 
-def parts_of(data: VocDataset, most: int | None = None) -> Parts:
-    """Who is what.
+def parts_of(data: VocDataset, most: int | None = None, unseen: bool = False) -> Parts:
+    """Who is what. No image of the pool is one of the base step.
 
     Args:
         data: VOC 2012 or a part of it.
         most: Keep at most so many of each; None = all.
+        unseen: No image of the base step shows the new class; else half of those that do may be among them.
     """
     base, new = [NAMES.index(name) for name in BASE], NAMES.index(NEW)
-    old: dict[str, list[str]] = {}
+    with_old: dict[str, list[str]] = {}
+    old: tuple[str, ...] = ()
     shown: dict[str, list[str]] = {}
     others: list[str] = []
     splits: tuple[Split, ...] = ("train", "val")
     for split in splits:
         found = data.presence(split, progress=False)
         has_new, has_old = found.present[:, new], found.present[:, base].any(1)
-        old[split] = [found.ids[k] for k in np.flatnonzero(has_old & ~has_new)]
+        old = tuple(found.ids[k] for k in np.flatnonzero(has_old & ~has_new))
+        with_old[split] = [found.ids[k] for k in np.flatnonzero(has_old)]
         shown[split] = [found.ids[k] for k in np.flatnonzero(has_new)]
         others = [found.ids[k] for k in np.flatnonzero(~has_new)]
     tested = shown["val"][:most]
+    kept = set(draw(shown["train"], len(shown["train"]) // (1 if unseen else 2), SEED))
+    pool = tuple(i for i in shown["train"] if i in kept)
     return Parts(
-        tuple(old["train"][:most]),
-        tuple(old["val"][:most]),
-        tuple(shown["train"][:most]),
+        tuple(i for i in with_old["train"] if i not in kept)[:most],
+        old[:most],
+        pool[:most],
         (*tested, *draw(others, len(tested), SEED)),
     )
 
@@ -413,6 +419,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--out", type=Path, default=Path("teach"), metavar="DIR", help="the base run and the results"
     )
+    out.add_argument("--unseen", action="store_true", help="the base has never seen the new class")
     out.add_argument("--images", type=numbers, default=COUNTS, metavar="N,...", help="how many to teach from")
     out.add_argument("--seeds", type=int, default=3, metavar="K", help="seeds 1 to K (default: 3)")
     out.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
@@ -436,7 +443,7 @@ def run(arguments: argparse.Namespace, command: str, console: Console) -> None:
     weights = f"file:{arguments.weights}" if Path(arguments.weights).is_file() else arguments.weights
     with cache_in(out / "cache"):
         data = VocDataset(arguments.root)
-        parts = parts_of(data, size.images)
+        parts = parts_of(data, size.images, arguments.unseen)
         if max(counts) > len(parts.pool):
             raise UserError(f"--images {max(counts)}, but {len(parts.pool)} images show {NEW}; ask for fewer")
         check = voc_part(data, out / "data", parts)

@@ -25,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> VocDataset:
 
 @pytest.fixture(scope="module")
 def parts(data: VocDataset) -> Parts:
-    return parts_of(data)
+    return parts_of(data, unseen=True)
 
 
 def shown(data: VocDataset, image_id: str) -> set[str]:
@@ -49,6 +49,17 @@ def test_no_image_of_the_base_or_of_the_gate_shows_the_new_class(data: VocDatase
     assert set(parts.check) <= set(data.ids("val"))
     assert set(parts.test) <= set(data.ids("val"))
     assert not {*parts.train, *parts.pool} & set(data.ids("val"))
+
+
+def test_half_of_the_new_classes_images_may_stand_undrawn_in_the_base(data: VocDataset, parts: Parts) -> None:
+    found = parts_of(data)
+    assert found.check == parts.check
+    assert found.test == parts.test
+    assert len(found.pool) == len(parts.pool) // 2 > 0
+    assert set(found.pool) <= set(parts.pool)
+    assert not set(found.pool) & set(found.train)
+    more = set(found.train) - set(parts.train)
+    assert more == {i for i in parts.pool if i not in found.pool and shown(data, i) & set(BASE)}
 
 
 def test_at_most_so_many_of_each(data: VocDataset) -> None:
@@ -103,7 +114,16 @@ def test_what_is_written_is_plain_json(tmp_path: Path) -> None:
 
 
 def test_the_whole_path(data: VocDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--data.root", str(data.root), "--weights", "none", "--out", str(tmp_path), "--quick"]
+    words = [
+        "--data.root",
+        str(data.root),
+        "--weights",
+        "none",
+        "--out",
+        str(tmp_path),
+        "--quick",
+        "--unseen",
+    ]
     assert teach.main(words) == 0
     assert "4 │" in capsys.readouterr().out
     found = json.loads((tmp_path / "quick/teach.json").read_text())

@@ -19,6 +19,7 @@ from ..grow.step import rejected_folder
 from .parser import OneLineParser
 
 TEXT = ("class", "verdict", "taken for")
+WIDTH = 110
 REJECTED = 3
 """Exit code when the gate does not let the new model through."""
 
@@ -95,6 +96,8 @@ def _grow(model: Path, args: argparse.Namespace) -> int:
     )
     plan = plan_addition(model, Path(args.data), _listed(args.classes), options)
     console = Console(stderr=args.json)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)  # a table in a file need not be squeezed
     for line in describe(plan):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if args.dry_run:
