@@ -1,5 +1,6 @@
 """A model directory with the method that reads it."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,32 @@ def find_model(path: Path) -> Path:
     if not found:
         raise UserError(f"{path} holds no model: expected model.json in it, or a run folder with steps/")
     return found[-1]
+
+
+def step_of_run(folder: Path) -> Path | None:
+    """The run whose step a model directory is (`RUN/steps/NN/model`); None when it is no run's."""
+    place = folder.resolve()
+    run = place.parents[2] if len(place.parents) > 2 else place
+    inside = place.name == "model" and place.parent.parent.name == "steps"
+    return run if inside and (run / "config.yaml").is_file() else None
+
+
+def data_names(meta: Mapping[str, Any], class_names: Sequence[str]) -> dict[int, int]:
+    """Where a data set has the classes of a model: raw id -> class index, background apart.
+
+    A class that was renamed is also found under the name that it was learnt by.
+
+    Args:
+        meta: The model's model.json.
+        class_names: Of the data set, by raw id.
+    """
+    mine = list(meta["class_names"])
+    found = {raw: mine.index(name) for raw, name in enumerate(class_names) if raw and name in mine[1:]}
+    before = {old: mine.index(new) for new, old in meta.get("learnt_as", {}).items()}
+    for raw, name in enumerate(class_names):
+        if raw and name in before and before[name] not in found.values():
+            found.setdefault(raw, before[name])
+    return found
 
 
 def load_with_method(folder: Path, allow_code: bool) -> tuple[Segmenter, dict[str, Any], Method]:

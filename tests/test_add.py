@@ -1,6 +1,8 @@
 """One more step on somebody's own images: what is written, what is refused, what a kill leaves."""
 
+import copy
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,17 +19,18 @@ from trees import folder_tree, random_mask, save_mask, voc_tree
 
 import segrow
 from segrow import cli
+from segrow.data import open_dataset
 from segrow.engine.checkpoint import Checkpoint
 from segrow.engine.log import Display
 from segrow.engine.run import Run
 from segrow.errors import NonFiniteLossError, UserError
-from segrow.grow import AddOptions, plan_addition
+from segrow.grow import AddOptions, carry_out, plan_addition
 from segrow.grow.plan import _hold_out
-from segrow.grow.step import _gather, scenario_of
-from segrow.memory import from_json
+from segrow.grow.step import _alone, _fingerprint, _gather, _judge, scenario_of
+from segrow.memory import Exemplar, from_json, to_json
 from segrow.methods.base import make_method
 from segrow.model.lineage import remove_class, rollback, versions
-from segrow.model.store import load_model, save_model
+from segrow.model.store import _OURS, load_model, save_model
 
 NAMES = ("background", "aeroplane", "bicycle", "bird", "boat", "zebra", "okapi")
 SIZE = (40, 48)
@@ -247,11 +250,111 @@ def test_exemplars_are_replayed_and_judged(
     assert len(kept) == 6
     assert add(model, photos, "--exemplars", str(root), "--max-drop", "90", "--json") == 0
     shown = capsys.readouterr()
-    assert "replays 6 exemplars" in shown.err
+    assert "replays 4 exemplars" in shown.err
+    assert "gate: 2 exemplars" in shown.err
     found = json.loads(shown.out)
-    assert [c["name"] for c in found["old"]] == ["aeroplane", "bicycle"]  # not background
-    assert record(model)["training"]["exemplars"] == 6
+    assert [c["name"] for c in found["old"]] == ["background", "aeroplane", "bicycle"]
+    assert record(model)["training"]["exemplars"] == 4
     assert from_json(model / "memory.json") == kept  # ids as they were
+
+
+def test_the_gate_looks_at_exemplars_that_are_not_replayed(
+    model: Path, root: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Background is judged there too: a new head that claims all that no old one is sure of is refused."""
+    network, meta = load_model(model)
+    ids = open_dataset("voc", str(root)).ids("train")
+    memory = [Exemplar(i, 0, (1, 2)) for i in ids[:24]]
+    many = tmp_path / "many"
+    theirs = {key: value for key, value in meta.items() if key not in _OURS}
+    save_model(network, many, theirs, {"memory.json": to_json(memory)})
+    plan = plan_addition(many, photos, ["zebra"], AddOptions(exemplars=root, workers=0, device="cpu"))
+    assert [e.image for e in plan.judged] == [memory[k].image for k in (0, 5, 10, 15, 20)]
+    assert {*plan.exemplars, *plan.judged} == set(memory)
+    with Display(quiet=True) as display:
+        data = _gather(plan, tmp_path, display)
+        assert not {f"memory/{e.image}" for e in plan.judged} & set(scenario_of(plan, data).images(1, "seen"))
+        after = copy.deepcopy(network)
+        after.grow(1, 1)
+        with torch.no_grad():
+            after.heads[-1].out.bias.fill_(20.0)  # type: ignore[union-attr]
+        verdicts = _judge(plan, after, data, display)
+    assert [c.name for c in verdicts.old] == ["background", "aeroplane", "bicycle"]
+    assert verdicts.old[0].images == 5
+    assert verdicts.old[0].verdict == "fails"
+
+
+def test_a_finished_run_has_exemplars_to_replay(root: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert start(root, out, "--task", "offline", "--model.output_stride", "8", "--memory.size", "5") == 0
+    assert len(from_json(out / "steps/00/model/memory.json")) == 5
+    words = ("--exemplars", str(root), "--max-drop", "100", "--epochs", "1")
+    assert add(out, photos, *words, classes="okapi") == 0
+    assert record(out / "grown")["training"]["exemplars"] == 4
+
+
+def test_a_renamed_class_is_found_under_its_old_name(
+    model: Path, root: Path, old: Path, photos: Path
+) -> None:
+    assert cli.main(["rename-class", str(model), "bicycle", "bike"]) == 0
+    assert cli.main(["rename-class", str(model), "bike", "cycle"]) == 0
+    options = AddOptions(exemplars=root, check=old, workers=0, device="cpu", epochs=1, max_drop=100)
+    outcome = carry_out(plan_addition(model, photos, ["zebra"], options), quiet=True)
+    assert [c.name for c in outcome.verdicts.old] == ["background", "aeroplane", "cycle"]
+    assert outcome.verdicts.old[2].images > 0
+    assert record(model)["learnt_as"] == {"cycle": "bicycle"}
+
+
+def test_a_step_of_a_run_stays(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    step, before = run / "steps/00/model", snapshot(run)
+    for words in (
+        ["add", str(step), "--data", str(photos), "--classes", "zebra"],
+        ["rename-class", str(step), "bicycle", "bike"],
+        ["remove-class", str(step), "bicycle"],
+        ["rollback", str(step), "--to-step", "0"],
+    ):
+        assert cli.main(words) == 2
+        assert f"is a step of run {run}, which stays as it was trained" in only_line(capsys.readouterr().err)
+    assert snapshot(run) == before
+
+
+def test_a_model_that_was_changed_meanwhile_is_not_replaced(model: Path, photos: Path) -> None:
+    plan = plan_addition(model, photos, ["zebra"], AddOptions(workers=0, device="cpu", epochs=1))
+    assert cli.main(["rename-class", str(model), "bicycle", "bike"]) == 0
+    before = snapshot(model.parent)
+    with pytest.raises(UserError, match="was changed while the step was trained"):
+        carry_out(plan, quiet=True)
+    assert snapshot(model.parent) == before
+
+
+def test_two_calls_at_once(model: Path, photos: Path) -> None:
+    plan = plan_addition(model, photos, ["zebra"], AddOptions(workers=0, device="cpu", epochs=1))
+    before = snapshot(model)
+    with _alone(model.resolve()), pytest.raises(UserError, match="another segrow add works on"):
+        carry_out(plan, quiet=True)
+    assert snapshot(model) == before
+    assert carry_out(plan, quiet=True).passed
+    assert names_in(model.parent) == {"animals"}
+
+
+def test_other_masks_are_another_call(model: Path, photos: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "photos"
+    shutil.copytree(photos, copy)
+    options = AddOptions(workers=0, device="cpu")
+    first = _fingerprint(plan_addition(model, copy, ["zebra"], options))
+    assert _fingerprint(plan_addition(model, copy, ["zebra"], options)) == first
+    mask = min((copy / "masks/train").glob("*.png"))
+    os.utime(mask, ns=(1, 1))
+    assert _fingerprint(plan_addition(model, copy, ["zebra"], options)) != first
+
+
+def test_a_place_that_cannot_be(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for more in ((), ("--dry-run",)):
+        assert add(model, photos, "--out", str(tmp_path / "file/deep/er"), *more) == 2
+        assert f"cannot be made, for {tmp_path / 'file'} is a file" in only_line(capsys.readouterr().err)
 
 
 def test_an_exemplar_shows_what_it_may_and_nothing_else(
@@ -689,3 +792,12 @@ def test_the_model_says_from_where_on(model: Path, photos: Path) -> None:
     assert record(model)["method"]["fields"]["gives_way"] == [2, 3]
     remove_class(model, "okapi")
     assert record(model)["method"]["fields"]["gives_way"] == [2]
+    remove_class(model, "zebra")  # the only one that gave way
+    assert record(model)["method"]["fields"]["gives_way"] == []
+
+
+def test_an_old_class_goes_and_those_behind_it_keep_their_way(model: Path, photos: Path) -> None:
+    assert add(model, photos, "--epochs", "1", classes="zebra,okapi") == 0
+    remove_class(model, "zebra")  # the first of its step: okapi has its place
+    assert record(model)["method"]["fields"]["gives_way"] == [3]
+    assert record(model)["class_names"][3] == "okapi"

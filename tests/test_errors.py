@@ -54,7 +54,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--model.output_stride", "4"], "use 8 or 16"),
         (["--memory.size", "25"], "--memory.size 25 is larger than the data (24 training images)"),
         (["--memory.size", "-1"], "--memory.size should be 0 or more, got -1"),
-        (["--memory.size", "3", "--task", "offline"], "--memory.size 3 has no use in a single step"),
         (["--train.batch_size", "25"], "images, fewer than the batch size 25; use --train.batch_size"),
         (
             ["--train.batch_size", "5", "--train.accumulate", "2"],

@@ -200,6 +200,16 @@ def test_state_that_cannot_lose_a_class(model: Path) -> None:
     assert snapshot(model) == before
 
 
+def test_any_version_by_its_hash(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rename_class(model, "cow", "ox")
+    remove_class(model, "ox")
+    wanted = {v.change: v.hash for v in versions(model)}
+    for change in ("rename cow to ox", "remove ox"):
+        assert cli.main(["rollback", str(model), "--to-version", wanted[change][:12]]) == 0
+        assert versions(model)[-1].change == change
+    assert "which was left aside" in capsys.readouterr().out.replace("\n", " ")
+
+
 # --- refusals change nothing --------------------------------------------------------------------------------
 
 
@@ -211,6 +221,9 @@ def test_state_that_cannot_lose_a_class(model: Path) -> None:
             ["rollback", "MODEL", "--to-step", "2"],
             "has no earlier version of step 2",
         ),  # that is the present one
+        (["rollback", "MODEL", "--to-version", ""], 'versions whose hash begins with "", expected one'),
+        (["rollback", "MODEL", "--to-version", "xyz"], 'has 0 versions whose hash begins with "xyz"'),
+        (["rollback", "MODEL"], "expected --to-step N or --to-version HASH, one of them"),
         (["rename-class", "MODEL", "cwo", "ox"], 'has no class "cwo"; it knows cat, dog'),
         (["rename-class", "MODEL", "cwo", "ox"], 'Did you mean "cow"?'),
         (["rename-class", "MODEL", "background", "sky"], '"background" is what no class covers'),

@@ -146,7 +146,10 @@ def _parser() -> OneLineParser:
         "--out", help="the new model's directory (default: MODEL itself; of a run, RUN/grown)"
     )
     parser.add_argument("--check", help="annotated images of old classes, for the gate")
-    parser.add_argument("--exemplars", help="data set of the model's memory: replay it (and test on it)")
+    parser.add_argument(
+        "--exemplars",
+        help="data set of the model's memory: replay it; without --check a fifth is for the gate",
+    )
     parser.add_argument(
         "--saliency",
         default=AUTO,
@@ -202,8 +205,10 @@ def describe(plan: Plan) -> list[str]:
             f"gate: {len(plan.check.ids)} images of {plan.check.data.root}, an old class may drop by "
             f"{plan.options.max_drop:g} points"
         )
-    elif plan.exemplars:
-        rows.append(f"gate: the exemplars, an old class may drop by {plan.options.max_drop:g} points")
+    elif plan.judged:
+        rows.append(
+            f"gate: {len(plan.judged)} exemplars, an old class may drop by {plan.options.max_drop:g} points"
+        )
     if plan.held is not None:
         least = plan.options.min_new
         wanted = "measured" if least is None else f"must reach {least:g} points"

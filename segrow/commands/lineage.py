@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ..errors import UserError
 from ..model.lineage import remove_class, rename_class, rollback, versions
+from ..stored import step_of_run
 from .parser import OneLineParser
 
 
@@ -42,14 +43,20 @@ def roll_back(argv: Sequence[str]) -> int:
     """Bring an earlier version back."""
     parser = OneLineParser(
         prog="segrow rollback",
-        description="Make an earlier version the model again, byte for byte; the present one is kept.",
+        description="Make another version the model again, byte for byte; the present one is kept. Of "
+        "several of a step the newest that it came from is taken, else the newest that was left aside.",
         epilog="Example: segrow rollback models/animals --to-step 4",
     )
     parser.add_argument("model", metavar="MODEL", help="a model directory")
-    parser.add_argument("--to-step", type=int, required=True, help="the step that version was saved after")
+    parser.add_argument("--to-step", type=int, metavar="N", help="the step that version was saved after")
+    parser.add_argument("--to-version", metavar="HASH", help="or the beginning of its hash (segrow lineage)")
     args = parser.parse_args(list(argv))
-    version = rollback(_model(args.model), args.to_step)
-    _say(f"{args.model}: step {version.step} again, {len(version.classes) - 1} classes ({version.hash[:12]})")
+    if (args.to_step is None) == (args.to_version is None):
+        raise UserError("expected --to-step N or --to-version HASH, one of them")
+    version = rollback(_own(args.model), args.to_step, args.to_version)
+    aside = "" if version.ancestor else ", which was left aside"
+    known = len(version.classes) - 1
+    _say(f"{args.model}: step {version.step} again, {known} classes ({version.hash[:12]}{aside})")
     return 0
 
 
@@ -64,7 +71,7 @@ def rename(argv: Sequence[str]) -> int:
     parser.add_argument("old", metavar="OLD", help="its name")
     parser.add_argument("new", metavar="NEW", help="the name it gets")
     args = parser.parse_args(list(argv))
-    rename_class(_model(args.model), args.old, args.new)
+    rename_class(_own(args.model), args.old, args.new)
     _say(f"{args.model}: {args.old} is called {args.new} now")
     return 0
 
@@ -73,14 +80,14 @@ def remove(argv: Sequence[str]) -> int:
     """Take a class out."""
     parser = OneLineParser(
         prog="segrow remove-class",
-        description="Take a class out of a model. What it says of the other classes stays as it is, to the "
-        "last bit; classes behind it move up by one index. segrow rollback brings it back.",
+        description="Take a class out of a model. The logits of the others stay as they are, to the last "
+        "bit; classes behind it move up by one index. segrow rollback brings it back.",
         epilog="Example: segrow remove-class models/animals cow",
     )
     parser.add_argument("model", metavar="MODEL", help="a model directory")
     parser.add_argument("name", metavar="NAME", help="the class")
     args = parser.parse_args(list(argv))
-    remove_class(_model(args.model), args.name)
+    remove_class(_own(args.model), args.name)
     _say(f"{args.model}: {args.name} is gone")
     return 0
 
@@ -92,6 +99,16 @@ def _model(name: str) -> Path:
         raise UserError(
             f"{path} is a run folder, whose steps stay as they were trained; give a model directory, such as "
             f"{path / 'grown'}"
+        )
+    return path
+
+
+def _own(name: str) -> Path:
+    """A model directory that may be changed."""
+    path = _model(name)
+    if run := step_of_run(path):
+        raise UserError(
+            f"{path} is a step of run {run}, which stays as it was trained; copy it, then change the copy"
         )
     return path
 

@@ -336,8 +336,8 @@ class Run:
         self.machine.display.say(f"step {step}  learns {classes} from {len(images)} images{replay}")
 
     def _keep(self, step: int, model: Segmenter, previous: tuple[Exemplar, ...]) -> tuple[Exemplar, ...]:
-        """The exemplars to keep after a step; none after the last, which nothing follows."""
-        if not self.config.memory.size or step + 1 == len(self.scenario.steps):
+        """The exemplars to keep after a step; after the last too, for `segrow add`."""
+        if not self.config.memory.size:
             return ()
         chooser = Chooser(self.data, self.scenario, self.present, self.config, self.machine.display)
         return chooser.choose(step, model, self.method, previous, self.fabric.device)

@@ -158,8 +158,6 @@ def _check_memory(config: RunConfig, scenario: Scenario, method: Method) -> None
         raise UserError(
             f"--memory.size {size} is larger than the data ({available} training images); use a smaller one"
         )
-    if size and len(scenario.steps) == 1:
-        raise UserError(f"--memory.size {size} has no use in a single step; use --memory.size 0")
 
 
 def is_first_process() -> bool:

@@ -3,6 +3,7 @@
 Nothing is written here. `step.py` carries a plan out.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,13 +23,14 @@ from ..methods.base import Method, make_method
 from ..model.segmenter import Segmenter
 from ..model.store import settle
 from ..recipes import published_settings
-from ..stored import find_model, load_with_method
+from ..stored import data_names, find_model, load_with_method, step_of_run
 
 UPDATES = 300
 """Least number of updates: 20 to 200 images in a batch of 8 are few updates an epoch."""
 BATCH = 8
 HELD_OUT = 5
-"""Every fifth image of a class is held out where --min-new asks for a measurement."""
+"""Every fifth image of a class is held out where --min-new asks for a measurement; every fifth exemplar for
+the gate."""
 AUTO, NONE = "auto", "none"
 REMBG = "u2netp"
 """A small model for salient objects (4 MB), which rembg fetches once."""
@@ -117,8 +119,9 @@ class Plan:
         classes: The new ones.
         new: Images to learn from.
         held: Images that the new classes are measured on; None: none.
-        check: Images that the old classes are measured on; None: the exemplars, or there is no gate.
+        check: Images that the old classes are measured on; None: `judged`, or there is no gate.
         exemplars: Old images to replay.
+        judged: Exemplars that are not replayed, for the gate looks at them: without --check every fifth.
         old_data: The data set that they are of.
         salient: Where saliency maps come from: "folder", "made" or "none".
         maker: Makes them.
@@ -137,6 +140,7 @@ class Plan:
     held: Images | None
     check: Images | None
     exemplars: tuple[Exemplar, ...]
+    judged: tuple[Exemplar, ...]
     old_data: SegDataset | None
     salient: Literal["folder", "made", "none"]
     maker: SaliencyMaker | None
@@ -189,8 +193,11 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
             f"{total} classes of {data} and of the model do not fit its masks of {dataset.ignore_id} values; "
             "leave classes out of classes.txt, or --exemplars out"
         )
+    stored = exemplars
+    judged = stored[::HELD_OUT] if options.check is None and len(stored) > 1 else ()
+    exemplars = tuple(e for e in stored if e not in judged)
     method, more = _method(method, network)
-    salient, maker = _saliency(method, new, exemplars, old_data, options)
+    salient, maker = _saliency(method, new, stored, old_data, options)
     if salient == "none" and "saliency" in method.aux:
         method, lacking = _without_saliency(method, new, options)
         more.append(lacking)
@@ -208,6 +215,7 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
         held,
         check,
         exemplars,
+        judged,
         old_data,
         salient,
         maker,
@@ -221,15 +229,31 @@ def _target(model: Path, folder: Path, out: Path | None) -> Path:
     if out is not None:
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise UserError(f"--out {out} is there already; give another place, or leave --out out")
+        _check_place(out, "--out")
         return out
+    if run := step_of_run(folder) if folder == model else None:
+        raise UserError(f"{model} is a step of run {run}, which stays as it was trained; give --out DIR")
     if folder == model:
+        _check_place(folder, "model")
         return folder
     grown = model / "grown"
+    _check_place(grown, "place")
     if grown.exists():
         raise UserError(
             f"{model} is a run folder and {grown} is there already; give {grown} as the model, or --out"
         )
     return grown
+
+
+def _check_place(target: Path, what: str) -> None:
+    """A folder can be made there."""
+    above = target.resolve().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir():
+        raise UserError(f"{what} {target} cannot be made, for {above} is a file; give another --out")
+    if not os.access(above, os.W_OK):
+        raise UserError(f"{what} {target} cannot be made, for {above} is read only; give another --out")
 
 
 def _check_options(options: AddOptions) -> None:
@@ -336,9 +360,9 @@ def _memory(
             f"{missing[0]}; give the folder that the model was trained on"
         )
     names = meta["class_names"]
-    for name in sorted({names[c] for e in stored for c in e.classes}):
-        if name not in data.class_names:
-            raise UserError(f'{options.exemplars} has no class "{name}", which exemplars of {folder} show')
+    there = set(data_names(meta, data.class_names).values())
+    for name in sorted({names[c] for e in stored for c in e.classes if c not in there}):
+        raise UserError(f'{options.exemplars} has no class "{name}", which exemplars of {folder} show')
     return stored, data, []
 
 
@@ -449,12 +473,12 @@ def _check_images(
     if options.check is None:
         if replayed:
             return None, [
-                "the gate looks at the exemplars, which are trained on too; --check DIR is stricter"
+                "every fifth exemplar is not replayed, for the gate looks at it; --check DIR judges better"
             ]
         return None, ["no gate: nothing says what becomes of the old classes (--check DIR would)"]
     data = open_given(options.check, "--check")
     split: Split = "val" if data.ids("val") else "train"
-    columns = [k for k, name in enumerate(data.class_names) if k and name in meta["class_names"][1:]]
+    columns = list(data_names(meta, data.class_names))
     if not columns:
         raise UserError(
             f"--check {options.check} has none of the classes that {folder} knows "

@@ -8,6 +8,7 @@ kill leaves behind: the same call then continues after the last finished epoch. 
 when the gate has passed, in one exchange of directories; until then not a byte of it changes.
 """
 
+import fcntl
 import hashlib
 import json
 import shutil
@@ -29,6 +30,7 @@ from ..engine.machine import Machine
 from ..engine.run import Run
 from ..engine.setup import Prepared, make_fabric
 from ..engine.val_features import trunk_hash
+from ..errors import UserError
 from ..evaluate import eval_loader, image_matrices
 from ..memory import from_json, to_json
 from ..methods.base import make_method
@@ -36,6 +38,7 @@ from ..model.lineage import succeed
 from ..model.segmenter import Segmenter
 from ..model.store import load_model, read_record, save_model
 from ..scenario import IGNORE, Scenario, Step
+from ..stored import data_names
 from .gate import Matrices, Verdicts, judge_new, judge_old
 from .plan import EXEMPLAR, AddOptions, Images, Plan, plan_addition
 
@@ -104,12 +107,13 @@ def carry_out(plan: Plan, quiet: bool = False) -> Outcome:
         if (trained / _METHOD_STATE).exists():
             extra[_METHOD_STATE] = (trained / _METHOD_STATE).read_bytes()
         meta = _meta(plan, record, verdicts)
+        if read_record(plan.folder)["hashes"] != plan.meta["hashes"]:
+            raise UserError(f"{plan.folder} was changed while the step was trained; give the command again")
         if verdicts.passes:
             succeed(after, plan.target, meta, extra, plan.folder)
             return Outcome(True, plan.target, verdicts, plan)
         rejected = rejected_folder(plan)
-        parent = read_record(plan.folder)["hashes"]["model"]
-        save_model(after, rejected, {**meta, "parent": parent}, extra)
+        save_model(after, rejected, {**meta, "parent": plan.meta["hashes"]["model"]}, extra)
         return Outcome(False, rejected, verdicts, plan)
 
 
@@ -127,16 +131,35 @@ def _work_folder(plan: Plan) -> Iterator[Path]:
     """A hidden neighbour of the new model: that of the same call, if it was killed, else a new one."""
     place = plan.target.resolve()
     work = place.with_name(f".{place.name}.add-{_fingerprint(plan)}")
-    for other in place.parent.glob(f".{place.name}.add-*"):
-        if other != work:
-            shutil.rmtree(other)
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        yield work
-    except Exception:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(place):
+        for other in place.parent.glob(f".{place.name}.add-*"):
+            if other != work:
+                shutil.rmtree(other)
+        work.mkdir(exist_ok=True)
+        try:
+            yield work
+        except Exception:
+            shutil.rmtree(work)
+            raise
         shutil.rmtree(work)
-        raise
-    shutil.rmtree(work)
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """No other call works on this model; a lock that ends with the process, however it ends."""
+    path = place.with_name(f".{place.name}.lock")
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"another segrow add works on {place}; wait for it, or give another --out"
+            ) from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _fingerprint(plan: Plan) -> str:
@@ -149,7 +172,7 @@ def _fingerprint(plan: Plan) -> str:
         "classes": plan.classes,
         "config": asdict(plan.config),
         "method": [plan.method.name, plan.method.fields()],
-        "exemplars": [asdict(e) for e in plan.exemplars],
+        "exemplars": [asdict(e) for e in (*plan.exemplars, *plan.judged)],
         "saliency": [plan.salient, plan.maker.model if plan.maker else None],
         "images": stamps,
     }
@@ -170,13 +193,14 @@ def _gather(plan: Plan, work: Path, display: Display) -> GivenDataset:
     old, first = plan.old_data, len(source.data.class_names)
     dtype = np.uint8 if source.data.ignore_id < 256 else np.uint16
     names = plan.meta["class_names"]
-    for number, exemplar in enumerate(plan.exemplars):
+    for number, exemplar in enumerate((*plan.exemplars, *plan.judged)):
         if old is None:
             break
         table = np.zeros(65536, dtype)
         table[old.ignore_id] = source.data.ignore_id
-        for index in exemplar.classes:
-            table[old.class_names.index(names[index])] = first + index - 1
+        for raw, index in data_names(plan.meta, old.class_names).items():
+            if index in exemplar.classes:
+                table[raw] = first + index - 1
         path = work / "masks" / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(table[old.mask("train", exemplar.image)]).save(path)
@@ -251,7 +275,7 @@ def scenario_of(plan: Plan, data: GivenDataset) -> Scenario:
 
 
 def _judge(plan: Plan, after: Segmenter, data: GivenDataset, display: Display) -> Verdicts:
-    """Old classes on the images of --check or on the exemplars, new ones on what was held out."""
+    """Old classes on --check or on exemplars that were not replayed, new ones on what was held out."""
     options, names, known = plan.options, plan.names, len(plan.meta["class_names"])
     old, new = Verdicts().old, Verdicts().new
     images, judged = plan.check, []
@@ -259,15 +283,16 @@ def _judge(plan: Plan, after: Segmenter, data: GivenDataset, display: Display) -
     if images is not None:
         table = _empty_table(images.data.ignore_id, len(images.data.class_names))
         for raw, name in enumerate(images.data.class_names):
-            if raw and name in names:
+            if raw and name in plan.classes:
                 table[raw] = names.index(name)
-        judged = [k for k in range(known) if names[k] in images.data.class_names or k == 0]
-    elif plan.exemplars:
-        # what is not annotated in an exemplar may be anything: background is not judged
-        images = Images(data, "train", tuple(EXEMPLAR + e.image for e in plan.exemplars))
+        there = data_names(plan.meta, images.data.class_names)
+        table[list(there)] = list(there.values())
+        judged = sorted({0, *there.values()})
+    elif plan.judged:
+        images = Images(data, "train", tuple(EXEMPLAR + e.image for e in plan.judged))
         first = len(plan.new.data.class_names)
         table[first : first + known - 1] = np.arange(1, known)
-        judged = sorted({c for e in plan.exemplars for c in e.classes})
+        judged = sorted({0, *(c for e in plan.judged for c in e.classes)})
     if images is not None:
         before, later = _matrices(plan, (plan.network, after), images, table, "old classes", display)
         old = judge_old(before, later, names, judged, options.max_drop, options.seed)
@@ -333,6 +358,7 @@ def _meta(plan: Plan, record: dict[str, Any], verdicts: Verdicts) -> dict[str, A
         "method": method,
         "protocol": plan.meta["protocol"],
         "views": record["views"],
+        "learnt_as": plan.meta.get("learnt_as", {}),
         "training": record["training"],
         "change": "step",
         "grown": {

@@ -146,19 +146,25 @@ def succeed(
     save_model(model, directory, {**meta, "parent": read_record(parent)["hashes"]["model"]}, extra, put)
 
 
-def rollback(directory: Path, step: int) -> Version:
-    """Make an earlier version the model again, byte for byte; the present one stays in the history.
+def rollback(directory: Path, step: int | None = None, version: str | None = None) -> Version:
+    """Make another version the model again, byte for byte; the present one stays in the history.
 
     Args:
         step: The step it was saved after. Of several the newest ancestor of the present model is taken, else
-            the newest.
+            the newest of those that were left aside.
+        version: Instead of a step, the beginning of its hash.
 
     Raises:
         UserError: When there is no such version, or a file of it was changed.
     """
     there = versions(directory)
     past = [v for v in there if not v.current]
-    fitting = [v for v in past if v.step == step]
+    fitting = [v for v in past if (v.step == step if version is None else v.hash.startswith(version))]
+    if version is not None and len({v.hash for v in fitting}) != 1:
+        raise UserError(
+            f'{directory} has {len(fitting)} versions whose hash begins with "{version}", expected one '
+            f"(segrow lineage {directory} shows them)"
+        )
     if not fitting:
         have = ", ".join(str(s) for s in sorted({v.step for v in past})) or "none"
         raise UserError(
@@ -193,14 +199,18 @@ def rename_class(directory: Path, old: str, new: str) -> None:
     if new in names:
         raise UserError(f'{directory} has a class "{new}" already; choose another name')
     names[index] = new
+    # data sets go on calling it what they did
+    learnt_as = {k: v for k, v in meta.get("learnt_as", {}).items() if k != old}
+    learnt_as[new] = meta.get("learnt_as", {}).get(old, old)
+    meta = {**meta, "learnt_as": learnt_as}
     _rewrite(model, directory, meta, names, f"rename {old} to {new}", _extra(directory, meta))
 
 
 def remove_class(directory: Path, name: str) -> None:
     """Take a class out of the model: its channel goes, and the classes behind it move up by one.
 
-    What the other channels say stays bit-identical, and background keeps index 0. The pixels of the class
-    fall to whatever the others make of them.
+    The logits of the others stay bit-identical, and background keeps index 0. The pixels of the class fall to
+    whatever the others make of them; a class that gave way to it (`Ssul.gives_way`) no longer does.
 
     Raises:
         UserError: For a class that the model does not know, background, the last foreground class, or a
@@ -214,6 +224,7 @@ def remove_class(directory: Path, name: str) -> None:
         raise UserError(f'"{name}" is the only class of {directory}; delete the folder instead')
     extra = _without(_extra(directory, meta), index, meta)
     del names[index]
+    meta = {**meta, "learnt_as": {k: v for k, v in meta.get("learnt_as", {}).items() if k != name}}
     smaller, method = without_channel(model, index), _method_without(meta["method"], index, len(names))
     _rewrite(smaller, directory, meta, names, f"remove {name}", extra, method)
 
