@@ -398,6 +398,40 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert [run.name for run in read_runs(folders, "ssul")] == ["run", "run (2)"]
 
 
+def test_a_run_given_twice_counts_once(tmp_path: Path) -> None:
+    run = store(tmp_path / "run", results(8))
+    other = store(tmp_path / "other", results(8), seed=2)
+    (tmp_path / "link").symlink_to(run)
+    twice = [run, tmp_path / "link", other, tmp_path / "other" / ".." / "run"]
+    assert [one.name for one in read_runs(twice, "ssul")] == ["run", "other"]
+
+
+@pytest.mark.parametrize("change", [{"images": 4}, {"images_hash": "beef"}])
+def test_runs_tested_on_other_images_are_not_averaged_and_named(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    folders = []
+    for k, name in enumerate("abcd"):
+        stored = results(8)
+        stored["evaluation"] |= {"images": 3, "images_hash": "cafe", **(change if name > "b" else {})}
+        folders.append(store(tmp_path / name, stored, seed=k))
+    groups = group_runs(read_runs(folders, "ssul"))
+    assert [[run.name for run in group.runs] for group in groups] == [["a", "b"], ["c", "d"]]
+    if "images_hash" in change:
+        assert groups[1].label == "ssul, evaluation.images_hash beef (2 runs)"
+    text = " ".join(Page(page_of(folders)).text.split())
+    count = change.get("images", 3)
+    assert f"tested on {count} images that are not those of a: not comparable (c, d)" in text
+    assert "not comparable" not in page_of(folders[:2])
+
+
+def test_another_crop_is_another_experiment(tmp_path: Path) -> None:
+    whole = results(8)
+    whole["evaluation"]["crop_val"] = False
+    folders = [store(tmp_path / "a", results(8)), store(tmp_path / "b", whole, seed=2)]
+    assert len(group_runs(read_runs(folders, "ssul"))) == 2
+
+
 def test_the_band_of_a_chart_is_mean_plus_and_minus_the_deviation() -> None:
     values = [spread([0.4, 0.6]), spread([None]), spread([0.2, 0.2])]
     chart: Chart = line_chart("x", [("a", values)], 3)

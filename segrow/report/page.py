@@ -16,7 +16,7 @@ from .charts import Chart, drift_series, line_chart, miou_series, top_of
 from .export import export
 from .findings import DRIFTS, Warned, warnings
 from .gallery import POOL, SHOWN, Gallery, choose, stored_gallery, update_gallery
-from .runs import NUMBERS, Group, Number, ReportRun, Spread, group_runs, published, read_runs
+from .runs import NUMBERS, Group, Number, ReportRun, Spread, group_runs, published, read_runs, tested_on
 from .tables import NOT_COUNTED, definition_of, notes, percent, rows
 from .views import COST_HEADINGS, LAST, legend, run_view, shots
 
@@ -207,6 +207,10 @@ def _warned(runs: Sequence[ReportRun]) -> list[tuple[Warned, list[str]]]:
     found: dict[Warned, list[str]] = {}
     for run in runs:
         for warned in warnings(run.results, run.summary):
+            found.setdefault(warned, []).append(run.name)
+        if tested_on(run) != tested_on(runs[0]):
+            text = f"tested on {tested_on(run)[0]} images that are not those of {runs[0].name}"
+            warned = Warned("other images", f"{text}: not comparable")
             found.setdefault(warned, []).append(run.name)
     return list(found.items())
 

@@ -93,7 +93,7 @@ def read_runs(folders: Sequence[Path], definition: str) -> list[ReportRun]:
     """The runs in these folders, counted.
 
     Args:
-        folders: Run folders.
+        folders: Run folders; one that is given twice counts once.
         definition: A key of `protocol.DEFINITIONS`.
 
     Raises:
@@ -101,7 +101,7 @@ def read_runs(folders: Sequence[Path], definition: str) -> list[ReportRun]:
     """
     runs: list[ReportRun] = []
     taken: set[str] = set()
-    for folder in folders:
+    for folder in {folder.resolve(): folder for folder in folders}.values():
         results = read_results(folder)
         config = read_config(folder)
         name = first = folder.resolve().name
@@ -154,16 +154,25 @@ def _method(run: ReportRun) -> str:
 
 
 def _settings(run: ReportRun) -> dict[str, Any]:
-    settings = {**BEFORE, **dict(flatten(run.config))}
+    tested = {"evaluation.images_hash": tested_on(run)[1]}
+    settings = {**BEFORE, **dict(flatten(run.config)), **tested}
     return {key: value for key, value in settings.items() if key not in _REPEATS}
 
 
 def _experiment(run: ReportRun) -> str:
     """All that must be equal for two runs to repeat one experiment."""
     task = str(run.results["task"]).split("_")[0]
+    results = run.results
     return json.dumps(
-        [_settings(run), run.results["data"], task, sorted(run.results["classes"])], sort_keys=True
+        [_settings(run), results["data"], task, sorted(results["classes"]), results["evaluation"]],
+        sort_keys=True,
     )
+
+
+def tested_on(run: ReportRun) -> tuple[int, str | None]:
+    """How many validation images, and the hash of their names where it was stored."""
+    evaluation = run.results["evaluation"]
+    return evaluation["images"], evaluation.get("images_hash")
 
 
 def published(run: ReportRun) -> Cell | None:
