@@ -493,6 +493,29 @@ def test_mistakes_are_one_line(
     assert not list(tmp_path.glob("*.html"))
 
 
+@pytest.mark.parametrize(
+    ("lost", "commands"),
+    [
+        ("matrix", ["report", "results"]),
+        ("known", ["report", "results"]),
+        ("classes", ["report"]),
+        ("cost", ["report"]),
+    ],
+)
+def test_a_step_that_lacks_something_is_one_line(
+    lost: str, commands: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = results(8)
+    folder = store(tmp_path / "run", stored)
+    del stored["steps"][1][lost]
+    (folder / "results.json").write_text(json.dumps(stored))
+    for command in commands:
+        assert cli.main([command, str(folder)]) == 2
+        said = capsys.readouterr().err
+        assert f"1 of results lacks {lost};" in said or f"step 1 lacks {lost};" in said
+        assert "Traceback" not in said
+
+
 def test_the_command_writes_beside_the_run_or_where_it_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -523,6 +546,24 @@ def moved(run: Path, to: Path) -> Path:
     config["data"]["root"] = "/gone"
     (to / "config.yaml").write_text(yaml.safe_dump(config))
     return to
+
+
+def test_the_terminal_says_what_could_not_be_drawn(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    out = str(tmp_path / "x.html")
+    assert cli.main(["report", str(copy), "--out", out, "--data.root", "nope"]) == 0
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert line.startswith("pictures: copy: --data.root nope is no folder")
+    assert line.endswith("; its pictures are those of an earlier report")
+    assert "earlier" not in said.out
+    shutil.rmtree(copy / "steps" / "01" / "model")
+    assert cli.main(["report", str(copy), "--out", out]) == 0
+    assert "pictures need the model of every step; its pictures are those" in capsys.readouterr().err
+    assert cli.main(["report", str(copy), "--out", out, "--images", "0"]) == 0
+    assert capsys.readouterr().err == ""  # that was wished
 
 
 def test_without_data_the_page_says_so(run: Path, tmp_path: Path) -> None:

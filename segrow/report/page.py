@@ -60,7 +60,8 @@ def write_report(
         root: The data set's folder, where it is not the one the runs were trained with.
         pool: Validation images among which the shown ones are chosen; 0 = no pictures.
         allow_code: Import methods from outside segrow.
-        say: Gets a line for each step whose pictures are drawn.
+        say: Gets a line for each step whose pictures are drawn, and for each run without pictures or with
+            older ones.
 
     Returns:
         The folder of figures.
@@ -75,6 +76,9 @@ def write_report(
     for run in shown_runs(groups) if pool else ():
         _draw(run, root, pool, allow_code, say, pictures)
     same, chosen = _chosen(pictures, shown_runs(groups))
+    if say and pool:
+        for problem in pictures.problems:
+            say(f"pictures: {problem}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         figures = out.with_name(f"{out.stem}_figures")
