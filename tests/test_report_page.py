@@ -701,6 +701,8 @@ def test_confusion_and_drift_are_those_of_the_matrix() -> None:
         "background_as_class": 0.3,
         "future_as_class": 0.6,
     }
+    record["matrix"] = [*matrix[:3], [40, 20, 40]]
+    assert drift(record, 2).future_as_class == 0.6  # whichever known class it is
     first = drift({"matrix": [[1, 0], [0, 1]], "known": 2}, 1)
     assert (first.old_as_background, first.future_as_class) == (None, None)
 
