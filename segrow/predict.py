@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .argmax import Scores, arg_max, by_bands
 from .data.augment import View, centre_view, cut_image
-from .data.files import read_image
+from .data.files import BROKEN, as_upright_rgb, read_image
 from .errors import UserError
 from .losses import upsample
 from .methods.base import unsure
@@ -146,7 +146,8 @@ def load(
         allow_code: Import a method from outside segrow, if that is what the model was trained with.
 
     Raises:
-        UserError: When there is no model, it was changed, or its method may not be imported.
+        UserError: When there is no model, it was changed, its method may not be imported, or the device is
+            not there.
     """
     folder = find_model(Path(model))
     network, meta, method = load_with_method(folder, allow_code)
@@ -181,7 +182,7 @@ class Predictor:
         novelty: The method's `novelty`; None: 1 - the best score.
 
     Raises:
-        UserError: A tile that is too small.
+        UserError: A tile that is too small, or a device that is not there.
         ValueError: Names and channels differ in number.
     """
 
@@ -201,7 +202,7 @@ class Predictor:
             raise ValueError(f"{len(classes)} class names for a model of {model.n_classes} classes")
         if tile is not None and tile < 4 * STRIDE:
             raise UserError(f"tile is {tile}, expected at least {4 * STRIDE} pixels")
-        self.device = torch.device(device)
+        self.device = _device(device)
         self.model = fuse(model).to(self.device, torch.bfloat16 if precision == "bf16" else None)
         self.scores = scores
         self.novelty = novelty or (lambda logits, unknown: unsure(scores(logits, unknown)))
@@ -213,18 +214,21 @@ class Predictor:
     @overload
     def __call__(self, image: Image_) -> Segmentation: ...
     @overload
-    def __call__(self, image: list[Image_]) -> list[Segmentation]: ...
+    def __call__(self, image: list[Image_] | tuple[Image_, ...]) -> list[Segmentation]: ...
     @torch.inference_mode()
-    def __call__(self, image: Image_ | list[Image_]) -> Segmentation | list[Segmentation]:
+    def __call__(
+        self, image: Image_ | list[Image_] | tuple[Image_, ...]
+    ) -> Segmentation | list[Segmentation]:
         """Segment an image, or a list of them.
 
         Args:
-            image: A file, a PIL image, uint8 H W 3 (numpy) or uint8 3 H W (torch), RGB; or a list of these.
+            image: A file, a PIL image, uint8 H W 3 (numpy) or uint8 3 H W (torch), RGB; or a list or tuple
+                of these.
 
         Raises:
             UserError: A file cannot be read, or an array is something else.
         """
-        if isinstance(image, list):
+        if isinstance(image, list | tuple):
             return [self(one) for one in image]
         pixels = as_rgb(image)
         maps = self._tiled(pixels) if self.tile else self._whole(pixels)
@@ -241,8 +245,8 @@ class Predictor:
             image: As in a call.
 
         Returns:
-            H W class indices in the size of the image (EXIF orientation applied to a file); uint8, or
-            int16 where the model knows more than 256 classes.
+            H W class indices in the size of the image (EXIF orientation applied to a file or PIL image);
+            uint8, or int16 where the model knows more than 256 classes.
 
         Raises:
             UserError: The file cannot be read, or the array is not an RGB image.
@@ -327,24 +331,51 @@ def _tent(n: int) -> Tensor:
     return torch.minimum(place, n + 1 - place)
 
 
+def _device(wanted: torch.device | str) -> torch.device:
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise UserError(f"device is {wanted}, expected cpu, cuda or cuda:N") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"device {wanted}, but torch sees no GPU; use cpu")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(f"device {wanted}, but there are {torch.cuda.device_count()} GPUs")
+    return device
+
+
 def as_rgb(image: Image_) -> Pixels:
     """uint8 H W 3 of a file, a PIL image, an array or a tensor.
 
+    A PIL image is taken as its file would be: EXIF orientation applied, 16-bit values scaled.
+
     Raises:
-        UserError: The file cannot be read, or the array is not uint8 H W 3 (a tensor uint8 3 H W).
+        UserError: The file cannot be read, the array is empty or not uint8 H W 3 (a tensor uint8 3 H W), or
+            it is none of these.
     """
     if isinstance(image, Path | str):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        return np.array(image.convert("RGB"))
+        if 0 in image.size:
+            raise UserError(f"got a picture of {image.size} pixels, expected at least one; leave it out")
+        try:
+            return np.array(as_upright_rgb(image))
+        except BROKEN as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"the picture cannot be decoded ({reason}); leave it out") from None
     if isinstance(image, Tensor):
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
             raise UserError(
                 f"got a tensor of {str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}, expected "
                 "uint8 (3, height, width); scale it to 0..255"
             )
         return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    if not isinstance(image, np.ndarray):
+        raise UserError(
+            f"got {type(image).__name__}, expected a file, a PIL image, an array or a tensor, or a list of"
+            " these"
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise UserError(
             f"got an array of {image.dtype} {image.shape}, expected uint8 (height, width, 3); convert it to"
             " RGB."

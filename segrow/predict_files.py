@@ -53,31 +53,42 @@ class Prediction:
     problem: str = ""
 
 
-def find_images(names: Sequence[str]) -> list[Job]:
+def find_images(names: Sequence[str], out: Path | None = None) -> list[Job]:
     """The images that files, folders (with what is below them) and patterns (`*`, `**`) name, each once.
+
+    Args:
+        names: As on the command line.
+        out: The folder of results: what a folder or pattern around it finds in it is left out.
 
     Raises:
         UserError: A name that is nothing, or holds no image.
     """
     jobs: dict[Path, Job] = {}
     for name in names:
-        for job in _jobs(name):
+        for job in _jobs(name, out and out.resolve()):
             jobs.setdefault(job.image.resolve(), job)
     return list(jobs.values())
 
 
-def _jobs(name: str) -> list[Job]:
+def _jobs(name: str, out: Path | None) -> list[Job]:
     path = Path(name)
     if path.is_dir():
-        found = [Job(f, f.relative_to(path)) for f in sorted(path.rglob("*")) if f.suffix.lower() in SUFFIXES]
+        top, files = path, sorted(path.rglob("*"))
     elif glob.has_magic(name) and not path.exists():
-        fixed = _fixed(path)
-        files = (Path(f) for f in sorted(glob.glob(name, recursive=True)))
-        found = [Job(f, f.relative_to(fixed)) for f in files if f.suffix.lower() in SUFFIXES and f.is_file()]
+        top, files = _fixed(path), [Path(f) for f in sorted(glob.glob(name, recursive=True))]
     elif not path.exists():
         raise UserError(f"image {path} is missing")
     else:
         return [Job(path, Path(path.name))]
+    if out is not None and out in (top.resolve(), *top.resolve().parents):
+        out = None  # the results of an earlier call are what was asked for
+    found = [
+        Job(file, file.relative_to(top))
+        for file in files
+        if file.suffix.lower() in SUFFIXES
+        and file.is_file()
+        and (out is None or not file.resolve().is_relative_to(out))
+    ]
     if not found:
         raise UserError(f"{name} holds no images ({', '.join(sorted(SUFFIXES))})")
     return found

@@ -359,6 +359,9 @@ def _drop(best: float | None, value: float | None) -> float | None:
     return None if best is None or value is None else best - value
 
 
+_NEEDED = ("step", "known", "matrix", "matrix_known")  # of every step's record
+
+
 def _check(results: Mapping[str, Any]) -> None:
     """Refuse results that would be counted wrongly without a sound."""
     version = results.get("format")
@@ -369,6 +372,14 @@ def _check(results: Mapping[str, Any]) -> None:
     steps: Sequence[Mapping[str, Any]] = results.get("steps", ())
     if not steps:
         raise UserError("results have no step yet; wait for the base step, or check the run's log.")
+    if not isinstance(results.get("classes"), list):
+        raise UserError("results lack classes; restore results.json, or run again.")
+    for index, stored in enumerate(steps):
+        lacking = [key for key in _NEEDED if key not in stored]
+        if lacking:
+            raise UserError(
+                f"record {index} of results lacks {', '.join(lacking)}; restore results.json, or run again."
+            )
     total, learnt = len(results["classes"]), 0
     first = int(steps[0]["step"]) if "base_known" in results else 0
     for index, stored in enumerate(steps, first):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -99,12 +100,11 @@ def test_short_side_is_resized_to_the_crop_and_the_labels_back(
 
 
 def test_a_long_strip_is_not_blown_up(model: Segmenter) -> None:
+    predictor = Predictor(model, scores, NAMES, crop=32)
     seen: list[torch.Size] = []
-    hook = model.trunk.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
-    labels = Predictor(model, scores, NAMES, crop=32).labels(noise(4, 2000))
-    hook.remove()
-    assert labels.shape == (4, 2000)
-    assert seen[0][2] * seen[0][3] <= 16 * 32 * 32
+    predictor.model.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+    assert predictor.labels(noise(4, 2000)).shape == (4, 2000)
+    assert 0.8 * 16 * 32 * 32 <= seen[0][2] * seen[0][3] <= 16 * 32 * 32
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 2)])
@@ -153,6 +153,52 @@ def test_arrays_of_another_kind_are_refused(model: Segmenter) -> None:
     for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((3, 4, 4), np.uint8)):
         with pytest.raises(UserError, match=r"got an array of .* expected uint8 \(height, width, 3\)"):
             predictor.labels(wrong)  # type: ignore[arg-type]
+
+
+def test_what_is_no_image_is_refused(model: Segmenter) -> None:
+    predictor = Predictor(model, scores, NAMES)
+    wrongs: list[Any] = [None, b"photo", (one for one in [noise(8, 8)]), 3, [None], {"a": 1}]
+    for wrong in wrongs:
+        with pytest.raises(UserError, match=r"^got \w+, expected a file, a PIL image, .* list of these$"):
+            predictor(wrong)
+    for empty in (noise(8, 8)[:0], noise(8, 8)[:, :0], torch.zeros(3, 0, 4, dtype=torch.uint8)):
+        with pytest.raises(UserError, match="expected uint8"):
+            predictor(empty)
+    with pytest.raises(UserError, match="at least one"):
+        predictor(Image.new("RGB", (0, 4)))
+
+
+def test_a_pil_image_is_taken_as_its_file(tmp_path: Path) -> None:
+    wide = noise(40, 60)[:, :, 0].astype(np.uint16) * 257
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise(40, 60)).save(tmp_path / "turned.png", exif=exif)
+    for name, shape in (("wide.png", (40, 60, 3)), ("turned.png", (60, 40, 3))):
+        by_file = as_rgb(tmp_path / name)
+        assert by_file.shape == shape
+        with Image.open(tmp_path / name) as picture:
+            assert (as_rgb(picture) == by_file).all()
+    assert (as_rgb(tmp_path / "wide.png")[:, :, 0] == wide >> 8).all()
+    for mode in ("I;16", "I"):
+        picture = Image.fromarray(wide.astype(np.int32) if mode == "I" else wide)
+        assert picture.mode == mode
+        assert (as_rgb(picture)[:, :, 0] == wide >> 8).all()
+    (tmp_path / "cut.png").write_bytes((tmp_path / "turned.png").read_bytes()[:300])
+    with Image.open(tmp_path / "cut.png") as picture, pytest.raises(UserError, match="cannot be decoded"):
+        as_rgb(picture)
+
+
+def test_a_device_that_is_not_there(model: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="device cuda, but torch sees no GPU; use cpu"):
+        Predictor(model, scores, NAMES, device="cuda")
+    with pytest.raises(UserError, match="device is gpu, expected cpu, cuda or cuda:N"):
+        Predictor(model, scores, NAMES, device="gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="device cuda:1, but there are 1 GPUs"):
+        Predictor(model, scores, NAMES, device="cuda:1")
 
 
 def test_names_must_fit_the_channels(model: Segmenter) -> None:
@@ -284,6 +330,24 @@ def test_sub_folders_and_patterns_are_kept(model: Segmenter, tmp_path: Path) -> 
         find_images([str(tmp_path / "no.jpg")])
 
 
+def test_a_folder_with_the_name_of_an_image_is_none(tmp_path: Path) -> None:
+    folder(tmp_path / "in" / "dir.jpg", ["a.jpg"])
+    assert [str(job.place) for job in find_images([str(tmp_path / "in")])] == ["dir.jpg/a.jpg"]
+
+
+def test_results_below_the_images_are_no_images(model: Segmenter, tmp_path: Path) -> None:
+    images = folder(tmp_path / "in", ["a.jpg", "b.jpg"])
+    out = tmp_path / "in" / "seen"
+    for names in ([str(tmp_path / "in")], [str(tmp_path / "in" / "**" / "*.*")]):
+        jobs = find_images(names, tmp_path / "in" / ".." / "in" / "seen")
+        assert [job.image for job in jobs] == images
+        assert len(list(predict_files(Predictor(model, scores, NAMES), jobs, out, overlays=True))) == 2
+    assert len(find_images([str(tmp_path / "in")])) == 6
+    assert len(find_images([str(out)], out)) == 4  # one asks for just these
+    with pytest.raises(UserError, match=r"a\.png would overwrite an input image"):
+        predict_files(Predictor(model, scores, NAMES), find_images([str(out)], out), out, overlays=False)
+
+
 def test_out_that_is_a_file(model: Segmenter, tmp_path: Path) -> None:
     images = folder(tmp_path, ["a.jpg"])
     with pytest.raises(UserError, match=r"a\.jpg cannot be a folder"):
@@ -338,6 +402,8 @@ def test_a_list_a_tensor_and_a_file_are_taken(model: Segmenter, tmp_path: Path) 
     assert len(found) == 4
     assert all((seen.labels == found[0].labels).all() for seen in found)
     assert predictor([]) == []
+    pair = predictor((image, tensor))
+    assert [(seen.labels == found[0].labels).all() for seen in pair] == [True, True]
     for wrong in (tensor.float(), tensor[0], tensor.permute(1, 2, 0)):
         with pytest.raises(UserError, match=r"got a tensor of .* expected uint8 \(3, height, width\)"):
             as_rgb(wrong)
@@ -381,6 +447,40 @@ def test_tiles_are_put_together_in_place(size: tuple[int, int]) -> None:
     assert seen.labels.shape == size
     assert np.abs(seen.probability - wanted.numpy()).max() < 1e-5
     assert np.abs(seen.unknown - wanted[0].numpy() / 2).max() < 1e-5
+
+
+def test_tiles_weigh_less_towards_their_border() -> None:
+    """A network whose answer depends on where in the tile a pixel is: the mean is restated, cell by cell."""
+
+    class Placed(torch.nn.Module):
+        n_classes = 3
+
+        def forward(self, images: Tensor) -> SegOutput:
+            logits = F.avg_pool2d(images.float() / 255, STRIDE, ceil_mode=True)
+            rows, columns = logits.shape[2:]
+            logits = logits + torch.arange(rows)[:, None] ** 2 + 3 * torch.arange(columns) ** 2
+            return SegOutput(logits, None, logits, ())
+
+    predictor = Predictor.__new__(Predictor)
+    predictor.device, predictor.model = torch.device("cpu"), Placed()  # type: ignore[assignment]
+    predictor.scores = lambda logits, unknown: logits
+    predictor.novelty = lambda logits, unknown: logits
+    predictor.classes, predictor.crop, predictor.tile = NAMES, None, 64
+    predictor._index = np.dtype(np.uint8)
+    image = noise(96, 160)  # 6 x 10 cells of 16 pixels; tiles of 4 x 4
+    found = predictor._tiled(image).out.logits[0]
+    pieces = [(top, left) for top in (0, 2) for left in (0, 3, 6)]  # the last ends where the image does
+    cells = F.avg_pool2d(torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255, STRIDE)
+    tent = (1, 2, 2, 1)
+    for row in range(6):
+        for column in range(10):
+            total, weights = torch.zeros(3), 0
+            for top, left in pieces:
+                y, x = row - top, column - left
+                if 0 <= y < 4 and 0 <= x < 4:
+                    total += tent[y] * tent[x] * (cells[:, row, column] + y**2 + 3 * x**2)
+                    weights += tent[y] * tent[x]
+            assert torch.allclose(found[:, row, column], total / weights, atol=1e-4)
 
 
 def test_a_tile_that_is_too_small(model: Segmenter) -> None:

@@ -398,6 +398,40 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert [run.name for run in read_runs(folders, "ssul")] == ["run", "run (2)"]
 
 
+def test_a_run_given_twice_counts_once(tmp_path: Path) -> None:
+    run = store(tmp_path / "run", results(8))
+    other = store(tmp_path / "other", results(8), seed=2)
+    (tmp_path / "link").symlink_to(run)
+    twice = [run, tmp_path / "link", other, tmp_path / "other" / ".." / "run"]
+    assert [one.name for one in read_runs(twice, "ssul")] == ["run", "other"]
+
+
+@pytest.mark.parametrize("change", [{"images": 4}, {"images_hash": "beef"}])
+def test_runs_tested_on_other_images_are_not_averaged_and_named(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    folders = []
+    for k, name in enumerate("abcd"):
+        stored = results(8)
+        stored["evaluation"] |= {"images": 3, "images_hash": "cafe", **(change if name > "b" else {})}
+        folders.append(store(tmp_path / name, stored, seed=k))
+    groups = group_runs(read_runs(folders, "ssul"))
+    assert [[run.name for run in group.runs] for group in groups] == [["a", "b"], ["c", "d"]]
+    if "images_hash" in change:
+        assert groups[1].label == "ssul, evaluation.images_hash beef (2 runs)"
+    text = " ".join(Page(page_of(folders)).text.split())
+    count = change.get("images", 3)
+    assert f"tested on {count} images that are not those of a: not comparable (c, d)" in text
+    assert "not comparable" not in page_of(folders[:2])
+
+
+def test_another_crop_is_another_experiment(tmp_path: Path) -> None:
+    whole = results(8)
+    whole["evaluation"]["crop_val"] = False
+    folders = [store(tmp_path / "a", results(8)), store(tmp_path / "b", whole, seed=2)]
+    assert len(group_runs(read_runs(folders, "ssul"))) == 2
+
+
 def test_the_band_of_a_chart_is_mean_plus_and_minus_the_deviation() -> None:
     values = [spread([0.4, 0.6]), spread([None]), spread([0.2, 0.2])]
     chart: Chart = line_chart("x", [("a", values)], 3)
@@ -459,6 +493,29 @@ def test_mistakes_are_one_line(
     assert not list(tmp_path.glob("*.html"))
 
 
+@pytest.mark.parametrize(
+    ("lost", "commands"),
+    [
+        ("matrix", ["report", "results"]),
+        ("known", ["report", "results"]),
+        ("classes", ["report"]),
+        ("cost", ["report"]),
+    ],
+)
+def test_a_step_that_lacks_something_is_one_line(
+    lost: str, commands: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = results(8)
+    folder = store(tmp_path / "run", stored)
+    del stored["steps"][1][lost]
+    (folder / "results.json").write_text(json.dumps(stored))
+    for command in commands:
+        assert cli.main([command, str(folder)]) == 2
+        said = capsys.readouterr().err
+        assert f"1 of results lacks {lost};" in said or f"step 1 lacks {lost};" in said
+        assert "Traceback" not in said
+
+
 def test_the_command_writes_beside_the_run_or_where_it_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -489,6 +546,24 @@ def moved(run: Path, to: Path) -> Path:
     config["data"]["root"] = "/gone"
     (to / "config.yaml").write_text(yaml.safe_dump(config))
     return to
+
+
+def test_the_terminal_says_what_could_not_be_drawn(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    out = str(tmp_path / "x.html")
+    assert cli.main(["report", str(copy), "--out", out, "--data.root", "nope"]) == 0
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert line.startswith("pictures: copy: --data.root nope is no folder")
+    assert line.endswith("; its pictures are those of an earlier report")
+    assert "earlier" not in said.out
+    shutil.rmtree(copy / "steps" / "01" / "model")
+    assert cli.main(["report", str(copy), "--out", out]) == 0
+    assert "pictures need the model of every step; its pictures are those" in capsys.readouterr().err
+    assert cli.main(["report", str(copy), "--out", out, "--images", "0"]) == 0
+    assert capsys.readouterr().err == ""  # that was wished
 
 
 def test_without_data_the_page_says_so(run: Path, tmp_path: Path) -> None:
@@ -626,6 +701,8 @@ def test_confusion_and_drift_are_those_of_the_matrix() -> None:
         "background_as_class": 0.3,
         "future_as_class": 0.6,
     }
+    record["matrix"] = [*matrix[:3], [40, 20, 40]]
+    assert drift(record, 2).future_as_class == 0.6  # whichever known class it is
     first = drift({"matrix": [[1, 0], [0, 1]], "known": 2}, 1)
     assert (first.old_as_background, first.future_as_class) == (None, None)
 

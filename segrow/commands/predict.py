@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--allow_code", action="store_true", help="import a method from outside segrow")
     args = parser.parse_args(list(argv))
     predictor = load(args.model, precision=args.precision, tile=args.tile, allow_code=args.allow_code)
-    jobs = find_images(args.images)
+    jobs = find_images(args.images, Path(args.out))
     console = Console()
     skipped = []
     results = predict_files(predictor, jobs, Path(args.out), args.overlay, args.unknown)

@@ -58,16 +58,21 @@ def open_image(path: Path) -> Image.Image:
         UserError: A file that is missing or cannot be decoded.
     """
     with _opened(path, "image") as image:
-        turn = UPRIGHT.get(_orientation(image))
-        if image.mode in GREY_16:
-            # PIL's own conversion would clip at 255 instead of scaling
-            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        elif image.mode == "P":
-            image = image.convert("RGBA")
-        image.load()  # an RGB image is handed on as it is, and the file closes here
-        if image.mode != "RGB":
-            image = image.convert("RGB")
-        return image if turn is None else image.transpose(turn)
+        return as_upright_rgb(image)  # an RGB image is handed on as it is, and the file closes here
+
+
+def as_upright_rgb(image: Image.Image) -> Image.Image:
+    """What `open_image` makes of an opened file; also of a picture that never was one."""
+    turn = UPRIGHT.get(_orientation(image))
+    if image.mode in GREY_16:
+        # PIL's own conversion would clip at 255 instead of scaling
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    elif image.mode == "P":
+        image = image.convert("RGBA")
+    image.load()
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
 
 
 def read_mask(path: Path, ignore_id: int) -> NDArray[np.uint8] | NDArray[np.uint16]:

@@ -16,7 +16,7 @@ from .charts import Chart, drift_series, line_chart, miou_series, top_of
 from .export import export
 from .findings import DRIFTS, Warned, warnings
 from .gallery import POOL, SHOWN, Gallery, choose, stored_gallery, update_gallery
-from .runs import NUMBERS, Group, Number, ReportRun, Spread, group_runs, published, read_runs
+from .runs import NUMBERS, Group, Number, ReportRun, Spread, group_runs, published, read_runs, tested_on
 from .tables import NOT_COUNTED, definition_of, notes, percent, rows
 from .views import COST_HEADINGS, LAST, legend, run_view, shots
 
@@ -60,7 +60,8 @@ def write_report(
         root: The data set's folder, where it is not the one the runs were trained with.
         pool: Validation images among which the shown ones are chosen; 0 = no pictures.
         allow_code: Import methods from outside segrow.
-        say: Gets a line for each step whose pictures are drawn.
+        say: Gets a line for each step whose pictures are drawn, and for each run without pictures or with
+            older ones.
 
     Returns:
         The folder of figures.
@@ -75,6 +76,9 @@ def write_report(
     for run in shown_runs(groups) if pool else ():
         _draw(run, root, pool, allow_code, say, pictures)
     same, chosen = _chosen(pictures, shown_runs(groups))
+    if say and pool:
+        for problem in pictures.problems:
+            say(f"pictures: {problem}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         figures = out.with_name(f"{out.stem}_figures")
@@ -207,6 +211,10 @@ def _warned(runs: Sequence[ReportRun]) -> list[tuple[Warned, list[str]]]:
     found: dict[Warned, list[str]] = {}
     for run in runs:
         for warned in warnings(run.results, run.summary):
+            found.setdefault(warned, []).append(run.name)
+        if tested_on(run) != tested_on(runs[0]):
+            text = f"tested on {tested_on(run)[0]} images that are not those of {runs[0].name}"
+            warned = Warned("other images", f"{text}: not comparable")
             found.setdefault(warned, []).append(run.name)
     return list(found.items())
 

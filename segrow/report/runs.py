@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..engine.folder import BEFORE, FREE, read_config, read_results
+from ..errors import UserError
 from ..protocol import StepSummary, Summary, summarise
 from ..recipes import Cell, cells, flatten, show
 
@@ -16,6 +17,9 @@ NUMBERS: tuple[Number, ...] = ("old", "new", "all", "harmonic", "forgetting")
 
 # runs that differ in nothing else repeat one experiment: another seed, another class order
 _REPEATS = FREE | {"seed", "base", "task", "data.order_seed", "data.classes"}
+
+_NEEDED = ("data", "task", "setting", "method", "seed", "evaluation")
+_NEEDED_OF_STEP = ("classes", "images", "exemplars", "cost", "from_base")
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def read_runs(folders: Sequence[Path], definition: str) -> list[ReportRun]:
     """The runs in these folders, counted.
 
     Args:
-        folders: Run folders.
+        folders: Run folders; one that is given twice counts once.
         definition: A key of `protocol.DEFINITIONS`.
 
     Raises:
@@ -101,17 +105,30 @@ def read_runs(folders: Sequence[Path], definition: str) -> list[ReportRun]:
     """
     runs: list[ReportRun] = []
     taken: set[str] = set()
-    for folder in folders:
+    for folder in {folder.resolve(): folder for folder in folders}.values():
         results = read_results(folder)
         config = read_config(folder)
+        summary = summarise(results, definition)
+        _check(folder, results)
         name = first = folder.resolve().name
         count = 1
         while name in taken:
             count += 1
             name = f"{first} ({count})"
         taken.add(name)
-        runs.append(ReportRun(name, folder, results, config, summarise(results, definition)))
+        runs.append(ReportRun(name, folder, results, config, summary))
     return runs
+
+
+def _check(folder: Path, results: Mapping[str, Any]) -> None:
+    """Refuse results that lack what the page shows; what is counted has been checked."""
+    parts: list[tuple[str, Mapping[str, Any], tuple[str, ...]]] = [("results.json", results, _NEEDED)]
+    parts += [(f"step {record['step']}", record, _NEEDED_OF_STEP) for record in results["steps"]]
+    for what, part, needed in parts:
+        if lacking := [key for key in needed if key not in part]:
+            raise UserError(
+                f"{folder}: {what} lacks {', '.join(lacking)}; restore results.json, or run again."
+            )
 
 
 def group_runs(runs: Sequence[ReportRun]) -> list[Group]:
@@ -154,16 +171,25 @@ def _method(run: ReportRun) -> str:
 
 
 def _settings(run: ReportRun) -> dict[str, Any]:
-    settings = {**BEFORE, **dict(flatten(run.config))}
+    tested = {"evaluation.images_hash": tested_on(run)[1]}
+    settings = {**BEFORE, **dict(flatten(run.config)), **tested}
     return {key: value for key, value in settings.items() if key not in _REPEATS}
 
 
 def _experiment(run: ReportRun) -> str:
     """All that must be equal for two runs to repeat one experiment."""
     task = str(run.results["task"]).split("_")[0]
+    results = run.results
     return json.dumps(
-        [_settings(run), run.results["data"], task, sorted(run.results["classes"])], sort_keys=True
+        [_settings(run), results["data"], task, sorted(results["classes"]), results["evaluation"]],
+        sort_keys=True,
     )
+
+
+def tested_on(run: ReportRun) -> tuple[int, str | None]:
+    """How many validation images, and the hash of their names where it was stored."""
+    evaluation = run.results["evaluation"]
+    return evaluation["images"], evaluation.get("images_hash")
 
 
 def published(run: ReportRun) -> Cell | None:
