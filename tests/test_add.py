@@ -500,8 +500,17 @@ BAD: list[tuple[dict[str, str], str]] = [
     ({"--min-new": "-1"}, "--min-new should be points of IoU from 0 to 100"),
     ({"--batch-size": "99"}, "--batch-size 99 is more than the 16 images to learn from"),
     ({"--batch-size": "1"}, "--batch-size should be at least 2"),
-    ({"--epochs": "0"}, "epochs should be at least 1"),
-    ({"--exemplars": "nowhere"}, "nowhere is no folder"),
+    ({"--epochs": "0"}, "--epochs should be at least 1, got 0"),
+    ({"--views": "0"}, "--views should be at least 1, got 0"),
+    ({"--views": "-2"}, "--views should be at least 1, got -2"),
+    ({"--batch-size": "0"}, "--batch-size should be at least 2, which batch normalisation needs, got 0"),
+    ({"--crop": "3"}, "--crop should be at least 16, got 3"),
+    ({"--workers": "-1"}, "--workers should be at least 0, got -1"),
+    ({"--seed": "-1"}, "--seed should be at least 0, got -1"),
+    ({"--lr": "0"}, "--lr should be a number above 0, got 0"),
+    ({"--lr": "-0.1"}, "--lr should be a number above 0, got -0.1"),
+    ({"--lr": "nan"}, "--lr should be a number above 0, got nan"),
+    ({"--exemplars": "nowhere"}, "--exemplars nowhere is no folder; expected VOC2012 with"),
     ({"--out": "MODEL"}, "is there already; give another place"),
     ({"--saliency": "nowhere.onnx"}, "no saliency model nowhere.onnx"),
 ]
@@ -560,6 +569,68 @@ def test_broken_data(
         capsys.readouterr().err
     )
     assert snapshot(model) == before
+    assert names_in(model.parent) == {"animals"}
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_device_that_is_not_there(
+    model: Path,
+    photos: Path,
+    dry: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert add(model, photos, "--device", "cuda", *["--dry-run"] * dry) == 2
+    shown = capsys.readouterr()
+    assert "--device cuda, but torch sees no GPU; use --device cpu" in only_line(shown.err)
+    assert shown.out == ""
+    assert names_in(model.parent) == {"animals"}
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("cut off", "saliency map {} cannot be decoded"),
+        ("size", "saliency map {} is 48x38 pixels (width x height), the image and its mask 48x40"),
+    ],
+)
+@pytest.mark.parametrize("old", [False, True])
+def test_a_broken_saliency_map_is_found_in_the_plan(
+    model: Path, root: Path, photos: Path, tmp_path: Path, old: bool, what: str, expected: str
+) -> None:
+    """Of a new image, or of an exemplar."""
+    photos = folder_tree(tmp_path / "photos", NAMES, train=[{5}] * 3, val=0, size=SIZE).root
+    for path in (photos / "masks/train").iterdir():
+        there = photos / "saliency/train" / path.name
+        there.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full(SIZE, 255, np.uint8)).save(there)
+    voc = shutil.copytree(root, tmp_path / "VOC2012")
+    options = AddOptions(exemplars=voc, workers=0, device="cpu")
+    plan = plan_addition(model, photos, ["zebra"], options)
+    assert plan.salient == "folder"
+    data, image = (plan.old_data, plan.exemplars[-1].image) if old else (plan.new.data, plan.new.ids[-1])
+    assert data is not None
+    path = data.saliency_path("train", image)
+    if what == "size":
+        height, width = data.mask("train", image).shape
+        Image.fromarray(np.zeros((height - 2, width), np.uint8)).save(path)
+        expected = expected.replace("48x38", f"{width}x{height - 2}").replace("48x40", f"{width}x{height}")
+    else:
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UserError) as caught:
+        plan_addition(model, photos, ["zebra"], options)
+    assert expected.format(path) in str(caught.value)
+
+
+def test_a_broken_validation_pair_is_found_in_the_plan(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = folder_tree(tmp_path / "data", NAMES, train=[{5}] * 3, val=[{5}, {5}], size=SIZE).root
+    mask = data / "masks/val/val0001.png"
+    save_mask(np.array(Image.open(mask))[:-2], mask)
+    assert add(model, data, "--dry-run", classes="zebra") == 2
+    assert "pixels (width x height, upright), its mask" in only_line(capsys.readouterr().err)
     assert names_in(model.parent) == {"animals"}
 
 

@@ -166,7 +166,54 @@ BAD: list[tuple[Callable[[Coco], Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("act", "expected"), BAD)
+def outline(annotation: int, value: Any) -> Callable[[Coco], Any]:
+    return lambda c: c["annotations"][annotation - 1].update(segmentation=value)
+
+
+def runs(counts: Any, size: Any = (HEIGHT, WIDTH)) -> dict[str, Any]:
+    return {"size": size, "counts": counts}
+
+
+EMPTY = "annotation 2 (image 1) has an empty"
+MALFORMED: list[tuple[Callable[[Coco], Any], str]] = [
+    (outline(2, [1, 2, 3, 4, 5, 6]), "annotation 2 has a polygon that is no list; expected a list of them"),
+    (outline(2, ["123456"]), "annotation 2 has a polygon that is no list"),
+    (outline(2, [list("123456")]), "annotation 2 has a polygon with something else than numbers"),
+    (outline(2, [[1, 2, 3, 4, 5, float("nan")]]), "something else than numbers of pixels"),
+    (outline(2, [[1, 2, 3, 4, 5, 1e30]]), "something else than numbers of pixels"),
+    (outline(2, "nothing"), f"{EMPTY} polygon; expected three corners"),
+    (outline(2, [[5, 5, 5, 5, 5, 5]]), f"{EMPTY} polygon: no pixel of the image is in it; remove"),
+    (outline(2, [square(40, 40, 50, 50)]), f"{EMPTY} polygon: no pixel"),
+    (outline(2, runs([HEIGHT * WIDTH])), f"{EMPTY} RLE: no pixel"),
+    (outline(3, runs("garbage!")), "annotation 3 has an RLE whose counts are no lengths of runs"),
+    (outline(3, runs("oooo")), "annotation 3 has an RLE whose counts are no lengths of runs"),
+    (outline(3, runs("ABC")), "annotation 3 has an RLE"),
+    (outline(3, runs("5:")), "has an RLE of 15 pixels, expected 30x20 (width x height) = 600"),
+    (
+        outline(4, runs([5, 10])),
+        "annotation 4 has an RLE of 15 pixels, expected 30x20 (width x height) = 600",
+    ),
+    (outline(4, runs([610, -10])), "annotation 4 has an RLE whose counts are no lengths of runs"),
+    (outline(4, runs(["a", "b"])), "annotation 4 has an RLE whose counts are no lengths of runs"),
+    (outline(4, runs({"a": 1})), "annotation 4 has an RLE whose counts are no lengths of runs"),
+    (outline(4, runs([600], ["20", "30"])), "has an RLE of size ['20', '30']; expected [height, width]"),
+    (outline(4, runs([600], 20)), "has an RLE without counts or size"),
+    (lambda c: c["images"][1].pop("id"), "images[1] has id None, expected a whole number"),
+    (lambda c: c["images"][1].update(id="2"), "images[1] has id 2, expected a whole number"),
+    (lambda c: c["images"][1].update(id=1), "images has id 1 twice"),
+    (lambda c: c["images"][1].pop("file_name"), "images[1] has file_name None, expected a text"),
+    (lambda c: c["categories"][1].pop("name"), "categories[1] has name None, expected a text"),
+    (lambda c: c["categories"][0].pop("id"), "categories[0] has id None, expected a whole number"),
+    (lambda c: c.update(images=[7]), "images[0] is no object (7)"),  # type: ignore[list-item]
+    (lambda c: c.update(annotations=[7]), "annotations[0] is no object (7)"),  # type: ignore[list-item]
+    (lambda c: c.update(categories=[7]), "categories[0] is no object (7)"),  # type: ignore[list-item]
+    (lambda c: c["annotations"][0].update(image_id=[1]), "is of image [1], which the file does not list"),
+    (lambda c: c["annotations"][0].update(category_id={}), "has category {}, which the file lacks"),
+    (lambda c: (c["images"][0].update(height=21), c["images"][0].pop("width")), "30x21; they must be equal"),
+]
+
+
+@pytest.mark.parametrize(("act", "expected"), BAD + MALFORMED)
 def test_what_is_wrong_is_one_line(folder: Path, act: Callable[[Coco], None], expected: str) -> None:
     change(folder, act)
     with pytest.raises(UserError) as caught:

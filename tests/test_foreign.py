@@ -1,5 +1,6 @@
 """A DeepLab trained elsewhere as a model directory: the same logits, and every tensor accounted for."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, deepla
 from trees import folder_tree
 
 from segrow import cli
+from segrow.commands import add
 from segrow.errors import UserError
+from segrow.grow import Outcome, Plan
 from segrow.grow.adopt import adopt
+from segrow.grow.gate import Verdicts
 from segrow.model.foreign import read_foreign
 from segrow.model.fused import fuse
 from segrow.model.store import load_model
@@ -351,6 +355,64 @@ def test_it_is_taught_further(file: Path, tmp_path: Path, capsys: pytest.Capture
     assert cli.main(["rollback", str(out), "--to-step", "0"]) == 0
     before = torch.load(file, weights_only=True)["classifier.4.weight"]
     assert torch.equal(load_model(out)[0].state_dict()["heads.1.out.weight"], before[1:])
+
+
+def test_what_is_said_is_said_of_the_file(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not of the folder that it is converted in, which is gone afterwards."""
+    (tmp_path / "hidden").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "hidden"))
+    data = folder_tree(tmp_path / "data", ("background", "cat", "zebra"), train=[{1, 2}] * 3, val=0).root
+    out = tmp_path / "model"
+    words = ["add", "--from", str(file), "--names", ",".join(NAMES), "--out", str(out), "--data", str(data)]
+
+    def said(*more: str) -> tuple[int, str]:
+        code = cli.main([*words, *more, "--device", "cpu", "--dry-run"])
+        shown = capsys.readouterr()
+        text = " ".join((shown.out + shown.err).split())
+        assert "hidden" not in text
+        return code, text
+
+    code, text = said("--classes", "zebra")
+    assert code == 0
+    assert f"{file}: 3 classes after step 0, method finetune" in text
+    code, text = said("--classes", "cat")
+    assert code == 2
+    assert f'{file} knows "cat" already (--names); leave it out of --classes' in text
+    code, text = said("--classes", "zebra", "--exemplars", str(data))
+    assert code == 2
+    assert f"{file} has no exemplars; leave --exemplars out" in text
+
+
+def test_a_rejected_model_is_told_of_the_file(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rejected(plan: Plan) -> Outcome:
+        return Outcome(False, tmp_path / "rejected", Verdicts(), plan)
+
+    monkeypatch.setattr(add, "carry_out", rejected)
+    data = folder_tree(tmp_path / "data", ("background", "zebra"), train=3, val=0).root
+    words = ["add", "--from", str(file), "--names", ",".join(NAMES), "--out", str(tmp_path / "model")]
+    assert cli.main([*words, "--data", str(data), "--classes", "zebra", "--device", "cpu"]) == 3
+    assert f"{file} is unchanged; the new model is in" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_timm_encoder_has_its_own_normalisation(tmp_path: Path) -> None:
+    net = smp.DeepLabV3("tu-tf_efficientnet_lite0", encoder_weights=None, classes=4)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    model = read_foreign(tmp_path / "net.pth", NAMES, "deeplabv3_tf_efficientnet_lite0")
+    assert model.mean.flatten().tolist() == [0.5, 0.5, 0.5]
+    assert model.std.flatten().tolist() == [0.5, 0.5, 0.5]
+
+
+def test_a_classifier_beside_the_segmentation_does_not_matter(tmp_path: Path) -> None:
+    net = smp.DeepLabV3("resnet18", encoder_weights=None, classes=4, aux_params={"classes": 7})
+    state = net.state_dict()
+    assert any(name.startswith("classification_head.") for name in state)
+    torch.save(state, tmp_path / "net.pth")
+    model = read_foreign(tmp_path / "net.pth", NAMES)
+    assert torch.equal(model.state_dict()["heads.1.out.weight"], state["segmentation_head.0.weight"][1:])
 
 
 def test_conversion_alone(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,6 +114,11 @@ def test_a_file_that_is_none(
     assert not (root / "saliency").exists()
 
 
+def test_a_folder_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "saliency", "nowhere", "--model", "u2net"]) == 2
+    assert "segrow: folder nowhere is not there; expected" in only_line(capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(("model", "package"), [("net.onnx", "onnxruntime"), ("u2net", "rembg")])
 def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, package: str) -> None:
     real = builtins.__import__

@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -54,12 +54,30 @@ def _from_elsewhere(args: argparse.Namespace) -> int:
         model = Path(folder) / out.name
         known = adopt(Path(args.origin), _listed(args.names), model, *form)
         if args.data is not None:
-            return _grow(model, args)
+            return _teach_converted(model, args)
         if not args.dry_run:
             adopt(Path(args.origin), _listed(args.names), out, *form)
     verb = "would be" if args.dry_run else "is"
     print(f"{out} {verb} a model of {known} classes, from {args.origin}")
     return 0
+
+
+def _teach_converted(model: Path, args: argparse.Namespace) -> int:
+    """One more step on a converted file; what is said is said of the file, for `model` will be gone."""
+    for name in _listed(args.classes):
+        if name in _listed(args.names):
+            raise UserError(
+                f'{args.origin} knows "{name}" already (--names); leave it out of --classes, or give its '
+                "channel another name"
+            )
+
+    def say(line: str) -> str:
+        return line.replace(str(model), args.origin)
+
+    try:
+        return _grow(model, args, say)
+    except UserError as error:
+        raise UserError(say(str(error))) from None
 
 
 def _rates(value: str | None) -> list[int] | None:
@@ -75,8 +93,8 @@ def _listed(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
-def _grow(model: Path, args: argparse.Namespace) -> int:
-    """One more step on a model directory."""
+def _grow(model: Path, args: argparse.Namespace, say: Callable[[str], str] = str) -> int:
+    """One more step on a model directory; every line goes through `say`."""
     options = AddOptions(
         out=_path(args.out),
         check=_path(args.check),
@@ -99,7 +117,7 @@ def _grow(model: Path, args: argparse.Namespace) -> int:
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)  # a table in a file need not be squeezed
     for line in describe(plan):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(say(line), highlight=False, soft_wrap=True, markup=False)
     if args.dry_run:
         return 0
     outcome = carry_out(plan)
@@ -108,7 +126,7 @@ def _grow(model: Path, args: argparse.Namespace) -> int:
             json.dumps({"passed": outcome.passed, "model": str(outcome.model), **outcome.verdicts.as_json()})
         )
     else:
-        show(outcome, console)
+        show(outcome, console, say)
     return 0 if outcome.passed else REJECTED
 
 
@@ -222,8 +240,8 @@ def describe(plan: Plan) -> list[str]:
     return rows
 
 
-def show(outcome: Outcome, console: Console) -> None:
-    """The gate's table and what came of it."""
+def show(outcome: Outcome, console: Console, say: Callable[[str], str] = str) -> None:
+    """The gate's table and what came of it; every line goes through `say`."""
     if outcome.verdicts.old or outcome.verdicts.new:
         console.print(_table(outcome.verdicts))
     few = [c.name for c in outcome.verdicts.old if c.verdict == "few"]
@@ -239,7 +257,7 @@ def show(outcome: Outcome, console: Console) -> None:
         lines.append(f"rejected: {'; '.join(outcome.verdicts.reasons)}")
         lines.append(f"{outcome.plan.folder} is unchanged; the new model is in {outcome.model}")
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(say(line), highlight=False, soft_wrap=True, markup=False)
 
 
 def _table(verdicts: Verdicts) -> Table:

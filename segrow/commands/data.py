@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", required=True, help="an ONNX file, or the name of a rembg model")
     parser.add_argument("--again", action="store_true", help="also replace the maps that are there")
     args = parser.parse_args(list(argv))
-    data = open_given(Path(args.folder), "DIR")
+    data = open_given(Path(args.folder), "folder")
     made, there = make_maps(data, SaliencyMaker(args.model), args.again)
     line = f"{data.root}: {made} saliency maps written, {there} were there"
     Console().print(line, highlight=False, soft_wrap=True, markup=False)

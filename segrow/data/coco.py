@@ -27,6 +27,11 @@ from .base import SegDataset, Split
 from .files import upright_size
 from .index import cache_folder
 
+_NEEDED: dict[str, dict[str, type]] = {
+    "images": {"id": int, "file_name": str},
+    "categories": {"id": int, "name": str},
+    "annotations": {},
+}
 _SUBFOLDERS = ("", "images", "train", "../images", "..", "../train")
 
 
@@ -82,19 +87,25 @@ class CocoDataset(SegDataset):
     def _check(self, annotation: Mapping[str, Any], by_image: Mapping[int, object]) -> None:
         """What an annotation refers to is there, and it has an outline."""
         name = f"{self.path}: annotation {annotation.get('id')}"
-        if annotation.get("image_id") not in by_image:
-            raise UserError(f"{name} is of image {annotation.get('image_id')}, which the file does not list")
-        if annotation.get("category_id") not in self._values:
-            raise UserError(f"{name} has category {annotation.get('category_id')}, which the file lacks")
+        image, category = annotation.get("image_id"), annotation.get("category_id")
+        if not isinstance(image, int) or image not in by_image:
+            raise UserError(f"{name} is of image {image}, which the file does not list")
+        if not isinstance(category, int) or category not in self._values:
+            raise UserError(f"{name} has category {category}, which the file lacks")
         outline = annotation.get("segmentation")
         if isinstance(outline, dict):
-            if not outline.get("counts") or len(outline.get("size", ())) != 2:
-                raise UserError(f"{name} has an RLE without counts or size; expected both, or a polygon")
+            _check_runs(name, outline)
             return
         polygons = outline if isinstance(outline, list) else []
+        if not all(isinstance(polygon, list) for polygon in polygons):
+            raise UserError(
+                f"{name} has a polygon that is no list; expected a list of them: [[x1, y1, …], …]"
+            )
+        if not all(_is_number(value) for polygon in polygons for value in polygon):
+            raise UserError(f"{name} has a polygon with something else than numbers of pixels in it")
         if not polygons or any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
             raise UserError(
-                f"{name} (image {annotation['image_id']}) has an empty polygon; expected three corners "
+                f"{name} (image {image}) has an empty polygon; expected three corners "
                 "(x1, y1, x2, y2, x3, y3) or more; remove that annotation or draw it again"
             )
 
@@ -111,10 +122,11 @@ class CocoDataset(SegDataset):
         for entry in track(images, "drawing masks", console=console, disable=not console.is_terminal):
             stem = Path(str(entry["file_name"])).stem
             size = upright_size(self._images[stem])
-            if size != (entry.get("height", size[0]), entry.get("width", size[1])):
+            told = (entry.get("height", size[0]), entry.get("width", size[1]))
+            if size != told:
                 raise UserError(
                     f"image {self._images[stem]} is {size[1]}x{size[0]} pixels (width x height), in "
-                    f"{self.path} {entry['width']}x{entry['height']}; they must be equal"
+                    f"{self.path} {told[1]}x{told[0]}; they must be equal"
                 )
             drawn = self._mask(by_image[int(entry["id"])], size, masks)
             Image.fromarray(drawn).save(temporary / f"{stem}.png")
@@ -131,25 +143,75 @@ class CocoDataset(SegDataset):
         height, width = size
         shapes = []
         for annotation in annotations:
-            outline = annotation["segmentation"]
+            outline, name = annotation["segmentation"], f"{self.path}: annotation {annotation.get('id')}"
             if isinstance(outline, list):
                 runs = masks.merge(masks.frPyObjects(outline, height, width))
-            elif isinstance(outline["counts"], list):
-                runs = masks.frPyObjects(outline, *outline["size"])
+            elif tuple(outline["size"]) != size:
+                raise UserError(
+                    f"{name} is {outline['size'][1]}x{outline['size'][0]} pixels (width x height), its image "
+                    f"{width}x{height}; they must be equal"
+                )
             else:
-                runs = outline
+                runs = masks.frPyObjects({"size": list(size), "counts": _lengths(outline["counts"])}, *size)
             with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of numpy, inside
                 shape = np.asarray(masks.decode(runs), dtype=bool)
-            if shape.shape != size:
+            if not shape.any():
+                kind = "polygon" if isinstance(outline, list) else "RLE"
                 raise UserError(
-                    f"{self.path}: annotation {annotation.get('id')} is {shape.shape[1]}x{shape.shape[0]} "
-                    f"pixels (width x height), its image {width}x{height}; they must be equal"
+                    f"{name} (image {annotation['image_id']}) has an empty {kind}: no pixel of the image is "
+                    "in it; remove that annotation or draw it again"
                 )
             shapes.append((shape, self._values[int(annotation["category_id"])]))
         drawn = np.zeros(size, np.uint8 if self.ignore_id < 256 else np.uint16)
         for shape, value in sorted(shapes, key=lambda item: -int(item[0].sum())):
             drawn[shape] = value
         return drawn
+
+
+def _is_number(value: object) -> bool:
+    """A coordinate that may be meant: neither text nor NaN, nor far outside of any image."""
+    return isinstance(value, int | float) and abs(value) < 1e6
+
+
+def _check_runs(name: str, outline: Mapping[str, Any]) -> None:
+    """An RLE has a size, and runs that fill it."""
+    counts, size = outline.get("counts"), outline.get("size")
+    if not counts or not isinstance(size, list) or len(size) != 2:
+        raise UserError(f"{name} has an RLE without counts or size; expected both, or a polygon")
+    if not all(isinstance(side, int) and side > 0 for side in size):
+        raise UserError(f"{name} has an RLE of size {size}; expected [height, width] in pixels")
+    lengths = _lengths(counts)
+    if not all(isinstance(length, int) and length >= 0 for length in lengths) or not lengths:
+        raise UserError(f"{name} has an RLE whose counts are no lengths of runs; export it again")
+    if sum(lengths) != size[0] * size[1]:
+        raise UserError(
+            f"{name} has an RLE of {sum(lengths)} pixels, expected {size[1]}x{size[0]} (width x height) = "
+            f"{size[0] * size[1]}; export it again"
+        )
+
+
+def _lengths(counts: object) -> list[Any]:
+    """Lengths of the runs, of a compressed RLE too; empty when it is none.
+
+    There each is written in digits of five bits, the lowest first, a sixth bit says that more follow; from
+    the fourth on it is the difference to the last but one.
+    """
+    if not isinstance(counts, str):
+        return counts if isinstance(counts, list) else []
+    lengths: list[int] = []
+    value = shift = 0
+    for digit in (ord(letter) - 48 for letter in counts):
+        if not 0 <= digit < 64:
+            return []
+        value |= (digit & 31) << shift
+        shift += 5
+        if digit & 32:
+            continue
+        if digit & 16:
+            value -= 1 << shift
+        lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
+        value = shift = 0
+    return [] if shift else lengths
 
 
 def find_json(root: Path) -> Path | None:
@@ -179,7 +241,23 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
         raise UserError(f"{path} is no COCO file: expected lists {', '.join(parts)} in it")
     if not content["images"] or not content["categories"]:
         raise UserError(f"{path} lists no image or no category; export the annotations again")
+    for part, needed in _NEEDED.items():
+        _check_entries(f"{path}: {part}", content[part], needed)
     return content
+
+
+def _check_entries(name: str, entries: Sequence[Any], needed: Mapping[str, type]) -> None:
+    """Each is an object with what is needed; no id stands twice."""
+    for k, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise UserError(f"{name}[{k}] is no object ({str(entry)[:40]}); export the annotations again")
+        for key, kind in needed.items():
+            if not isinstance(entry.get(key), kind) or entry[key] == "":
+                expected = "a whole number" if kind is int else "a text"
+                raise UserError(f"{name}[{k}] has {key} {str(entry.get(key))[:40]}, expected {expected}")
+    ids = Counter(entry["id"] for entry in entries if "id" in needed)
+    if twice := [number for number, n in ids.items() if n > 1]:
+        raise UserError(f"{name} has id {twice[0]} twice; every entry needs its own")
 
 
 def _find_images(path: Path, entries: Sequence[Mapping[str, Any]]) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 Nothing is written here. `step.py` carries a plan out.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from ..config import MemoryConfig, RunConfig, TrainConfig
 from ..data import open_dataset
@@ -28,6 +30,8 @@ from ..stored import data_names, find_model, load_with_method, step_of_run
 UPDATES = 300
 """Least number of updates: 20 to 200 images in a batch of 8 are few updates an epoch."""
 BATCH = 8
+CROP = 16
+"""Least side of the training crops in pixels: one cell of the coarsest output stride."""
 HELD_OUT = 5
 """Every fifth image of a class is held out where --min-new asks for a measurement; every fifth exemplar for
 the gate."""
@@ -187,13 +191,12 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
     present = dataset.presence("train")
     columns = _columns(dataset, classes, data)
     new, held = _divide(dataset, present, columns, classes, options)
-    exemplars, old_data, notes = _memory(folder, meta, options)
-    if exemplars and (total := len(dataset.class_names) + len(meta["class_names"]) - 1) > dataset.ignore_id:
+    stored, old_data, notes = _memory(folder, meta, options)
+    if stored and (total := len(dataset.class_names) + len(meta["class_names"]) - 1) > dataset.ignore_id:
         raise UserError(
             f"{total} classes of {data} and of the model do not fit its masks of {dataset.ignore_id} values; "
             "leave classes out of classes.txt, or --exemplars out"
         )
-    stored = exemplars
     judged = stored[::HELD_OUT] if options.check is None and len(stored) > 1 else ()
     exemplars = tuple(e for e in stored if e not in judged)
     method, more = _method(method, network)
@@ -203,7 +206,7 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
         more.append(lacking)
     config = _config(network, meta, method, len(new.ids), options)
     method.check(network, config.train.crop)
-    check, remark = _check_images(options, meta, folder, bool(exemplars))
+    check, remark = _check_images(options, meta, folder, bool(judged))
     return Plan(
         folder,
         target,
@@ -260,6 +263,21 @@ def _check_options(options: AddOptions) -> None:
     for name, value in (("max-drop", options.max_drop), ("min-new", options.min_new)):
         if value is not None and not 0 <= value <= 100:
             raise UserError(f"--{name} should be points of IoU from 0 to 100, got {value}")
+    for name, number, least in (
+        ("epochs", options.epochs, 1),
+        ("views", options.views, 1),
+        ("batch-size", options.batch_size, 2),
+        ("crop", options.crop, CROP),
+        ("workers", options.workers, 0),
+        ("seed", options.seed, 0),
+    ):
+        if number is not None and number < least:
+            reason = ", which batch normalisation needs" if name == "batch-size" else ""
+            raise UserError(f"--{name} should be at least {least}{reason}, got {number}")
+    if options.lr is not None and not 0 < options.lr < math.inf:
+        raise UserError(f"--lr should be a number above 0, got {options.lr}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but torch sees no GPU; use --device cpu, or leave it out")
 
 
 def _check_classes(classes: Sequence[str], meta: Mapping[str, Any], folder: Path) -> None:
@@ -352,7 +370,10 @@ def _memory(
         return (), None, [f"its {len(stored)} exemplars are not replayed (--exemplars DIR would)"]
     if not stored:
         raise UserError(f"{folder} has no exemplars; leave --exemplars out")
-    data = open_dataset(meta["scenario"]["data"], str(options.exemplars))
+    try:
+        data = open_dataset(meta["scenario"]["data"], str(options.exemplars))
+    except UserError as error:  # which names the option of segrow train
+        raise UserError(str(error).replace("--data.root", "--exemplars")) from None
     known = set(data.ids("train"))
     if missing := [e.image for e in stored if e.image not in known]:
         raise UserError(
@@ -398,10 +419,12 @@ def _saliency(
     """Where the maps come from, and what makes them."""
     if "saliency" not in method.aux:
         return "none", None
-    paths = [new.data.saliency_path(new.split, i) for i in new.ids]
+    chosen = [(new.data, new.split, i) for i in new.ids]
     if old_data is not None:
-        paths += [old_data.saliency_path("train", e.image) for e in exemplars]
-    if all(path.is_file() for path in paths):
+        chosen += [(old_data, "train", e.image) for e in exemplars]
+    if all(data.saliency_path(split, i).is_file() for data, split, i in chosen):
+        for data, split, i in chosen:
+            data.saliency(split, i)  # checks that it can be read, and its size
         return "folder", None
     if options.saliency == NONE:
         return "none", None
@@ -437,8 +460,6 @@ def _config(
     if "scale" in chosen:
         chosen["scale"] = tuple(chosen["scale"])
     batch = min(BATCH, images) if options.batch_size is None else options.batch_size
-    if batch < 2:
-        raise UserError(f"--batch-size should be at least 2, which batch normalisation needs, got {batch}")
     if batch > images:
         raise UserError(
             f"--batch-size {batch} is more than the {images} images to learn from; use {images} or less"
@@ -467,11 +488,11 @@ def _config(
 
 
 def _check_images(
-    options: AddOptions, meta: Mapping[str, Any], folder: Path, replayed: bool
+    options: AddOptions, meta: Mapping[str, Any], folder: Path, judged: bool
 ) -> tuple[Images | None, list[str]]:
     """What the gate looks at: --check, its validation images where it has some."""
     if options.check is None:
-        if replayed:
+        if judged:
             return None, [
                 "every fifth exemplar is not replayed, for the gate looks at it; --check DIR judges better"
             ]
