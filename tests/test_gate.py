@@ -147,6 +147,16 @@ def test_the_rule(drop: float, interval: tuple[float, float], images: int, expec
     assert verdict(drop, interval, images, 1.0) == expected
 
 
+def test_a_class_is_never_taken_for_itself() -> None:
+    """It won 30 pixels of its own, and lost some to nobody."""
+    before, after = np.zeros((ENOUGH, 4, KNOWN), np.int64), np.zeros((ENOUGH, 4, 4), np.int64)
+    before[:, 1, :2], after[:, 1, :2] = (40, 60), (10, 90)
+    (cat,) = judge_old(before, after, NAMES, [1], 1.0)
+    assert cat.confused is None
+    (new,) = judge_new(np.eye(4, dtype=np.int64)[None] * 9, NAMES, KNOWN, None)
+    assert new.confused is None
+
+
 @pytest.mark.parametrize(
     ("lost", "max_drop", "expected"), [(40, 1.0, "kept"), (60, 1.0, "fails"), (60, 7.0, "kept")]
 )
