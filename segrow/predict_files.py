@@ -5,7 +5,6 @@ for done in predict_files(predictor, jobs, Path("out"), overlays=True): ...
 """
 
 import glob
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image
 from .errors import UserError
 from .palette import voc_palette
 from .predict import Labels, Predictor
+from .whole import encoded, write_whole
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -147,14 +147,13 @@ def _one(
         seen = predictor(image)
     except UserError as error:
         return Prediction(image, None, None, {}, str(error))
-    target.parent.mkdir(parents=True, exist_ok=True)
     write_prediction(seen.labels, target, palette)
     painted = _beside(target, "_overlay.jpg") if overlays else None
     if painted is not None:
-        _save(seen.overlay(), painted, "JPEG", quality=92)
+        write_whole(painted, encoded(seen.overlay(), "JPEG", quality=92))
     if unknown:
         grey = np.rint(255 * seen.unknown).astype(np.uint8)
-        _save(Image.fromarray(grey), _beside(target, "_unknown.png"), "PNG")
+        write_whole(_beside(target, "_unknown.png"), encoded(Image.fromarray(grey), "PNG"))
     return Prediction(image, target, painted, seen.shares())
 
 
@@ -171,7 +170,7 @@ def write_prediction(labels: Labels, path: Path, palette: npt.NDArray[np.uint8])
         picture.putpalette(palette[:256].tobytes())
     else:
         picture = Image.fromarray(labels.astype(np.uint16))
-    _save(picture, path, "PNG")
+    write_whole(path, encoded(picture, "PNG"))
 
 
 def _beside(target: Path, ending: str) -> Path:
@@ -196,9 +195,3 @@ def _targets(jobs: Sequence[Job], out: Path, endings: Sequence[str]) -> list[Pat
             taken[file] = job.image
         targets.append(target)
     return targets
-
-
-def _save(picture: Image.Image, path: Path, kind: str, **options: int) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    picture.save(temporary, format=kind, **options)
-    os.replace(temporary, path)

@@ -46,7 +46,6 @@ def make_maps(data: SegDataset, maker: SaliencyMaker, again: bool = False) -> tu
     console = Console(stderr=True)
     for image, path in track(missing, "saliency", console=console, disable=not console.is_terminal):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_map(maker.map(image), path)
         except OSError as error:
             raise UserError(

@@ -4,7 +4,6 @@ maker = SaliencyMaker("u2netp.onnx")
 write_map(maker.map(Path("photo.jpg")), Path("saliency/photo.png"))
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import UserError
+from ..whole import encoded, write_whole
 from .files import open_image
 
 THRESHOLD = 0.5
@@ -57,10 +57,8 @@ class SaliencyMaker:
 
 
 def write_map(salient: NDArray[np.bool_], path: Path) -> None:
-    """A 1-bit PNG, written under a temporary name first."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    Image.fromarray(salient.astype(np.uint8) * 255).convert("1").save(temporary, format="PNG")
-    os.replace(temporary, path)
+    """A 1-bit PNG; it appears whole or not at all."""
+    write_whole(path, encoded(Image.fromarray(salient.astype(np.uint8) * 255).convert("1"), "PNG"))
 
 
 def _from_file(path: Path) -> Callable[[Image.Image], NDArray[np.float32]]:

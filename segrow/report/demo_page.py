@@ -1,7 +1,6 @@
 """One self-contained HTML page about a few runs: numbers, curves, pictures, cost. Needs no network."""
 
 import base64
-import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from .. import __version__
 from ..protocol import Summary
+from ..whole import write_whole
 from .tables import Summaries, n_steps, notes, percent, rows
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -52,10 +52,7 @@ def write_page(
         costs=_costs({name: results[name] for name in names}),
         figures=[(caption, _embedded(file)) for caption, file in figures.items()],
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, text.encode())
 
 
 def _embedded(file: Path) -> str:

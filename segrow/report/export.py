@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from ..whole import write_whole
 from .charts import drift_series, drifts, miou_series
 from .figures import LINES, MARKERS
 from .findings import DRIFTS, matrix_of
@@ -48,7 +48,6 @@ def export(
     Returns:
         Names of the figures, without suffix.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     names = ["miou", "drift"]
     _lines(folder / "miou", f"mIoU in %, definition {definition}", _miou_panels(groups))
     _csv(folder / "miou.csv", ("group", "runs", "step", "number", "mean", "std", "n"), _miou_rows(groups))
@@ -92,7 +91,7 @@ def _figure(stem: Path, inches: tuple[float, float]) -> "Iterator[Figure]":
         for kind in ("png", "svg"):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
-            _write(stem.with_name(f"{stem.name}.{kind}"), buffer.getvalue())
+            write_whole(stem.with_name(f"{stem.name}.{kind}"), buffer.getvalue())
 
 
 def _csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -100,13 +99,7 @@ def _csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> No
     writer = csv.writer(buffer)
     writer.writerow(header)
     writer.writerows([["" if cell is None else cell for cell in row] for row in rows])
-    _write(path, buffer.getvalue().encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    write_whole(path, buffer.getvalue().encode())
 
 
 # ---- curves

@@ -1,6 +1,6 @@
 """Pictures of results: overlays (numpy), curves per step and grids of predictions (matplotlib, PNG)."""
 
-import os
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..palette import voc_palette
+from ..whole import write_whole
 from .tables import Summaries, definition_of, n_steps
 
 if TYPE_CHECKING:
@@ -201,7 +202,6 @@ def _figure(path: Path, inches: tuple[float, float]) -> "Iterator[Figure]":
     figure = Figure(figsize=inches, layout="constrained")
     FigureCanvasAgg(figure)
     yield figure
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(temporary, format="png", dpi=150)
-    os.replace(temporary, path)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    write_whole(path, buffer.getvalue())

@@ -7,7 +7,6 @@ step, and a report after each step costs only the new step.
 
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from ..palette import voc_palette
 from ..predict import Predictor
 from ..scenario import Scenario, build_scenario
 from ..stored import load_with_method
+from ..whole import encoded, write_whole
 from .figures import outline
 from .runs import ReportRun
 
@@ -191,7 +191,7 @@ def update_gallery(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         _draw_pool(folder, source)
-        _write(folder / "pool.json", json.dumps(about, indent=1).encode())
+        write_whole(folder / "pool.json", json.dumps(about, indent=1).encode())
     for record in run.records:
         step = int(record["step"])
         model = RunPaths(run.folder).model(step)
@@ -237,21 +237,14 @@ def _read(path: Path) -> dict[str, Any] | None:
     return loaded if isinstance(loaded, dict) else None
 
 
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
 def _draw_pool(folder: Path, source: Source) -> None:
     palette, table = source.palette, source.scenario.eval_table()
     for k, image_id in enumerate(source.pool):
         photo = Image.fromarray(source.data.image("val", image_id))
         photo.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        _write(folder / f"{k:04d}.jpg", _encoded(photo, "JPEG", quality=85))
+        write_whole(folder / f"{k:04d}.jpg", encoded(photo, "JPEG", quality=85))
         truth = table[source.data.mask("val", image_id)]
-        _write(folder / f"{k:04d}.png", label_png(truth, photo.size, palette))
+        write_whole(folder / f"{k:04d}.png", label_png(truth, photo.size, palette))
 
 
 def _draw_step(folder: Path, source: Source, run: ReportRun, step: int, allow_code: bool) -> None:
@@ -271,16 +264,16 @@ def _draw_step(folder: Path, source: Source, run: ReportRun, step: int, allow_co
         values.append(image_iou(truth, seen.labels, len(meta["class_names"])))
         with Image.open(folder / f"{k:04d}.jpg") as photo:
             size = photo.size
-        _write(target / f"{k:04d}.png", label_png(seen.labels, size, palette))
+        write_whole(target / f"{k:04d}.png", label_png(seen.labels, size, palette))
         grey = Image.fromarray(np.rint(255 * seen.unknown).astype(np.uint8))
         grey.thumbnail((UNKNOWN_SIDE, UNKNOWN_SIDE))
-        _write(target / f"{k:04d}.jpg", _encoded(grey, "JPEG", quality=75))
+        write_whole(target / f"{k:04d}.jpg", encoded(grey, "JPEG", quality=75))
     _thumbnails(target / "seen.jpg", source.data, source.scenario.images(step, reader.sees))
     if step and run.records[step]["exemplars"]:
         kept = from_json(RunPaths(run.folder).model(step - 1) / "memory.json")
         _thumbnails(target / "exemplars.jpg", source.data, tuple(e.image for e in kept))
     stored = {"model": meta["hashes"]["model"], "scores": values}
-    _write(target / "scores.json", json.dumps(stored).encode())  # last: what has it is whole
+    write_whole(target / "scores.json", json.dumps(stored).encode())  # last: what has it is whole
 
 
 def image_iou(truth: Labels, labels: Labels, known: int) -> float | None:
@@ -322,7 +315,7 @@ def label_png(labels: Labels, size: tuple[int, int], palette: npt.NDArray[np.uin
     rgba = np.ascontiguousarray(np.dstack([colours, alpha.astype(np.uint8)]))
     values, index = np.unique(rgba.view(np.uint32), return_inverse=True)
     if len(values) > 256:
-        return _encoded(Image.fromarray(rgba), "PNG")
+        return encoded(Image.fromarray(rgba), "PNG")
     entries = values.view(np.uint8).reshape(-1, 4)
     picture = Image.fromarray(index.reshape(small.shape).astype(np.uint8))
     picture.putpalette(entries[:, :3].tobytes())
@@ -343,13 +336,7 @@ def _thumbnails(path: Path, data: SegDataset, images: Sequence[str]) -> None:
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
         square = picture.crop((left, top, left + side, top + side))
         row.paste(square.resize((THUMB, THUMB), Image.Resampling.LANCZOS), (k * THUMB, 0))
-    _write(path, _encoded(row, "JPEG", quality=80))
-
-
-def _encoded(picture: Image.Image, kind: str, **options: int) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format=kind, **options)
-    return buffer.getvalue()
+    write_whole(path, encoded(row, "JPEG", quality=80))
 
 
 def choose(scores: Sequence[Sequence[float | None]], n: int = SHOWN) -> list[tuple[int, str]]:

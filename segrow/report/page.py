@@ -3,7 +3,6 @@
 write_report([Path("runs/ssul"), Path("runs/mib")], Path("compare.html"))
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -12,6 +11,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import UserError
+from ..whole import write_whole
 from .charts import Chart, drift_series, line_chart, miou_series, top_of
 from .export import export
 from .findings import DRIFTS, Warned, warnings
@@ -80,13 +80,10 @@ def write_report(
         for problem in pictures.problems:
             say(f"pictures: {problem}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         figures = out.with_name(f"{out.stem}_figures")
         export(figures, groups, definition, same, chosen)
         text = render(groups, definition, pictures, same, chosen, figures.name)
-        temporary = out.with_name(f".{out.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, out)
+        write_whole(out, text.encode())
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); use another --out") from None
     return figures
