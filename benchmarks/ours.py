@@ -84,7 +84,7 @@ def train_step(config: RunConfig, method: Method, step: int, before: Path | None
     run = make_run(config, method, out)
     if before is not None:
         shutil.copytree(before, run.paths.model(step - 1))
-    run._train_step(step)  # `step` would evaluate too, which is timed apart
+    run.train_step(step)  # `step` would evaluate too, which is timed apart
     record = json.loads((run.paths.model(step) / "model.json").read_text())["training"]
     shutil.rmtree(out)
     cost = OurStep(record["train_s"], record["iterations"], record["peak_memory_bytes"])

@@ -78,7 +78,7 @@ class Stopper:
         (StepTrainer, "_update", 5, False),  # in the middle of an epoch
         (Run, "_evaluate_step", 1, False),  # the model is saved, its matrix is not
         (Checkpoint, "save", 3, True),  # in an increment, with exemplars
-        (Run, "_train_step", 3, False),  # between two steps
+        (Run, "train_step", 3, False),  # between two steps
         (Checkpoint, "save", 5, False),  # an epoch is trained but not stored
     ],
 )
@@ -102,7 +102,7 @@ def test_random_new_heads_do_not_depend_on_what_ran_before(root: Path, tmp_path:
     more = ("--method", "finetune", "--train.epochs", "1")
     assert start(root, tmp_path / "whole", *more) == 0
     with pytest.MonkeyPatch.context() as patch:
-        Stopper(patch, Run, "_train_step", 2, False)
+        Stopper(patch, Run, "train_step", 2, False)
         assert start(root, tmp_path / "run", *more) == 130
     torch.manual_seed(999)  # a new process would not go on with this one's random state
     assert start(root, tmp_path / "run", *more) == 0
@@ -172,7 +172,7 @@ def test_a_folder_of_something_else_is_refused(
 def _stopped_in_step_1(root: Path, out: Path, *more: str) -> None:
     """A run whose base step is done and whose step 1 is to come."""
     with pytest.MonkeyPatch.context() as patch:
-        Stopper(patch, Run, "_train_step", 2, False)
+        Stopper(patch, Run, "train_step", 2, False)
         assert start(root, out, *MEMORY, *more) == 130
 
 

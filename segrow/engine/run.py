@@ -197,16 +197,13 @@ class Run:
             return False
         reset_peak_memory(self.fabric.device)
         if not self.paths.model(step).exists():
-            self._train_step(step)
+            self.train_step(step)
             self.fabric.barrier()
         self._evaluate_step(step)
         return True
 
     def train_step(self, step: int) -> None:
         """Train one step on the model directory in the place of the step before, without evaluation."""
-        self._train_step(step)
-
-    def _train_step(self, step: int) -> None:
         torch.manual_seed(mix_seed(self.config.seed, step))
         model, teacher, parent, exemplars = self._models(step)
         images = self._views(step, model, exemplars)

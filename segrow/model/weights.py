@@ -271,23 +271,22 @@ def fill_whole(
     used: set[str] = set()
     lacking: list[str] = []
     for name, mine in model.state_dict().items():
-        theirs = tensors.get(source(name))
+        origin = source(name)
+        theirs = tensors.get(origin)
         if theirs is None:
             if name.rpartition(".")[2] not in MAY_LACK:
-                lacking.append(source(name))
+                lacking.append(origin)
             state[name] = mine
             continue
-        used.add(source(name))
+        used.add(origin)
         state[name] = part(name, theirs) if theirs.dim() else theirs
         if state[name].shape != mine.shape:
             raise UserError(
-                f"{path} does not fit {wanted}: {source(name)} is {tuple(theirs.shape)}, expected one for "
+                f"{path} does not fit {wanted}: {origin} is {tuple(theirs.shape)}, expected one for "
                 f"{tuple(mine.shape)}"
             )
         if theirs.is_floating_point() != mine.is_floating_point() or not theirs.isfinite().all():
-            raise UserError(
-                f"{path} holds no weights in {source(name)}: expected finite floating-point numbers"
-            )
+            raise UserError(f"{path} holds no weights in {origin}: expected finite floating-point numbers")
     if lacking:
         raise UserError(f"{path} does not fit {wanted}: it lacks {listed(lacking)}")
     if extra := [name for name in tensors if name not in used and not name.startswith(unused)]:
