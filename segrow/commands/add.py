@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..grow import AddOptions, Outcome, Plan, carry_out, plan_addition
 from ..grow.adopt import adopt
 from ..grow.gate import ENOUGH, FEW, Verdicts
-from ..grow.plan import AUTO, REMBG
+from ..grow.options import AUTO, REMBG
 from ..grow.step import rejected_folder
 from .parser import OneLineParser
 
@@ -49,14 +49,13 @@ def _from_elsewhere(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.exists():
         raise UserError(f"--out {out} is there already; give another place")
-    form = (args.arch, args.output_stride, _rates(args.rates))
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / out.name
+        alone = args.data is None and not args.dry_run
+        model = out if alone else Path(folder) / out.name
+        form = (args.arch, args.output_stride, _rates(args.rates))
         known = adopt(Path(args.origin), _listed(args.names), model, *form)
         if args.data is not None:
             return _teach_converted(model, args)
-        if not args.dry_run:
-            adopt(Path(args.origin), _listed(args.names), out, *form)
     verb = "would be" if args.dry_run else "is"
     print(f"{out} {verb} a model of {known} classes, from {args.origin}")
     return 0

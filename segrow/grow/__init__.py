@@ -1,9 +1,10 @@
-"""One more step on somebody's own images: `plan.py` decides, `step.py` trains, `gate.py` judges.
+"""One more step on somebody's own images.
 
-`adopt.py` makes a model directory of a network that was trained elsewhere, to start from.
+`options.py` says what is asked for, `plan.py` decides, `step.py` trains, `gate.py` judges. `adopt.py` makes a model directory of a network that was trained elsewhere, to start from.
 """
 
-from .plan import AddOptions, Plan, plan_addition
+from .options import AddOptions
+from .plan import Plan, plan_addition
 from .step import Outcome, add_classes, carry_out
 
 __all__ = ["AddOptions", "Outcome", "Plan", "add_classes", "carry_out", "plan_addition"]

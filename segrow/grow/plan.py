@@ -3,7 +3,6 @@
 Nothing is written here. `step.py` carries a plan out.
 """
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from ..config import MemoryConfig, RunConfig, TrainConfig
 from ..data import open_dataset
@@ -26,18 +24,11 @@ from ..model.segmenter import Segmenter
 from ..model.store import settle
 from ..recipes import published_settings
 from ..stored import data_names, find_model, load_with_method, step_of_run
+from .options import AUTO, BATCH, NONE, REMBG, UPDATES, AddOptions, check_options
 
-UPDATES = 300
-"""Least number of updates: 20 to 200 images in a batch of 8 are few updates an epoch."""
-BATCH = 8
-CROP = 16
-"""Least side of the training crops in pixels: one cell of the coarsest output stride."""
 HELD_OUT = 5
 """Every fifth image of a class is held out where --min-new asks for a measurement; every fifth exemplar for
 the gate."""
-AUTO, NONE = "auto", "none"
-REMBG = "u2netp"
-"""A small model for salient objects (4 MB), which rembg fetches once."""
 EXEMPLAR = "memory/"  # first part of the id of an exemplar, apart from ids of the new images
 
 # of the settings that a method was published with, those that do not depend on the size of its data
@@ -53,46 +44,6 @@ _PUBLISHED = (
     "scale",
     "flip",
 )
-
-
-@dataclass(frozen=True)
-class AddOptions:
-    """How a step is added.
-
-    Attributes:
-        out: The new model's directory; None: it takes the place of the model (of a run: `RUN/grown`).
-        check: Annotated images of old classes, for the gate.
-        exemplars: Folder of the data set that the model's memory is of; None: the memory is not used.
-        saliency: What makes saliency maps where there are none: an ONNX file, the name of a rembg model, auto
-            (rembg's REMBG where rembg is installed, else nothing) or none.
-        max_drop: Points of IoU that an old class may lose.
-        min_new: Points of IoU that a new class must reach on held-out images; None: any will do.
-        epochs: None: enough for UPDATES updates.
-        batch_size: None: BATCH, or all images when they are fewer.
-        views: Random views of an image that are kept.
-        lr: Of the new heads; None: as the method was published.
-        crop: Side of the training crops in pixels; None: as the model was trained.
-        seed: Of everything random.
-        workers: Loader processes.
-        device: auto, cpu or cuda.
-        allow_code: Import a method from outside segrow.
-    """
-
-    out: Path | None = None
-    check: Path | None = None
-    exemplars: Path | None = None
-    saliency: str = AUTO
-    max_drop: float = 1.0
-    min_new: float | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    views: int = 4
-    lr: float | None = None
-    crop: int | None = None
-    seed: int = 1
-    workers: int = 2
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    allow_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,8 +78,7 @@ class Plan:
         exemplars: Old images to replay.
         judged: Exemplars that are not replayed, for the gate looks at them: without --check every fifth.
         old_data: The data set that they are of.
-        salient: Where saliency maps come from: "folder", "made" or "none".
-        maker: Makes them.
+        maker: Makes saliency maps; None: they are the folder's, or the method needs none.
         config: The run.
         options: As asked for.
         notes: Sentences on what was chosen, and why.
@@ -146,7 +96,6 @@ class Plan:
     exemplars: tuple[Exemplar, ...]
     judged: tuple[Exemplar, ...]
     old_data: SegDataset | None
-    salient: Literal["folder", "made", "none"]
     maker: SaliencyMaker | None
     config: RunConfig
     options: AddOptions
@@ -161,6 +110,13 @@ class Plan:
     def step(self) -> int:
         """Index of the step."""
         return int(self.meta["step"]) + 1
+
+    @property
+    def salient(self) -> Literal["folder", "made", "none"]:
+        """Where saliency maps come from."""
+        if self.maker is not None:
+            return "made"
+        return "folder" if "saliency" in self.method.aux else "none"
 
     @property
     def updates(self) -> int:
@@ -185,7 +141,7 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
     folder = find_model(model)
     target = _target(model, folder, options.out)
     network, meta, method = load_with_method(folder, options.allow_code)
-    _check_options(options)
+    check_options(options)
     _check_classes(classes, meta, folder)
     dataset = open_given(data, "--data")
     present = dataset.presence("train")
@@ -200,10 +156,12 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
     judged = stored[::HELD_OUT] if options.check is None and len(stored) > 1 else ()
     exemplars = tuple(e for e in stored if e not in judged)
     method, more = _method(method, network)
-    salient, maker = _saliency(method, new, stored, old_data, options)
-    if salient == "none" and "saliency" in method.aux:
-        method, lacking = _without_saliency(method, new, options)
-        more.append(lacking)
+    maker = None
+    if "saliency" in method.aux and not _have_saliency(new, stored, old_data):
+        maker = _saliency_maker(options.saliency)
+        if maker is None:
+            method, lacking = _without_saliency(method, new, options)
+            more.append(lacking)
     config = _config(network, meta, method, len(new.ids), options)
     method.check(network, config.train.crop)
     check, remark = _check_images(options, meta, folder, bool(judged))
@@ -220,7 +178,6 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
         exemplars,
         judged,
         old_data,
-        salient,
         maker,
         config,
         options,
@@ -257,27 +214,6 @@ def _check_place(target: Path, what: str) -> None:
         raise UserError(f"{what} {target} cannot be made, for {above} is a file; give another --out")
     if not os.access(above, os.W_OK):
         raise UserError(f"{what} {target} cannot be made, for {above} is read only; give another --out")
-
-
-def _check_options(options: AddOptions) -> None:
-    for name, value in (("max-drop", options.max_drop), ("min-new", options.min_new)):
-        if value is not None and not 0 <= value <= 100:
-            raise UserError(f"--{name} should be points of IoU from 0 to 100, got {value}")
-    for name, number, least in (
-        ("epochs", options.epochs, 1),
-        ("views", options.views, 1),
-        ("batch-size", options.batch_size, 2),
-        ("crop", options.crop, CROP),
-        ("workers", options.workers, 0),
-        ("seed", options.seed, 0),
-    ):
-        if number is not None and number < least:
-            reason = ", which batch normalisation needs" if name == "batch-size" else ""
-            raise UserError(f"--{name} should be at least {least}{reason}, got {number}")
-    if options.lr is not None and not 0 < options.lr < math.inf:
-        raise UserError(f"--lr should be a number above 0, got {options.lr}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda, but torch sees no GPU; use --device cpu, or leave it out")
 
 
 def _check_classes(classes: Sequence[str], meta: Mapping[str, Any], folder: Path) -> None:
@@ -409,31 +345,28 @@ def _method(method: Method, network: Segmenter) -> tuple[Method, list[str]]:
     return method, notes
 
 
-def _saliency(
-    method: Method,
-    new: Images,
-    exemplars: Sequence[Exemplar],
-    old_data: SegDataset | None,
-    options: AddOptions,
-) -> tuple[Literal["folder", "made", "none"], SaliencyMaker | None]:
-    """Where the maps come from, and what makes them."""
-    if "saliency" not in method.aux:
-        return "none", None
+def _have_saliency(new: Images, exemplars: Sequence[Exemplar], old_data: SegDataset | None) -> bool:
+    """Whether every image has a saliency map; they are read then, for what is broken."""
     chosen = [(new.data, new.split, i) for i in new.ids]
     if old_data is not None:
         chosen += [(old_data, "train", e.image) for e in exemplars]
-    if all(data.saliency_path(split, i).is_file() for data, split, i in chosen):
-        for data, split, i in chosen:
-            data.saliency(split, i)  # checks that it can be read, and its size
-        return "folder", None
-    if options.saliency == NONE:
-        return "none", None
-    if options.saliency != AUTO:
-        return "made", SaliencyMaker(options.saliency)
+    if not all(data.saliency_path(split, i).is_file() for data, split, i in chosen):
+        return False
+    for data, split, i in chosen:
+        data.saliency(split, i)
+    return True
+
+
+def _saliency_maker(wanted: str) -> SaliencyMaker | None:
+    """What makes the maps that are lacking; None: nothing does, so there are none."""
+    if wanted == NONE:
+        return None
+    if wanted != AUTO:
+        return SaliencyMaker(wanted)
     try:
-        return "made", SaliencyMaker(REMBG)
+        return SaliencyMaker(REMBG)
     except UserError:  # not installed, or its weights cannot be fetched
-        return "none", None
+        return None
 
 
 def _without_saliency(method: Method, new: Images, options: AddOptions) -> tuple[Method, str]:

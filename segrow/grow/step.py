@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from ..config import RunPaths
-from ..data.base import Presence
+from ..data.base import Presence, SegDataset
 from ..data.given import Files, GivenDataset
 from ..data.saliency import write_map
 from ..engine.log import Display
@@ -32,15 +32,17 @@ from ..engine.setup import Prepared, make_fabric
 from ..engine.val_features import trunk_hash
 from ..errors import UserError
 from ..evaluate import eval_loader, image_matrices
-from ..memory import from_json, to_json
+from ..memory import Exemplar, from_json, to_json
 from ..methods.base import make_method
 from ..model.lineage import succeed
 from ..model.segmenter import Segmenter
 from ..model.store import load_model, read_record, save_model
 from ..scenario import IGNORE, Scenario, Step
 from ..stored import data_names
+from ..whole import encoded, write_whole
 from .gate import Matrices, Verdicts, judge_new, judge_old
-from .plan import EXEMPLAR, AddOptions, Images, Plan, plan_addition
+from .options import AddOptions
+from .plan import EXEMPLAR, Images, Plan, plan_addition
 
 _METHOD_STATE, _MEMORY = "method.safetensors", "memory.json"
 
@@ -103,9 +105,7 @@ def carry_out(plan: Plan, quiet: bool = False) -> Outcome:
         trained = _train(plan, work, data, display)
         after, record = load_model(trained)
         verdicts = _judge(plan, after, data, display)
-        extra = {_MEMORY: to_json(from_json(plan.folder / _MEMORY))}
-        if (trained / _METHOD_STATE).exists():
-            extra[_METHOD_STATE] = (trained / _METHOD_STATE).read_bytes()
+        extra = _extra(trained, from_json(plan.folder / _MEMORY))
         meta = _meta(plan, record, verdicts)
         if read_record(plan.folder)["hashes"] != plan.meta["hashes"]:
             raise UserError(f"{plan.folder} was changed while the step was trained; give the command again")
@@ -168,7 +168,7 @@ def _fingerprint(plan: Plan) -> str:
     files += [plan.new.data.mask_path(plan.new.split, i) for i in plan.new.ids]
     stamps = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     what = {
-        "model": read_record(plan.folder)["hashes"],
+        "model": plan.meta["hashes"],
         "classes": plan.classes,
         "config": asdict(plan.config),
         "method": [plan.method.name, plan.method.fields()],
@@ -190,25 +190,10 @@ def _gather(plan: Plan, work: Path, display: Display) -> GivenDataset:
         )
         for i in source.ids
     }
-    old, first = plan.old_data, len(source.data.class_names)
-    dtype = np.uint8 if source.data.ignore_id < 256 else np.uint16
     names = plan.meta["class_names"]
-    for number, exemplar in enumerate((*plan.exemplars, *plan.judged)):
-        if old is None:
-            break
-        table = np.zeros(65536, dtype)
-        table[old.ignore_id] = source.data.ignore_id
-        for raw, index in data_names(plan.meta, old.class_names).items():
-            if index in exemplar.classes:
-                table[raw] = first + index - 1
-        path = work / "masks" / f"{number}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(table[old.mask("train", exemplar.image)]).save(path)
-        files[EXEMPLAR + exemplar.image] = Files(
-            old.image_path("train", exemplar.image), path, old.saliency_path("train", exemplar.image)
-        )
+    if plan.old_data is not None:
+        files |= _exemplar_files(plan, plan.old_data, work / "masks")
     if plan.maker is not None:
-        (work / "saliency").mkdir(exist_ok=True)
         for number, (i, own) in enumerate(display.track(list(files.items()), "saliency maps", len(files))):
             path = work / "saliency" / f"{number}.png"
             if not path.exists():
@@ -216,6 +201,24 @@ def _gather(plan: Plan, work: Path, display: Display) -> GivenDataset:
             files[i] = own._replace(saliency=path)
     class_names = (*source.data.class_names, *(f"old {name}" for name in names[1:] if plan.exemplars))
     return GivenDataset(source.data.root, class_names, source.data.ignore_id, files)
+
+
+def _exemplar_files(plan: Plan, old: SegDataset, masks: Path) -> dict[str, Files]:
+    """Exemplars by their new ids; into `masks` are written the classes that each may show, as new values."""
+    files: dict[str, Files] = {}
+    new, there = plan.new.data, data_names(plan.meta, old.class_names)
+    for number, exemplar in enumerate((*plan.exemplars, *plan.judged)):
+        table = np.zeros(65536, np.uint8 if new.ignore_id < 256 else np.uint16)
+        table[old.ignore_id] = new.ignore_id
+        for raw, index in there.items():
+            if index in exemplar.classes:
+                table[raw] = len(new.class_names) + index - 1
+        path = masks / f"{number}.png"
+        write_whole(path, encoded(Image.fromarray(table[old.mask("train", exemplar.image)]), "PNG"))
+        files[EXEMPLAR + exemplar.image] = Files(
+            old.image_path("train", exemplar.image), path, old.saliency_path("train", exemplar.image)
+        )
+    return files
 
 
 # --- the step -----------------------------------------------------------------------------------------------
@@ -229,17 +232,20 @@ def _train(plan: Plan, work: Path, data: GivenDataset, display: Display) -> Path
     before = paths.model(plan.step - 1)
     if not before.exists():
         memory = [replace(e, image=EXEMPLAR + e.image) for e in plan.exemplars]
-        extra = {_MEMORY: to_json(memory)}
-        if (plan.folder / _METHOD_STATE).exists():
-            extra[_METHOD_STATE] = (plan.folder / _METHOD_STATE).read_bytes()
         meta = {"class_names": plan.meta["class_names"], "step": plan.step - 1}
-        save_model(plan.network, before, meta, extra)
+        save_model(plan.network, before, meta, _extra(plan.folder, memory))
     nothing = Presence((), np.zeros((0, len(data.class_names)), np.bool_))
     prepared = Prepared(data, scenario_of(plan, data), nothing, nothing)
     fabric, precision = make_fabric(plan.config.train)
     machine = Machine(fabric, precision, plan.config.train, plan.config.seed, work, display)
     Run(plan.config, plan.method, prepared, machine).train_step(plan.step)
     return paths.model(plan.step)
+
+
+def _extra(folder: Path, memory: Sequence[Exemplar]) -> dict[str, bytes]:
+    """What goes beside a model: a memory, and the method's state of the model in `folder`."""
+    state = folder / _METHOD_STATE
+    return {_MEMORY: to_json(memory), **({_METHOD_STATE: state.read_bytes()} if state.exists() else {})}
 
 
 def scenario_of(plan: Plan, data: GivenDataset) -> Scenario:
