@@ -1,6 +1,7 @@
 """One more step on somebody's own images.
 
-`options.py` says what is asked for, `plan.py` decides, `step.py` trains, `gate.py` judges. `adopt.py` makes a model directory of a network that was trained elsewhere, to start from.
+`options.py` says what is asked for, `plan.py` decides, `step.py` trains, `gate.py` judges. `adopt.py` makes
+a model directory of a network that was trained elsewhere, to start from.
 """
 
 from .options import AddOptions
