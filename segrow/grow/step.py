@@ -8,7 +8,6 @@ kill leaves behind: the same call then continues after the last finished epoch. 
 when the gate has passed, in one exchange of directories; until then not a byte of it changes.
 """
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from ..config import RunPaths
@@ -149,17 +149,14 @@ def _work_folder(plan: Plan) -> Iterator[Path]:
 def _alone(place: Path) -> Iterator[None]:
     """No other call works on this model; a lock that ends with the process, however it ends."""
     path = place.with_name(f".{place.name}.lock")
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"another segrow add works on {place}; wait for it, or give another --out"
-            ) from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    try:
+        with FileLock(path, timeout=0):
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+    except Timeout:
+        raise UserError(f"another segrow add works on {place}; wait for it, or give another --out") from None
 
 
 def _fingerprint(plan: Plan) -> str:
