@@ -161,6 +161,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "methods": _methods,
     "import-ssul": _import_ssul,
 }
+RESUMABLE = frozenset({"demo", "train", "add", "reproduce"})
+"""Commands that, given again, continue where they were stopped."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -176,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] == "--version":
         print(f"segrow {__version__}")
         return 0
-    return guarded(lambda: _dispatch(args))
+    return guarded(lambda: _dispatch(args), resumable=args[0] in RESUMABLE)
 
 
 def _dispatch(args: Sequence[str]) -> int:
@@ -186,8 +188,14 @@ def _dispatch(args: Sequence[str]) -> int:
     return command(args[1:])
 
 
-def guarded(command: Callable[[], int], name: str = "segrow") -> int:
-    """Run something; an error becomes a line on stderr, beginning with `name`, and an exit code."""
+def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = False) -> int:
+    """Run something; an error becomes a line on stderr and an exit code.
+
+    Args:
+        command: Gives an exit code.
+        name: Begins the line.
+        resumable: The command, given again, continues where it was stopped.
+    """
     try:
         return command()
     except SystemExit as stop:  # argparse, after --help
@@ -202,7 +210,8 @@ def guarded(command: Callable[[], int], name: str = "segrow") -> int:
         print(f"{name}: {error}; use a smaller learning rate, or --train.precision 32", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{name}: stopped; the same command continues from the last finished epoch", file=sys.stderr)
+        again = "; the same command continues from the last finished epoch" if resumable else ""
+        print(f"{name}: stopped{again}", file=sys.stderr)
         return 130
 
 
@@ -214,7 +223,7 @@ def seed_main(argv: Sequence[str] | None = None) -> int:
 
         return main(sys.argv[1:] if argv is None else argv)
 
-    return guarded(command, "main.py")
+    return guarded(command, "main.py", resumable=True)
 
 
 def seed_eval(argv: Sequence[str] | None = None) -> int:

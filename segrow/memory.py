@@ -1,13 +1,13 @@
 """Exemplars: which images of earlier steps stay, and which classes each may show (SSUL-M, METHODS 2)."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .errors import LeakError
+from .errors import LeakError, UserError
 from .scenario import IGNORE, UNKNOWN, Scenario
 
 
@@ -141,16 +141,26 @@ def to_json(exemplars: Sequence[Exemplar]) -> bytes:
 
 
 def from_json(path: Path) -> tuple[Exemplar, ...]:
-    """Exemplars of a memory.json; none when the file is absent (a step without memory)."""
-    if not path.exists():
-        return ()
-    return from_json_bytes(path.read_bytes())
+    """Exemplars of a memory.json; none when the file is absent (a step without memory).
+
+    Raises:
+        UserError: It holds something else.
+    """
+    return from_json_bytes(path.read_bytes(), str(path)) if path.exists() else ()
 
 
-def from_json_bytes(content: bytes) -> tuple[Exemplar, ...]:
-    """Exemplars of the content of a memory.json."""
-    stored: Mapping[str, list[dict[str, object]]] = json.loads(content)
-    return tuple(
-        Exemplar(str(e["image"]), int(str(e["step"])), tuple(e["classes"]))  # type: ignore[arg-type]
-        for e in stored["exemplars"]
-    )
+def from_json_bytes(content: bytes, where: str = "memory.json") -> tuple[Exemplar, ...]:
+    """Exemplars of the content of a memory.json.
+
+    Args:
+        content: Of the file.
+        where: The file, for the error.
+
+    Raises:
+        UserError: It holds something else.
+    """
+    try:
+        stored = json.loads(content)["exemplars"]
+        return tuple(Exemplar(str(e["image"]), int(e["step"]), tuple(e["classes"])) for e in stored)
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{where} is damaged; restore it, or train the step again") from None

@@ -79,7 +79,12 @@ class Segmentation:
 
         Args:
             alpha: Weight of the colour, 0..1.
+
+        Raises:
+            UserError: It is not.
         """
+        if not 0 <= alpha <= 1:
+            raise UserError(f"alpha is {alpha}, expected a number from 0 to 1")
         palette = voc_palette(max(256, len(self.classes)))
         return Image.fromarray(overlay(self.image, self.labels, palette, alpha))
 
@@ -182,7 +187,7 @@ class Predictor:
         novelty: The method's `novelty`; None: 1 - the best score.
 
     Raises:
-        UserError: A tile that is too small, or a device that is not there.
+        UserError: A tile that is too small, another precision, or a device that is not there.
         ValueError: Names and channels differ in number.
     """
 
@@ -200,8 +205,10 @@ class Predictor:
     ) -> None:
         if len(classes) != model.n_classes:
             raise ValueError(f"{len(classes)} class names for a model of {model.n_classes} classes")
-        if tile is not None and tile < 4 * STRIDE:
-            raise UserError(f"tile is {tile}, expected at least {4 * STRIDE} pixels")
+        if tile is not None and (not isinstance(tile, int) or tile < 4 * STRIDE):
+            raise UserError(f"tile is {tile}, expected a whole number of pixels, {4 * STRIDE} or more")
+        if precision not in ("32", "bf16"):
+            raise UserError(f'precision is {precision!r}, expected "32" or "bf16"')
         self.device = _device(device)
         self.model = fuse(model).to(self.device, torch.bfloat16 if precision == "bf16" else None)
         self.scores = scores
@@ -334,8 +341,10 @@ def _tent(n: int) -> Tensor:
 def _device(wanted: torch.device | str) -> torch.device:
     try:
         device = torch.device(wanted)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise UserError(f"device is {wanted}, expected cpu, cuda or cuda:N") from None
+    if device.type == "meta":
+        raise UserError(f"device is {wanted}, which holds no numbers; expected cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"device {wanted}, but torch sees no GPU; use cpu")
@@ -365,9 +374,9 @@ def as_rgb(image: Image_) -> Pixels:
             raise UserError(f"the picture cannot be decoded ({reason}); leave it out") from None
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+            kind, shape = str(image.dtype).removeprefix("torch."), tuple(image.shape)
             raise UserError(
-                f"got a tensor of {str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}, expected "
-                "uint8 (3, height, width); scale it to 0..255"
+                f"got a tensor of {kind} {shape}, expected uint8 (3, height, width); {_hint(kind, shape)}"
             )
         return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
     if not isinstance(image, np.ndarray):
@@ -376,8 +385,21 @@ def as_rgb(image: Image_) -> Pixels:
             " these"
         )
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        kind, shape = str(image.dtype), image.shape
         raise UserError(
-            f"got an array of {image.dtype} {image.shape}, expected uint8 (height, width, 3); convert it to"
-            " RGB."
+            f"got an array of {kind} {shape}, expected uint8 (height, width, 3); {_hint(kind, shape)}"
         )
-    return image
+    return image.copy()  # what was seen stays so when the caller fills its array anew
+
+
+def _hint(kind: str, shape: tuple[int, ...]) -> str:
+    """What makes an image of an array or a tensor that is none."""
+    if len(shape) == 4:
+        return "give a list of images, not a batch"
+    if 0 in shape:
+        return "leave it out"
+    if kind != "uint8":
+        return "scale it to 0..255 and make it uint8"
+    if len(shape) == 3 and 3 in (shape[0], shape[2]):
+        return "bring the colours to their place with permute or transpose"
+    return "convert it to RGB"

@@ -56,6 +56,8 @@ class Prediction:
 def find_images(names: Sequence[str], out: Path | None = None) -> list[Job]:
     """The images that files, folders (with what is below them) and patterns (`*`, `**`) name, each once.
 
+    Hidden files and folders are left out.
+
     Args:
         names: As on the command line.
         out: The folder of results: what a folder or pattern around it finds in it is left out.
@@ -86,7 +88,9 @@ def _jobs(name: str, out: Path | None) -> list[Job]:
         Job(file, file.relative_to(top))
         for file in files
         if file.suffix.lower() in SUFFIXES
-        and file.is_file()
+        and (file.is_file() or file.is_symlink())  # a link that leads nowhere is listed as unreadable
+        and not any(part.startswith(".") for part in file.relative_to(top).parts)
+        and not file.is_dir()
         and (out is None or not file.resolve().is_relative_to(out))
     ]
     if not found:
@@ -120,15 +124,18 @@ def predict_files(
 
     Raises:
         UserError: Before anything is written: two inputs have one result, a result would overwrite an input,
-            or the folder cannot be made.
+            a folder stands where one would be written, or the folder cannot be made. Later: a result cannot
+            be written.
     """
     endings = [".png"] + overlays * ["_overlay.jpg"] + unknown * ["_unknown.png"]
     targets = _targets(jobs, out, endings)
     palette = voc_palette(max(256, len(predictor.classes)))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be a folder ({error.strerror}); choose another --out.") from error
+    for folder in dict.fromkeys([out, *(target.parent for target in targets)]):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror
+            raise UserError(f"{folder} cannot be a folder ({reason}); choose another --out.") from error
     return (
         _one(predictor, job.image, target, palette, overlays, unknown)
         for job, target in zip(jobs, targets, strict=True)
@@ -147,13 +154,18 @@ def _one(
         seen = predictor(image)
     except UserError as error:
         return Prediction(image, None, None, {}, str(error))
-    write_prediction(seen.labels, target, palette)
     painted = _beside(target, "_overlay.jpg") if overlays else None
-    if painted is not None:
-        write_whole(painted, encoded(seen.overlay(), "JPEG", quality=92))
-    if unknown:
-        grey = np.rint(255 * seen.unknown).astype(np.uint8)
-        write_whole(_beside(target, "_unknown.png"), encoded(Image.fromarray(grey), "PNG"))
+    try:
+        write_prediction(seen.labels, target, palette)
+        if painted is not None:
+            write_whole(painted, encoded(seen.overlay(), "JPEG", quality=92))
+        if unknown:
+            grey = np.rint(255 * seen.unknown).astype(np.uint8)
+            write_whole(_beside(target, "_unknown.png"), encoded(Image.fromarray(grey), "PNG"))
+    except OSError as error:  # a full disk: the next image would not fit either
+        raise UserError(
+            f"{target} cannot be written ({error.strerror}); make room, or use another --out"
+        ) from None
     return Prediction(image, target, painted, seen.shares())
 
 
@@ -185,6 +197,10 @@ def _targets(jobs: Sequence[Job], out: Path, endings: Sequence[str]) -> list[Pat
     for job in jobs:
         target = out / job.place.with_suffix(".png")
         for file in (_beside(target, ending) for ending in endings):
+            if file.is_dir():
+                raise UserError(
+                    f"{file} is a folder, where a result would go; use another --out than {out}."
+                )
             if file.resolve() in inputs:
                 raise UserError(f"{file} would overwrite an input image; choose another --out than {out}.")
             if file in taken:

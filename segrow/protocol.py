@@ -362,6 +362,13 @@ def _drop(best: float | None, value: float | None) -> float | None:
 _NEEDED = ("step", "known", "matrix", "matrix_known")  # of every step's record
 
 
+def _whole_numbers(matrix: Any) -> bool:
+    """Whether it is a list of lists of counts."""
+    return isinstance(matrix, list) and all(
+        isinstance(row, list) and all(isinstance(n, int) and n >= 0 for n in row) for row in matrix
+    )
+
+
 def _check(results: Mapping[str, Any]) -> None:
     """Refuse results that would be counted wrongly without a sound."""
     version = results.get("format")
@@ -375,6 +382,8 @@ def _check(results: Mapping[str, Any]) -> None:
     if not isinstance(results.get("classes"), list):
         raise UserError("results lack classes; restore results.json, or run again.")
     for index, stored in enumerate(steps):
+        if not isinstance(stored, Mapping):
+            raise UserError(f"record {index} of results is no step; restore results.json, or run again.")
         lacking = [key for key in _NEEDED if key not in stored]
         if lacking:
             raise UserError(
@@ -385,13 +394,18 @@ def _check(results: Mapping[str, Any]) -> None:
     for index, stored in enumerate(steps, first):
         if stored["step"] != index:
             raise UserError(f"results have step {stored['step']} where step {index} was expected; run again.")
-        known = int(stored["known"])
-        if not learnt < known <= total:
+        known = stored["known"]
+        if not isinstance(known, int) or not learnt < known <= total:
             raise UserError(
                 f"step {index} knows {known} of {total} classes after {learnt}; each step must add some;"
                 " run again."
             )
         for key in ("matrix", "matrix_known"):
+            if not _whole_numbers(stored[key]):
+                raise UserError(
+                    f"step {index}: {key} holds something else than counts of pixels; restore results.json,"
+                    " or run again."
+                )
             widths = [len(row) for row in stored[key]]
             if widths != [known] * total:
                 raise UserError(

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -532,6 +533,22 @@ def test_a_mistake_is_one_line_and_changes_nothing(
     assert expected in only_line(capsys.readouterr().err)
     assert snapshot(model.parent) == before
     assert names_in(model.parent) == {"animals"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_drop": "a"}, "--max-drop should be points of IoU from 0 to 100, got a"),
+        ({"min_new": [1]}, "--min-new should be points"),
+        ({"epochs": 2.5}, "--epochs should be at least 1, got 2.5"),
+        ({"lr": "0.1"}, "--lr should be a number above 0, got 0.1"),
+        ({"device": "foo"}, "--device should be auto, cpu or cuda, got foo"),
+        ({"classes": [3]}, '"3" cannot be learnt'),
+    ],
+)
+def test_odd_values_in_python(model: Path, photos: Path, options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError, match=re.escape(expected)):
+        segrow.add_classes(model, photos, **{"classes": ["zebra"], **options})
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Predict: the label map is what the evaluation would count, at the image's own size, in safe files."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,9 @@ def test_a_pil_image_is_taken_as_its_file(tmp_path: Path) -> None:
         picture = Image.fromarray(wide.astype(np.int32) if mode == "I" else wide)
         assert picture.mode == mode
         assert (as_rgb(picture)[:, :, 0] == wide >> 8).all()
+    dark = np.arange(256, dtype=np.int32).reshape(16, 16)
+    assert (as_rgb(Image.fromarray(dark))[:, :, 1] == dark).all()  # 32 bits, values of 8
+    assert (as_rgb(Image.fromarray(dark.astype(np.uint16))) == 0).all()  # 16 bits, nearly black
     (tmp_path / "cut.png").write_bytes((tmp_path / "turned.png").read_bytes()[:300])
     with Image.open(tmp_path / "cut.png") as picture, pytest.raises(UserError, match="cannot be decoded"):
         as_rgb(picture)
@@ -348,6 +352,47 @@ def test_results_below_the_images_are_no_images(model: Segmenter, tmp_path: Path
         predict_files(Predictor(model, scores, NAMES), find_images([str(out)], out), out, overlays=False)
 
 
+def test_an_image_is_labelled_once(tmp_path: Path) -> None:
+    (image,) = folder(tmp_path / "in", ["a.jpg"])
+    (tmp_path / "link.jpg").symlink_to(image)
+    names = [image, tmp_path / "in" / ".." / "in" / "a.jpg", tmp_path / "in", tmp_path / "link.jpg"]
+    assert [job.image for job in find_images([str(name) for name in names])] == [image]
+
+
+def test_hidden_files_are_left_out_and_lost_links_are_listed(model: Segmenter, tmp_path: Path) -> None:
+    images = folder(tmp_path / "in", ["a.jpg", ".b.jpg"])
+    folder(tmp_path / "in" / ".cache", ["c.jpg"])
+    (tmp_path / "in" / "lost.jpg").symlink_to(tmp_path / "gone.jpg")
+    jobs = find_images([str(tmp_path / "in")])
+    assert [job.image for job in jobs] == [images[0], tmp_path / "in" / "lost.jpg"]
+    done = list(predict_files(Predictor(model, scores, NAMES), jobs, tmp_path / "out", overlays=False))
+    assert [d.problem for d in done] == ["", f"image {tmp_path / 'in' / 'lost.jpg'} is missing"]
+    assert len(find_images([str(images[1])])) == 1  # by name it is meant
+
+
+def test_what_cannot_be_written_is_one_line(
+    model: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(model, scores, NAMES)
+    images = folder(tmp_path / "in", ["a.jpg"])
+    (tmp_path / "one" / "a.png").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"a\.png is a folder, where a result would go"):
+        written(predictor, images, tmp_path / "one")
+    folder(tmp_path / "in" / "deep", ["b.jpg"])
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "deep").touch()
+    with pytest.raises(UserError, match=r"two/deep cannot be a folder \(File exists\)"):
+        predict_files(predictor, find_images([str(tmp_path / "in")]), tmp_path / "two", overlays=True)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match=r"a\.png cannot be written \(No space left on device\); make room"):
+        written(predictor, images, tmp_path / "three")
+    assert list((tmp_path / "three").iterdir()) == []
+
+
 def test_out_that_is_a_file(model: Segmenter, tmp_path: Path) -> None:
     images = folder(tmp_path, ["a.jpg"])
     with pytest.raises(UserError, match=r"a\.jpg cannot be a folder"):
@@ -404,9 +449,20 @@ def test_a_list_a_tensor_and_a_file_are_taken(model: Segmenter, tmp_path: Path) 
     assert predictor([]) == []
     pair = predictor((image, tensor))
     assert [(seen.labels == found[0].labels).all() for seen in pair] == [True, True]
-    for wrong in (tensor.float(), tensor[0], tensor.permute(1, 2, 0)):
-        with pytest.raises(UserError, match=r"got a tensor of .* expected uint8 \(3, height, width\)"):
+    for wrong, hint in (
+        (tensor.float(), "scale it to 0..255 and make it uint8"),
+        (tensor[0], "convert it to RGB"),
+        (tensor.permute(1, 2, 0), "bring the colours to their place"),
+        (tensor[None], "give a list of images"),
+        (tensor[:, :0], "leave it out"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"got a tensor of .* expected uint8 \(3, height, width\); {hint}"
+        ):
             as_rgb(wrong)
+        if wrong is not tensor[None]:
+            with pytest.raises(UserError, match=r"got an array of .* expected uint8 \(height, width, 3\); "):
+                as_rgb(np.moveaxis(wrong.numpy(), -1, 0))
 
 
 # --- tiles ------------------------------------------------------------------------------------------------
@@ -484,8 +540,32 @@ def test_tiles_weigh_less_towards_their_border() -> None:
 
 
 def test_a_tile_that_is_too_small(model: Segmenter) -> None:
-    with pytest.raises(UserError, match="tile is 32, expected at least 64 pixels"):
+    with pytest.raises(UserError, match="tile is 32, expected a whole number of pixels, 64 or more"):
         Predictor(model, scores, NAMES, tile=32)
+    for tile in ("a", 64.5):
+        with pytest.raises(UserError, match="expected a whole number of pixels"):
+            Predictor(model, scores, NAMES, tile=tile)  # type: ignore[arg-type]
+
+
+def test_what_is_asked_for_must_be_there(model: Segmenter) -> None:
+    with pytest.raises(UserError, match=r"precision is '16', expected \"32\" or \"bf16\""):
+        Predictor(model, scores, NAMES, precision="16")  # type: ignore[arg-type]
+    for device in ("meta", "gpu7", 1.5):
+        with pytest.raises(UserError, match=f"device is {device}"):
+            Predictor(model, scores, NAMES, device=device)  # type: ignore[arg-type]
+    seen = Predictor(model, scores, NAMES)(noise(20, 20))
+    assert seen.overlay(0.0).size == seen.overlay(1).size == (20, 20)
+    for alpha in (2, -1, float("nan")):
+        with pytest.raises(UserError, match=r"alpha is .*, expected a number from 0 to 1"):
+            seen.overlay(alpha)
+
+
+def test_a_result_outlives_the_array_it_was_made_of(model: Segmenter) -> None:
+    image = noise(40, 60).copy()
+    seen = Predictor(model, scores, NAMES)(image)
+    before = np.asarray(seen.overlay()).copy()
+    image[:] = 0  # a camera's buffer
+    assert (np.asarray(seen.overlay()) == before).all()
 
 
 def test_three_lines_are_enough(model: Segmenter, tmp_path: Path) -> None:
@@ -501,3 +581,5 @@ def test_three_lines_are_enough(model: Segmenter, tmp_path: Path) -> None:
     assert (seen.labels == same.labels).all()
     with pytest.raises(UserError, match="nowhere holds no model"):
         segrow.load("nowhere")
+    save_model(model, tmp_path / "whole", {**meta, "protocol": {"crop_val": False, "crop": 48}})
+    assert segrow.load(tmp_path / "whole").crop is None

@@ -1,5 +1,7 @@
 """`segrow report`: the page says what the results say, its pictures move, and it needs nothing else."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -8,11 +10,13 @@ from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import yaml
 from browser import PROGRAM, Browser
+from matplotlib import colormaps
 from PIL import Image
 from runs import build_tree, last_line, matrices, options, run_processes, start, weights
 from test_report import results
@@ -21,16 +25,18 @@ from segrow import cli
 from segrow.commands import pages
 from segrow.data import open_dataset
 from segrow.engine.folder import images_hash
+from segrow.errors import UserError
 from segrow.methods.base import make_method
 from segrow.model.store import load_model
 from segrow.palette import voc_palette
 from segrow.predict import Predictor
 from segrow.protocol import summarise
 from segrow.recipes import cell
+from segrow.report import export as export_module
 from segrow.report import gallery as gallery_module
 from segrow.report import page as page_module
-from segrow.report.charts import Chart, colours, line_chart, top_of
-from segrow.report.export import slug_of
+from segrow.report.charts import Axis, Chart, axis_of, colours, line_chart
+from segrow.report.export import slugs_of
 from segrow.report.findings import confusion, drift, warnings
 from segrow.report.gallery import (
     SEEN,
@@ -38,6 +44,7 @@ from segrow.report.gallery import (
     SIDE,
     THUMB,
     UNKNOWN_SIDE,
+    Gallery,
     choose,
     image_iou,
     label_png,
@@ -207,6 +214,66 @@ def test_finished_steps_are_not_drawn_again(
     assert steps == [1, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("damage", "again"),
+    [
+        (lambda p: (p / "0001.jpg").unlink(), [0, 1]),
+        (lambda p: (p / "0002.jpg").write_bytes((p / "0002.jpg").read_bytes()[:100]), [0, 1]),
+        (lambda p: (p / "pool.json").write_text('{"version": 2}'), [0, 1]),
+        (lambda p: (p / "pool.json").write_text("[1]"), [0, 1]),
+        (lambda p: (p / "step_00/0003.png").unlink(), [0]),
+        (lambda p: (p / "step_01/0003.jpg").write_bytes(b"x"), [1]),
+        (lambda p: (p / "step_01/exemplars.jpg").unlink(), [1]),
+        (lambda p: rewrite(p / "step_01/scores.json", scores=[0.5]), [1]),
+        (lambda p: (p / "step_01/scores.json").write_text('{"model": 1'), [1]),
+    ],
+)
+def test_damaged_pictures_are_drawn_again(
+    damage: Callable[[Path], None],
+    again: list[int],
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (one,) = read_runs([copy], "ssul")
+    first = stored_gallery(one)
+    before = {path: path.read_bytes() for path in (copy / "pictures").rglob("*.??g")}
+    damage(copy / "pictures")
+    with pytest.raises(UserError, match=r"pictures (from|of 1 of)"):
+        stored_gallery(one)
+    steps: list[int] = []
+    draw = gallery_module._draw_step
+    monkeypatch.setattr(gallery_module, "_draw_step", lambda *a: (steps.append(a[3]), draw(*a)))
+    assert gallery_module.update_gallery(one, None, 64, False) == first
+    assert steps == again
+    assert {path: path.read_bytes() for path in (copy / "pictures").rglob("*.??g")} == before
+
+
+def rewrite(path: Path, **change: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+
+
+def test_files_of_others_are_left_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    pictures = copy / "pictures"
+    (pictures / "pool.json").write_text("{}")
+    (pictures / "holiday.txt").write_text("precious")
+    there = sorted(pictures.rglob("*"))
+    assert cli.main(["report", str(copy)]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "pictures holds holiday.txt, which is no picture of a report; move it elsewhere" in said
+    assert sorted(pictures.rglob("*")) == there
+    shutil.rmtree(pictures)
+    pictures.mkdir()
+    (pictures / "0001.jpg").write_bytes(b"mine")
+    assert cli.main(["report", str(copy)]) == 0
+    assert "holds pictures that no report has made" in " ".join(capsys.readouterr().err.split())
+    assert (pictures / "0001.jpg").read_bytes() == b"mine"
+
+
 @pytest.mark.slow
 def test_of_two_processes_one_writes(root: Path, tmp_path: Path) -> None:
     program, written = tmp_path / "program.py", tmp_path / "written"
@@ -321,6 +388,113 @@ def test_cost_configuration_and_protocol(run: Path) -> None:
     assert "8 validation images after every step, centre crop of 32 pixels" in page.text
 
 
+def test_cost_in_its_units_and_as_parts_of_the_largest(tmp_path: Path) -> None:
+    stored = results(8)
+    for record, factor in zip(stored["steps"], (1, 4), strict=True):
+        record["cost"] = {
+            **record["cost"],
+            "iterations": 25 * factor,
+            "train_s": 30.0 * factor,
+            "stored_bytes": 50 * 2**20 * factor,
+            "trainable": 10**6 * factor,
+            "parameters": 2 * 10**6 * factor,
+        }
+    text = page_of([store(tmp_path / "run", stored)])
+    lines = {row[0]: row[1:] for row in Page(text).tables["cost"][1:]}
+    assert lines["0"] == ["25", "30.0", "1.5", "2", "1.00", "2.00", "50.0"]
+    assert lines["1"] == ["100", "120.0", "1.5", "2", "4.00", "8.00", "200.0"]
+    parts = [float(part) for part in re.findall(r"--part:([\d.]+)%", text)]
+    assert parts == [25, 25, 100, 100, 25, 25, 25, *[100] * 7]
+
+
+def test_thumbnails_are_of_images_and_of_exemplars(run: Path, root: Path) -> None:
+    (one,) = read_runs([run], "ssul")
+    kept = stored_gallery(one)
+    memory = json.loads((run / "steps" / "00" / "model" / "memory.json").read_text())["exemplars"]
+    picture = kept.exemplars(1)
+    assert picture is not None
+    row = np.asarray(Image.open(picture), dtype=float)
+    assert row.shape == (THUMB, len(memory) * THUMB, 3)
+    for k, exemplar in enumerate(memory):
+        with Image.open(root / "JPEGImages" / f"{exemplar['image']}.jpg") as photo:
+            side = min(photo.size)
+            left, top = (photo.width - side) // 2, (photo.height - side) // 2
+            square = photo.convert("RGB").crop((left, top, left + side, top + side))
+        expected = np.asarray(square.resize((THUMB, THUMB), Image.Resampling.LANCZOS), dtype=float)
+        assert np.abs(row[:, k * THUMB : (k + 1) * THUMB] - expected).mean() < 12  # JPEG
+    assert kept.exemplars(0) is None
+
+
+def test_exported_pictures_show_prediction_and_unknown_map(run: Path) -> None:
+    (one,) = read_runs([run], "ssul")
+    kept = stored_gallery(one)
+    above, below = export_module._rows(kept, 2, 2)
+    assert len(above) == len(below) == 4
+    for step in (0, 1):
+        photo = Image.open(kept.photo(2)).convert("RGBA")
+        painted = Image.alpha_composite(photo, Image.open(kept.labels(step, 2)).convert("RGBA"))
+        assert (np.asarray(above[2 + step]) == np.asarray(painted)).all()
+        grey = np.asarray(Image.open(kept.unknown(step, 2)).convert("RGB"))
+        assert (np.asarray(below[2 + step]) == grey).all()
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(svg: Path, title: str) -> list[float]:
+    """Values of the first line in the panel of that title, read from where its points are drawn."""
+    tree = ElementTree.parse(svg)
+    panels = [
+        g
+        for g in tree.iter(f"{SVG}g")
+        if g.get("id", "").startswith("axes_") and title in [t.text for t in g.iter(f"{SVG}text")]
+    ]
+    groups = {g.get("id", ""): g for g in panels[0].iter(f"{SVG}g")}
+    ticks = {}
+    first = next(g for g in tree.iter(f"{SVG}g") if g.get("id") == "axes_1")  # the axis is shared
+    for g in first.iter(f"{SVG}g"):
+        if g.get("id", "").startswith("ytick_"):
+            (use,), (text,) = list(g.iter(f"{SVG}use"))[-1:], list(g.iter(f"{SVG}text"))
+            ticks[float((text.text or "").replace("\N{MINUS SIGN}", "-"))] = float(use.get("y", "nan"))
+    (low, y_low), (high, y_high) = min(ticks.items()), max(ticks.items())
+    path = next(
+        p
+        for name, g in groups.items()
+        if name.startswith("line2d_")
+        for p in g.findall(f"{SVG}path")
+        if "stroke-width: 1.6" in p.get("style", "")
+    )
+    heights = [float(y) for _, y in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", path.get("d", ""))]
+    return [low + (y - y_low) / (y_high - y_low) * (high - low) for y in heights]
+
+
+def test_exported_curves_and_heat_map_hold_the_numbers(tmp_path: Path) -> None:
+    stored = results(3)
+    write_report([store(tmp_path / "run", stored)], tmp_path / "x.html", pool=0)
+    steps = summarise(stored, "ssul")["steps"]
+    figures = tmp_path / "x_figures"
+    for key in ("old", "all"):
+        values = [100 * step[key] for step in steps]
+        assert drawn(figures / "miou.svg", key) == pytest.approx(values, abs=0.5)
+    lost = drawn(figures / "drift.svg", "old classes taken for background")
+    assert lost == pytest.approx([70], abs=0.5)
+    image = next(ElementTree.parse(figures / "iou-run.svg").iter(f"{SVG}image"))
+    content = image.get("{http://www.w3.org/1999/xlink}href", "").split(",", 1)[1]
+    cells = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"), dtype=int)[
+        ::-1
+    ]  # the file has the lowest row first
+    names = list(steps[-1]["per_class"])
+    height, width = cells.shape[0] / len(names), cells.shape[1] / len(steps)
+    for row, name in enumerate(names):
+        for column, step in enumerate(steps):
+            value = step["per_class"].get(name)
+            if value is None:
+                continue
+            expected = np.array(colormaps["viridis"](value)[:3]) * 255
+            got = cells[int((row + 0.5) * height), int((column + 0.5) * width)]
+            assert np.abs(got - expected).max() < 6, (name, step["step"])
+
+
 def test_csv_holds_the_numbers(run: Path) -> None:
     stored = json.loads((run / "results.json").read_text())
     last = summarise(stored, "ssul")["steps"][-1]
@@ -425,6 +599,46 @@ def test_runs_tested_on_other_images_are_not_averaged_and_named(
     assert "not comparable" not in page_of(folders[:2])
 
 
+def test_runs_trained_on_other_images_are_not_averaged(tmp_path: Path) -> None:
+    folders = []
+    for k, name in enumerate("abcd"):
+        stored = {**results(8), "training": {"images": 250, "images_hash": "few" if name > "b" else "all"}}
+        folders.append(store(tmp_path / name, stored, seed=k))
+    groups = group_runs(read_runs(folders, "ssul"))
+    assert [[run.name for run in group.runs] for group in groups] == [["a", "b"], ["c", "d"]]
+    assert groups[1].label == "ssul, training.images_hash few (2 runs)"
+
+
+def test_train_stores_on_which_images(run: Path, root: Path) -> None:
+    ids = (root / "ImageSets/Segmentation/train_aug.txt").read_text().split()
+    stored = json.loads((run / "results.json").read_text())["training"]
+    assert stored == {"images": len(ids), "images_hash": images_hash(tuple(ids))}
+
+
+def test_a_copy_of_a_run_repeats_nothing(tmp_path: Path) -> None:
+    folders = [
+        store(tmp_path / "a", results(8)),
+        store(tmp_path / "b", results(7), seed=2),
+        store(tmp_path / "again", results(8)),
+    ]
+    groups = group_runs(read_runs(folders, "ssul"))
+    assert [[run.name for run in group.runs] for group in groups] == [["a", "b"], ["again"]]
+
+
+def test_whether_views_fit_a_budget_tells_experiments_apart(tmp_path: Path) -> None:
+    train = {**CONFIG["train"], "feature_budget": 0}
+    folders = [store(tmp_path / "a", results(8)), store(tmp_path / "b", results(8), seed=2, train=train)]
+    assert len(group_runs(read_runs(folders, "ssul"))) == 2
+
+
+def test_other_classes_are_named(tmp_path: Path) -> None:
+    other = {**results(8), "classes": ["background", "cat", "dog", "horse"]}
+    other["steps"][1]["classes"] = ["dog", "horse"]
+    folders = [store(tmp_path / "a", results(8)), store(tmp_path / "b", other)]
+    assert "learns other classes than a: not comparable (b)" in " ".join(Page(page_of(folders)).text.split())
+    assert "other classes than" not in page_of(folders[:1])
+
+
 def test_another_crop_is_another_experiment(tmp_path: Path) -> None:
     whole = results(8)
     whole["evaluation"]["crop_val"] = False
@@ -445,7 +659,27 @@ def test_the_band_of_a_chart_is_mean_plus_and_minus_the_deviation() -> None:
     assert above == pytest.approx(height["0"] - (0.5 + std) * per_unit, abs=0.02)
     assert below == pytest.approx(height["0"] - (0.5 - std) * per_unit, abs=0.02)
     assert "± 14.1" in line.marks[0].says
-    assert top_of([("a", values)]) == 0.8
+    assert axis_of([("a", values)]) == Axis(0.0, 0.8)
+
+
+def test_negative_forgetting_stands_below_zero(tmp_path: Path) -> None:
+    values = [spread([0.1]), spread([-0.3])]
+    assert axis_of([("a", values)]) == Axis(-0.4, 0.4)
+    chart = line_chart("x", [("a", values)], 2, axis_of([("a", values)]))
+    height = {label: y for y, label in chart.y_ticks}
+    assert list(height) == ["-40", "-20", "0", "20", "40"]
+    (line,) = chart.lines
+    part = (height["-40"] - height["0"]) / 0.4
+    assert [mark.y for mark in line.marks] == pytest.approx(
+        [height["0"] - 0.1 * part, height["0"] + 0.3 * part]
+    )
+    stored = results(8)  # cat is better after step 1 than it was after step 0
+    stored["steps"][0]["matrix"][1] = [6, 4]
+    folder = store(tmp_path / "run", stored)
+    assert "-30.4 %</title>" in page_of([folder])
+    write_report([folder], tmp_path / "x.html", pool=0)
+    heights = drawn(tmp_path / "x_figures" / "miou.svg", "forgetting")
+    assert heights == pytest.approx([-30.4], abs=0.5)
 
 
 # --- names and mistakes -------------------------------------------------------------------------------------
@@ -468,7 +702,25 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     for name in (EVIL, "a</script>b", "<cow>", "a & <b>", f"remark {EVIL}", problem):
         assert name in page.text
     assert f'title="{EVIL.replace("&", "&amp;")}' not in text
-    assert slug_of("a & <b>/../c") == "a_b_.._c"
+    assert slugs_of(["a & <b>/../c"]) == ["a_b_.._c"]
+
+
+def test_each_run_has_files_of_its_own(tmp_path: Path) -> None:
+    assert slugs_of(["a b", "a_b", "A_B", "a_b_2"]) == ["a_b", "a_b_2", "A_B_3", "a_b_2_2"]
+    folders = [store(tmp_path / name, results(n), seed=n) for n, name in ((8, "a b"), (2, "a_b"))]
+    write_report(folders, tmp_path / "x.html", pool=0)
+    for slug, n in (("a_b", 8), ("a_b_2", 2)):
+        lines = (tmp_path / "x_figures" / f"confusion-{slug}.csv").read_text().splitlines()
+        assert f"1,cat,cat,{n}" in lines
+
+
+def test_figures_of_a_run_that_is_not_shown_go_away(tmp_path: Path) -> None:
+    folders = [store(tmp_path / name, results(8), seed=k) for k, name in enumerate("ab")]
+    write_report(folders, tmp_path / "x.html", pool=0)
+    (tmp_path / "x_figures" / "notes.txt").write_text("mine")
+    write_report(folders[1:], tmp_path / "x.html", pool=0)
+    there = {path.stem for path in (tmp_path / "x_figures").iterdir()}
+    assert there == {"miou", "drift", "iou-b", "confusion-b", "cost-b", "notes"}
 
 
 @pytest.mark.parametrize(
@@ -512,8 +764,51 @@ def test_a_step_that_lacks_something_is_one_line(
     for command in commands:
         assert cli.main([command, str(folder)]) == 2
         said = capsys.readouterr().err
-        assert f"1 of results lacks {lost};" in said or f"step 1 lacks {lost};" in said
+        assert f"1 of results lacks {lost};" in said or f"step 1 in results.json lacks {lost};" in said
         assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "expected"),
+    [
+        ("config.yaml", lambda c: {"a": 1}, "config.yaml lacks data, task, setting, seed;"),
+        ("config.yaml", lambda c: {**c, "data": "voc"}, "config.yaml holds data = 'voc';"),
+        ("config.yaml", lambda c: {**c, "data": {}}, "data in config.yaml lacks name;"),
+        ("results.json", lambda r: {**r, "evaluation": None}, "results.json holds evaluation = 'None';"),
+        ("results.json", lambda r: {**r, "evaluation": {}}, "evaluation in results.json lacks images, crop,"),
+        ("results.json", lambda r: {**r, "steps": [3]}, "record 0 of results is no step;"),
+        ("results.json", lambda r: with_step(r, cost=None), "step 1 in results.json holds cost = 'None';"),
+        ("results.json", lambda r: with_step(r, known="3"), "step 1 knows 3 of 4 classes"),
+        ("results.json", lambda r: with_step(r, matrix=[["x"] * 4] * 4), "matrix holds something else than"),
+        ("results.json", lambda r: with_step(r, matrix=[[-1] * 4] * 4), "matrix holds something else than"),
+        ("results.json", lambda r: with_step(r, matrix=None), "matrix holds something else than"),
+        ("steps/00/model/memory.json", lambda _: {}, "memory.json is damaged;"),
+        ("steps/00/model/memory.json", lambda _: {"exemplars": [1]}, "memory.json is damaged;"),
+    ],
+)
+def test_a_damaged_file_is_one_line(
+    file: str,
+    change: Callable[[Any], Any],
+    expected: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stored = results(8)
+    stored["steps"][1]["exemplars"] = 2
+    folder = store(tmp_path / "run", stored)
+    path = folder / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = change(yaml.safe_load(path.read_text()) if path.exists() else None)
+    path.write_text(yaml.safe_dump(content) if path.suffix == ".yaml" else json.dumps(content))
+    assert cli.main(["report", str(folder), "--images", "0"]) == 2
+    said = capsys.readouterr().err
+    assert expected in last_line(said)
+    assert "Traceback" not in said
+
+
+def with_step(stored: dict[str, Any], **change: Any) -> dict[str, Any]:
+    """With another step 1."""
+    return {**stored, "steps": [stored["steps"][0], {**stored["steps"][1], **change}]}
 
 
 def test_the_command_writes_beside_the_run_or_where_it_is_told(
@@ -571,7 +866,7 @@ def test_without_data_the_page_says_so(run: Path, tmp_path: Path) -> None:
     shutil.rmtree(copy / "pictures")
     write_report([copy], tmp_path / "x.html")
     page = Page((tmp_path / "x.html").read_text())
-    assert "copy: --data.root /gone is no folder" in page.text
+    assert "copy: its data were in /gone, which is not there; give --data.root DIR" in page.text
     assert "so there are no pictures of it" in page.text
     assert not page.pictures
     assert page.tables["headline"][1][0] == "copy"
@@ -652,6 +947,8 @@ def test_a_class_never_predicted_is_remarked_on() -> None:
     stored["steps"][1]["matrix"] = matrix.tolist()
     found = warned(stored)
     assert found == {"never predicted": ["<cow>: no pixel is given this class after step 1"]}
+    stored["steps"][1]["matrix"] = results(0)["steps"][1]["matrix"]
+    assert list(warned(stored)) == ["collapsed"]  # cat, which was learnt once: one sentence, not two
 
 
 def test_a_collapsed_class_is_remarked_on() -> None:
@@ -669,7 +966,7 @@ def test_a_collapsed_class_is_remarked_on() -> None:
 def test_an_unfinished_run_is_remarked_on() -> None:
     stored = healthy()
     del stored["steps"][1]
-    assert warned(stored)["unfinished"] == ["1 of 3 classes are taught after 1 steps"]
+    assert warned(stored)["unfinished"] == ["1 of 3 classes are taught after step 0"]
 
 
 def test_warnings_stand_on_the_page_once(tmp_path: Path) -> None:
@@ -734,8 +1031,23 @@ def test_the_published_value_stands_beside(tmp_path: Path) -> None:
     other = Page(page_of([folder], "mib"))
     assert other.tables["headline"][1][-1] == f"{known.published:.1f}*"
     assert "counted as ssul, so not comparable" in other.text
-    short = Page(page_of([store(tmp_path / "short", as_voc(results(8, steps=1)))]))
-    assert "which this run has not reached" in short.text
+    short = store(tmp_path / "short", as_voc(results(8, steps=1)), seed=2)
+    for folders in ([short], [folder, short], [short, folder]):
+        page = Page(page_of(folders))
+        assert page.tables["headline"][1][-1] == f"{known.published:.1f}*"
+        assert "after the last step, which is not reached here" in page.text
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_nothing_is_published_for_a_mean_over_class_orders(tmp_path: Path, first: int) -> None:
+    shuffled = {**as_voc(results(8)), "classes": ["background", "dog", "cat", "<cow>"]}
+    folders = [
+        store(tmp_path / "own", as_voc(results(8))),
+        store(tmp_path / "other", shuffled, data={**CONFIG["data"], "order_seed": 3}),
+    ]
+    page = Page(page_of(folders[::-1] if first else folders))
+    assert page.tables["headline"][1][0] == "ssul (2 runs)"
+    assert "published all" not in page.tables["headline"][0]
 
 
 def test_nothing_is_published_for_other_experiments(tmp_path: Path) -> None:
@@ -775,6 +1087,21 @@ def test_the_worst_are_shown_and_those_that_lost_most() -> None:
     assert chosen[9] == "lost most" or 9 in worst
     assert chosen[int(np.nanargmax([np.nan if v is None else v for v in scores[1]]))] == "the best"
     assert 5 not in chosen
+
+
+def test_of_several_runs_the_mean_decides(tmp_path: Path) -> None:
+    runs = read_runs([store(tmp_path / n, results(8), method={"name": n}) for n in "ab"], "ssul")
+    names = tuple(f"i{k}" for k in range(20))
+    rng = np.random.default_rng(0)
+    scores = [rng.uniform(0, 1, (2, 20)) for _ in runs]
+    galleries = {
+        run.name: Gallery(run.folder, names, 20, (), tuple(tuple(map(float, row)) for row in values))
+        for run, values in zip(runs, scores, strict=True)
+    }
+    _, chosen = page_module._chosen(Pictures(galleries), runs)
+    mean = np.mean(scores, axis=0)[1]
+    worst = [k for k, why in chosen if why == "among the worst"]
+    assert worst == np.argsort(mean)[:4].tolist() != np.argsort(scores[0][1])[:4].tolist()
 
 
 def test_few_images_are_all_shown_once() -> None:
@@ -854,7 +1181,6 @@ def large(folder: Path, classes: int = 21, steps: int = 11, pool: int = 8) -> Pa
         "of": pool,
         "classes": names,
     }
-    (pictures / "pool.json").write_text(json.dumps(about))
     coarse = rng.integers(0, 256, (pool, 40, 54, 3)).astype(np.uint8)
     for k in range(pool):
         photo = Image.fromarray(coarse[k]).resize(_size(SIDE), Image.Resampling.BICUBIC)
@@ -863,6 +1189,7 @@ def large(folder: Path, classes: int = 21, steps: int = 11, pool: int = 8) -> Pa
         )
         Image.fromarray(noisy).save(pictures / f"{k:04d}.jpg", quality=85)
         (pictures / f"{k:04d}.png").write_bytes(blobs(rng, classes))
+    gallery_module._close(pictures, "pool.json", about)
     for step in range(steps):
         target = pictures / f"step_{step:02d}"
         target.mkdir()
@@ -874,8 +1201,7 @@ def large(folder: Path, classes: int = 21, steps: int = 11, pool: int = 8) -> Pa
             grey.save(target / f"{k:04d}.jpg", quality=75)
         row = Image.fromarray(coarse[0]).resize((SEEN * THUMB, THUMB))
         row.save(target / "seen.jpg", quality=80)
-        scores = {"model": "x", "scores": rng.random(pool).tolist()}
-        (target / "scores.json").write_text(json.dumps(scores))
+        gallery_module._close(target, "scores.json", {"model": "x", "scores": rng.random(pool).tolist()})
     return folder
 
 
@@ -1003,6 +1329,16 @@ def test_no_width_scrolls_sideways(opened: Callable[..., Browser], width: int) -
     assert page.value("document.documentElement.scrollWidth") <= width
     assert page.value("window.innerWidth") == width
     assert page.value("document.querySelector('#headline thead').offsetHeight") < 60  # no word is broken up
+    # every number of the result is on the screen, and what a class was taken for is in words
+    cells = "[...document.querySelectorAll('#headline td')].map(c => c.getBoundingClientRect().right)"
+    assert all(right <= width for right in page.value(cells))
+    words = "[...document.querySelectorAll('.words')].filter(w => w.offsetParent).map(w => w.innerText)"
+    if width < 500:
+        assert any(re.search(r"background \d+ %", said) for said in page.value(words))
+        label = "getComputedStyle(document.querySelector('#headline td.main'), '::before').content"
+        assert "all" in page.value(label)
+    else:
+        assert page.value(words) == []
 
 
 @browser

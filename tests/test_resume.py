@@ -25,6 +25,7 @@ from runs import (
     weights,
 )
 
+from segrow import cli
 from segrow.data import loader
 from segrow.engine.checkpoint import Checkpoint
 from segrow.engine.folder import META
@@ -133,6 +134,14 @@ def test_ctrl_c_is_one_line(root: Path, tmp_path: Path, capsys: pytest.CaptureFi
         Stopper(patch, Checkpoint, "save", 1, True)
         assert start(root, tmp_path / "run") == 130
     assert "the same command continues" in last_line(capsys.readouterr().err)
+
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(cli.COMMANDS, "predict", interrupted)
+        assert cli.main(["predict"]) == 130
+    assert last_line(capsys.readouterr().err) == "segrow: stopped"  # from the first image
 
 
 def test_a_complete_run_is_only_printed(

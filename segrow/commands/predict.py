@@ -16,7 +16,8 @@ def main(argv: Sequence[str]) -> int:
     parser = OneLineParser(
         prog="segrow predict",
         description="Label maps (PNG whose pixel value is the class index, with a palette) and overlays. "
-        "Sub-folders are kept; what cannot be read is skipped and listed at the end (exit code 1).",
+        "Sub-folders are kept, hidden files left out; what cannot be read is skipped and listed at the end "
+        "(exit code 1). Results that are there already are replaced.",
         epilog='Example: segrow predict runs/ssul photos/ "more/**/*.jpg" --out predictions',
     )
     parser.add_argument(

@@ -52,7 +52,7 @@ def open_image(path: Path) -> Image.Image:
     """An image as RGB, decoded, for those who resize it with PIL.
 
     The EXIF orientation is applied; grey, palette and CMYK become RGB, alpha is dropped, of 16-bit values
-    the upper eight bits are kept.
+    the upper eight bits are kept; of 32-bit ones that stay below 256 all.
 
     Raises:
         UserError: A file that is missing or cannot be decoded.
@@ -66,7 +66,10 @@ def as_upright_rgb(image: Image.Image) -> Image.Image:
     turn = UPRIGHT.get(_orientation(image))
     if image.mode in GREY_16:
         # PIL's own conversion would clip at 255 instead of scaling
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        values = np.asarray(image).astype(np.int64)
+        if image.mode != "I" or values.max(initial=0) > 255:  # 32 bits may hold values of 8
+            values >>= 8
+        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
     elif image.mode == "P":
         image = image.convert("RGBA")
     image.load()

@@ -24,6 +24,7 @@ def empty_results(config: RunConfig, method: Method, scenario: Scenario, val: Pr
         "memory": config.memory.size,
         "seed": config.seed,
         "classes": list(scenario.classes),
+        "training": {"images": len(scenario.ids), "images_hash": images_hash(scenario.ids)},
         "evaluation": {
             "crop_val": config.train.crop_val,
             "crop": config.train.crop,

@@ -66,7 +66,7 @@ def check_options(options: AddOptions) -> None:
         UserError: For the first number out of its range, or a GPU that is not there.
     """
     for name, value in (("max-drop", options.max_drop), ("min-new", options.min_new)):
-        if value is not None and not 0 <= value <= 100:
+        if value is not None and not (_is_number(value) and 0 <= value <= 100):
             raise UserError(f"--{name} should be points of IoU from 0 to 100, got {value}")
     for name, number, least in (
         ("epochs", options.epochs, 1),
@@ -76,10 +76,16 @@ def check_options(options: AddOptions) -> None:
         ("workers", options.workers, 0),
         ("seed", options.seed, 0),
     ):
-        if number is not None and number < least:
+        if number is not None and (not isinstance(number, int) or number < least):
             reason = ", which batch normalisation needs" if name == "batch-size" else ""
             raise UserError(f"--{name} should be at least {least}{reason}, got {number}")
-    if options.lr is not None and not 0 < options.lr < math.inf:
+    if options.lr is not None and not (_is_number(options.lr) and 0 < options.lr < math.inf):
         raise UserError(f"--lr should be a number above 0, got {options.lr}")
+    if options.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device should be auto, cpu or cuda, got {options.device}")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but torch sees no GPU; use --device cpu, or leave it out")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)

@@ -221,7 +221,7 @@ def _check_classes(classes: Sequence[str], meta: Mapping[str, Any], folder: Path
         raise UserError("--classes is empty; name at least one class to learn")
     names = list(meta["class_names"])
     for name in classes:
-        if name == names[0] or not name:
+        if not isinstance(name, str) or name == names[0] or not name:
             raise UserError(f'"{name}" cannot be learnt; name classes of the folder, such as --classes zebra')
         if name in names:
             raise UserError(

@@ -62,33 +62,47 @@ class Cell(NamedTuple):
     taught: bool
 
 
+class Axis(NamedTuple):
+    """Ends of a y axis, as fractions."""
+
+    low: float
+    high: float
+
+
+WHOLE = Axis(0.0, 1.0)
 Series = Sequence[tuple[str, Sequence[Spread]]]
+_ROUND = (0.08, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
-def line_chart(heading: str, series: Series, n_steps: int, top: float = 1.0) -> Chart:
+def line_chart(heading: str, series: Series, n_steps: int, axis: Axis = WHOLE) -> Chart:
     """Fractions per step as lines.
 
     Args:
         heading: Of the chart.
         series: Name of each line, and mean and deviation after each step.
         n_steps: Steps on the x axis.
-        top: Largest value of the y axis.
+        axis: Ends of the y axis.
     """
     every = max(1, -(-n_steps // 12))
     x_ticks = tuple((_x(step, n_steps), str(step)) for step in range(0, n_steps, every))
-    y_ticks = tuple((_y(top * k / 4, top), f"{100 * top * k / 4:g}") for k in range(5))
+    values_at = [axis.low + (axis.high - axis.low) * k / 4 for k in range(5)]
+    y_ticks = tuple((_y(value, axis), f"{round(100 * value, 6):g}") for value in values_at)
     lines = tuple(
-        _line(name, index % COLOURS, values, n_steps, top) for index, (name, values) in enumerate(series)
+        _line(name, index % COLOURS, values, n_steps, axis) for index, (name, values) in enumerate(series)
     )
     return Chart(heading, x_ticks, y_ticks, lines)
 
 
-def top_of(series: Series) -> float:
-    """The least of a few round fractions that all values stay below."""
-    largest = max(
-        (v.mean + (v.std or 0.0) for _, values in series for v in values if v.mean is not None), default=0
-    )
-    return next((top for top in (0.08, 0.2, 0.4, 0.6, 0.8) if largest <= top), 1.0)
+def axis_of(*every: Series) -> Axis:
+    """From 0, or where values are below it from as far below, to a round fraction that all stay under."""
+    there = [v for series in every for _, values in series for v in values if v.mean is not None]
+    highest = max((v.mean + (v.std or 0.0) for v in there if v.mean is not None), default=0.0)
+    lowest = min((v.mean - (v.std or 0.0) for v in there if v.mean is not None), default=0.0)
+    high = next(round for round in _ROUND if highest <= round or round == 1)
+    if all(v.mean >= 0 for v in there if v.mean is not None):
+        return Axis(0.0, high)
+    low = next(round for round in _ROUND if -lowest <= round or round == 1)
+    return Axis(-max(low, high), max(low, high))
 
 
 def _x(step: int, n_steps: int) -> float:
@@ -97,11 +111,12 @@ def _x(step: int, n_steps: int) -> float:
     return round(LEFT + inside * share, 2)
 
 
-def _y(value: float, top: float) -> float:
-    return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - min(max(value / top, 0.0), 1.0)), 2)
+def _y(value: float, axis: Axis) -> float:
+    share = (value - axis.low) / (axis.high - axis.low)
+    return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - min(max(share, 0.0), 1.0)), 2)
 
 
-def _line(name: str, colour: int, values: Sequence[Spread], n_steps: int, top: float) -> Line:
+def _line(name: str, colour: int, values: Sequence[Spread], n_steps: int, axis: Axis) -> Line:
     parts: list[list[tuple[int, float, float]]] = [[]]
     marks = []
     for step, (mean, std, _) in enumerate(values):
@@ -111,18 +126,18 @@ def _line(name: str, colour: int, values: Sequence[Spread], n_steps: int, top: f
         parts[-1].append((step, mean, std or 0.0))
         says = f"{name}, step {step}: {percent(mean)} %"
         marks.append(
-            Mark(_x(step, n_steps), _y(mean, top), says if std is None else f"{says} ± {percent(std)}")
+            Mark(_x(step, n_steps), _y(mean, axis), says if std is None else f"{says} ± {percent(std)}")
         )
     parts = [part for part in parts if part]
     deviates = any(std is not None for _, std, _ in values)
-    paths = tuple(" ".join(f"{_x(s, n_steps)},{_y(mean, top)}" for s, mean, _ in part) for part in parts)
-    bands = tuple(_band(part, n_steps, top) for part in parts if deviates)
+    paths = tuple(" ".join(f"{_x(s, n_steps)},{_y(mean, axis)}" for s, mean, _ in part) for part in parts)
+    bands = tuple(_band(part, n_steps, axis) for part in parts if deviates)
     return Line(name, colour, paths, bands, tuple(marks))
 
 
-def _band(part: Sequence[tuple[int, float, float]], n_steps: int, top: float) -> str:
-    above = [f"{_x(s, n_steps)},{_y(mean + std, top)}" for s, mean, std in part]
-    below = [f"{_x(s, n_steps)},{_y(mean - std, top)}" for s, mean, std in reversed(part)]
+def _band(part: Sequence[tuple[int, float, float]], n_steps: int, axis: Axis) -> str:
+    above = [f"{_x(s, n_steps)},{_y(mean + std, axis)}" for s, mean, std in part]
+    below = [f"{_x(s, n_steps)},{_y(mean - std, axis)}" for s, mean, std in reversed(part)]
     return " ".join(above + below)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..whole import write_whole
-from .charts import drift_series, drifts, miou_series
+from .charts import axis_of, drift_series, drifts, miou_series
 from .figures import LINES, MARKERS
 from .findings import DRIFTS, matrix_of
 from .gallery import Gallery
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _CELL, _GAP = 200, 8  # pixels: width of a picture of the grid, space between two
+_OF_A_RUN = re.compile(r"(iou|confusion|cost|pictures)-.*\.(png|svg|csv)")
 _NAMED_CELLS = 30  # more classes than this have no names on an axis
 Numbered = Sequence[tuple[str, Sequence[Spread]]]
 
@@ -39,7 +41,8 @@ def export(
     """Write every figure of a report into a folder.
 
     Args:
-        folder: Where they go; files of the same names are replaced.
+        folder: Where they go; files of the same names are replaced, figures of runs that are not shown any
+            more taken away.
         groups: The runs.
         definition: How they are counted; stands in the headings.
         galleries: By the name of a run, of those whose pictures are shown.
@@ -55,8 +58,8 @@ def export(
         folder / "drift", "drift, % of pixels", [(says, drift_series(groups, key)) for key, says in DRIFTS]
     )
     _csv(folder / "drift.csv", ("run", "step", *(key for key, _ in DRIFTS)), _drift_rows(groups))
-    for run in (run for group in groups for run in group.runs):
-        slug = slug_of(run.name)
+    runs = [run for group in groups for run in group.runs]
+    for run, slug in zip(runs, slugs_of([run.name for run in runs]), strict=True):
         names += [f"{kind}-{slug}" for kind in ("iou", "confusion", "cost")]
         _iou(folder / f"iou-{slug}", run, definition)
         _confusions(folder / f"confusion-{slug}", run)
@@ -64,12 +67,20 @@ def export(
         if run.name in galleries:
             names.append(f"pictures-{slug}")
             _pictures(folder / f"pictures-{slug}", run, galleries[run.name], chosen)
+    for path in folder.iterdir():
+        if _OF_A_RUN.fullmatch(path.name) and path.stem not in names:
+            path.unlink()
     return names
 
 
-def slug_of(name: str) -> str:
-    """A run's name as part of a file name."""
-    return re.sub(r"[^\w.()-]+", "_", name)
+def slugs_of(names: Sequence[str]) -> list[str]:
+    """The names of runs as parts of file names, each another one."""
+    slugs: list[str] = []
+    for name in names:
+        plain = re.sub(r"[^\w.()-]+", "_", name)
+        free = (f"{plain}_{k}" if k > 1 else plain for k in itertools.count(1))
+        slugs.append(next(slug for slug in free if slug.casefold() not in map(str.casefold, slugs)))
+    return slugs
 
 
 # ---- files
@@ -129,6 +140,7 @@ def _drift_rows(groups: Sequence[Group]) -> list[list[Any]]:
 
 def _lines(stem: Path, heading: str, panels: Sequence[tuple[str, Numbered]]) -> None:
     steps = max(len(values) for _, series in panels for _, values in series)
+    lowest = 100 * min(axis_of(series).low for _, series in panels)
     with _figure(stem, (3.1 * len(panels), 3.3)) as figure:
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for panel, (title, series) in zip(axes, panels, strict=True):
@@ -138,7 +150,7 @@ def _lines(stem: Path, heading: str, panels: Sequence[tuple[str, Numbered]]) -> 
             panel.set_xlabel("step")
             panel.set_xticks(range(0, steps, max(1, -(-steps // 8))))
             panel.set_xlim(-0.3, max(steps - 0.7, 0.3))
-            panel.set_ylim(0, 100)
+            panel.set_ylim(lowest, 100)
             panel.grid(axis="y", color="#dddddd", linewidth=0.8)
             panel.spines[["top", "right"]].set_visible(False)
         handles, labels = axes[0].get_legend_handles_labels()
@@ -244,12 +256,12 @@ def _scaled(record: dict[str, Any], key: str, unit: float) -> float:
 
 
 def _pictures(stem: Path, run: ReportRun, gallery: Gallery, chosen: Sequence[tuple[int, str]]) -> None:
-    """The grid of one run: image, truth and the prediction after each step; the scores as CSV."""
+    """The grid of one run: image, truth, prediction and unknown map after each step; the scores as CSV."""
     from matplotlib.patches import Patch
 
     steps = len(run.records)
     columns = ["image", "truth", *(f"step {step}" for step in range(steps))]
-    grid = _montage([_row(gallery, k, steps) for k, _ in chosen])
+    grid = _montage([row for k, _ in chosen for row in _rows(gallery, k, steps)])
     with _figure(stem, (1.3 * len(columns), 1.3 * len(columns) * grid.height / grid.width + 0.9)) as figure:
         axes = figure.subplots()
         axes.imshow(grid, interpolation="none")
@@ -270,10 +282,14 @@ def _pictures(stem: Path, run: ReportRun, gallery: Gallery, chosen: Sequence[tup
     _csv(stem.with_name(f"{stem.name}.csv"), ("shown", "image", *(f"step {s}" for s in range(steps))), rows)
 
 
-def _row(gallery: Gallery, k: int, steps: int) -> list[Image.Image]:
+def _rows(gallery: Gallery, k: int, steps: int) -> list[list[Image.Image]]:
+    """Image, truth and predictions; below them the unknown maps."""
     photo = _open(gallery.photo(k), "RGBA")
     layers = [gallery.truth(k), *(gallery.labels(step, k) for step in range(steps))]
-    return [photo, *(Image.alpha_composite(photo, _open(layer, "RGBA")) for layer in layers)]
+    painted = [Image.alpha_composite(photo, _open(layer, "RGBA")) for layer in layers]
+    blank = Image.new("RGB", photo.size, "white")
+    unknown = [_open(gallery.unknown(step, k), "RGB") for step in range(steps)]
+    return [[photo, *painted], [blank, blank, *unknown]]
 
 
 def _montage(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:

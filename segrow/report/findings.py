@@ -1,6 +1,6 @@
 """What a run's matrices say beyond its mIoU: what classes were taken for, drift, and what looks wrong."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -155,11 +155,8 @@ def warnings(results: Mapping[str, Any], summary: Summary) -> list[Warned]:
     records = results["steps"]
     taught = sum(len(record["classes"]) for record in records)
     if taught < len(names) - 1:
-        found.append(
-            Warned(
-                "unfinished", f"{taught} of {len(names) - 1} classes are taught after {len(records)} steps"
-            )
-        )
+        text = f"{taught} of {len(names) - 1} classes are taught after step {records[-1]['step']}"
+        found.append(Warned("unfinished", text))
     for record in records:
         count, images = len(record["classes"]), int(record["images"])
         if images < FEW_TRAIN * count:
@@ -170,17 +167,18 @@ def warnings(results: Mapping[str, Any], summary: Summary) -> list[Warned]:
         found.append(Warned("few images", f"tested on {tested} images, fewer than {FEW_VAL}"))
     last = records[-1]
     matrix = matrix_of(last)
-    never = [c for c in range(int(last["known"])) if matrix[:, c].sum() == 0]
-    for c in never:
-        found.append(
-            Warned("never predicted", f"{names[c]}: no pixel is given this class after step {last['step']}")
-        )
-    return found + _collapsed(summary, {names[c] for c in never})
+    never = [names[c] for c in range(int(last["known"])) if matrix[:, c].sum() == 0]
+    collapsed = _collapsed(summary, never)
+    for name in never:
+        if name not in collapsed:
+            text = f"{name}: no pixel is given this class after step {last['step']}"
+            found.append(Warned("never predicted", text))
+    return [*found, *collapsed.values()]
 
 
-def _collapsed(summary: Summary, never: set[str]) -> list[Warned]:
-    """Classes that were learnt once and are all but lost; those never predicted have been named."""
-    found = []
+def _collapsed(summary: Summary, never: Sequence[str]) -> dict[str, Warned]:
+    """Classes that were learnt once and are all but lost, by name."""
+    found = {}
     final = summary["steps"][-1]
     for name, value in final["per_class"].items():
         values = [(step["per_class"].get(name), step["step"]) for step in summary["steps"]]
@@ -188,7 +186,7 @@ def _collapsed(summary: Summary, never: set[str]) -> list[Warned]:
         if value is None or best < ONCE_LEARNT or value >= COLLAPSED * best:
             continue
         text = f"{name}: IoU fell from {percent(best)} % after step {when} to {percent(value)} %"
-        found.append(Warned("collapsed", text + (" (never predicted)" if name in never else "")))
+        found[name] = Warned("collapsed", text + (" (never predicted)" if name in never else ""))
     return found
 
 

@@ -7,8 +7,9 @@ step, and a report after each step costs only the new step.
 
 import io
 import json
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ SIDE = 448  # pixels: longest side of a picture
 UNKNOWN_SIDE = 160  # the map is smooth
 THUMB = 88  # side of a training image's thumbnail
 SEEN = 8  # thumbnails of a step's images, and of its exemplars
-VERSION = 1  # of the folder; another one is drawn again
+VERSION = 2  # of the folder; another one is drawn again
 _VOID = (224, 224, 192)  # as in the label files of VOC
 
 Labels = npt.NDArray[np.integer[Any]]
@@ -120,7 +121,10 @@ def open_source(run: ReportRun, root: str | None, pool: int) -> Source:
         UserError: The data are not there, or are not those the run was trained and tested on.
     """
     options = run.config["data"]
-    data = open_dataset(options["name"], root or options["root"], options["scenes"])
+    where = root or options["root"]
+    if root is None and where is not None and not Path(where).is_dir():
+        raise UserError(f"its data were in {where}, which is not there; give --data.root DIR")
+    data = open_dataset(options["name"], where, options["scenes"])
     train, val = data.presence("train", False), data.presence("val", False)
     scenario = build_scenario(
         options["name"],
@@ -187,16 +191,14 @@ def update_gallery(
         "classes": list(source.scenario.classes),
         "palette": source.palette.tolist(),
     }
-    if _read(folder / "pool.json") != about:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+    stored = _read(folder / _POOL)
+    if stored is None or not _is_whole(folder, stored) or any(stored.get(k) != v for k, v in about.items()):
+        _clear(folder)
         _draw_pool(folder, source)
-        write_whole(folder / "pool.json", json.dumps(about, indent=1).encode())
+        _close(folder, _POOL, about)
     for record in run.records:
         step = int(record["step"])
-        model = RunPaths(run.folder).model(step)
-        stored = _read(folder / f"step_{step:02d}" / "scores.json")
-        if stored is None or stored["model"] != _hash(model):
+        if _step(folder, step, _hash(RunPaths(run.folder).model(step)), len(source.pool)) is None:
             if say:
                 say(f"step {step}  drawing {len(source.pool)} images for the report")
             _draw_step(folder, source, run, step, allow_code)
@@ -210,15 +212,66 @@ def stored_gallery(run: ReportRun) -> Gallery:
         UserError: There are none, or not of every step.
     """
     folder = run.folder / "pictures"
-    about = _read(folder / "pool.json")
-    if about is None or about.get("version") != VERSION:
+    about = _read(folder / _POOL)
+    if about is None or not _is_whole(folder, about) or not {"images", "of", "palette"} <= about.keys():
         raise UserError(f"{run.name} has no pictures from an earlier report")
-    scores = [_read(folder / f"step_{record['step']:02d}" / "scores.json") for record in run.records]
-    if None in scores:
-        raise UserError(f"{run.name} has pictures of {len(scores) - scores.count(None)} of its steps only")
-    values = tuple(tuple(stored["scores"]) for stored in scores if stored)
+    images = tuple(about["images"])
+    scores = [_step(folder, int(record["step"]), None, len(images)) for record in run.records]
+    values = tuple(tuple(each) for each in scores if each is not None)
+    if len(values) < len(scores):
+        raise UserError(f"{run.name} has pictures of {len(values)} of its steps only")
     palette = tuple((int(r), int(g), int(b)) for r, g, b in about["palette"])
-    return Gallery(folder, tuple(about["images"]), int(about["of"]), palette, values)
+    return Gallery(folder, images, int(about["of"]), palette, values)
+
+
+_POOL, _SCORES = "pool.json", "scores.json"
+"""What says of a folder what it holds; the file of a step goes into that step's folder."""
+_OURS = re.compile(r"(step_)?\d+(\.jpg|\.png)?|pool\.json|\..*\.\d+")  # the last: what a kill left behind
+
+
+def _close(folder: Path, name: str, about: Mapping[str, Any]) -> None:
+    """Write what a folder holds, with the sizes of its pictures: what has it, and agrees, is whole."""
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.??g"))}
+    write_whole(folder / name, json.dumps({**about, "bytes": sizes}, indent=1).encode())
+
+
+def _is_whole(folder: Path, about: Mapping[str, Any]) -> bool:
+    """Whether the pictures that a folder is said to hold are there, each as long as it was."""
+    there = {path.name: path.stat().st_size for path in folder.glob("*.??g")}
+    return there == about.get("bytes")
+
+
+def _step(folder: Path, step: int, model: str | None, images: int) -> list[float | None] | None:
+    """The stored scores of a step; None where its pictures are not whole, or those of another model.
+
+    Args:
+        folder: Of all pictures.
+        step: Which step.
+        model: Hash of its model; None: whichever it was.
+        images: How many there should be.
+    """
+    place = folder / f"step_{step:02d}"
+    stored = _read(place / _SCORES)
+    if stored is None or not _is_whole(place, stored) or model not in (None, stored.get("model")):
+        return None
+    scores = stored.get("scores")
+    return scores if isinstance(scores, list) and len(scores) == images else None
+
+
+def _clear(folder: Path) -> None:
+    """Take away the pictures of earlier reports.
+
+    Raises:
+        UserError: The folder holds something that no report has put there.
+    """
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    if others := [path.name for path in there if not _OURS.fullmatch(path.name)]:
+        raise UserError(f"{folder} holds {others[0]}, which is no picture of a report; move it elsewhere")
+    if there and not (folder / _POOL).exists():
+        raise UserError(f"{folder} holds pictures that no report has made; move them elsewhere")
+    if there:
+        shutil.rmtree(folder)
+    write_whole(folder / _POOL, b"{}")  # what follows is a report's, even after a kill
 
 
 def _hash(model: Path) -> str:
@@ -272,8 +325,7 @@ def _draw_step(folder: Path, source: Source, run: ReportRun, step: int, allow_co
     if step and run.records[step]["exemplars"]:
         kept = from_json(RunPaths(run.folder).model(step - 1) / "memory.json")
         _thumbnails(target / "exemplars.jpg", source.data, tuple(e.image for e in kept))
-    stored = {"model": meta["hashes"]["model"], "scores": values}
-    write_whole(target / "scores.json", json.dumps(stored).encode())  # last: what has it is whole
+    _close(target, _SCORES, {"model": meta["hashes"]["model"], "scores": values})
 
 
 def image_iou(truth: Labels, labels: Labels, known: int) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 from .. import __version__
 from ..errors import UserError
 from ..whole import write_whole
-from .charts import Chart, drift_series, line_chart, miou_series, top_of
+from .charts import Chart, axis_of, drift_series, line_chart, miou_series
 from .export import export
 from .findings import DRIFTS, Warned, warnings
 from .gallery import POOL, SHOWN, Gallery, choose, stored_gallery, update_gallery
@@ -85,7 +85,7 @@ def write_report(
         text = render(groups, definition, pictures, same, chosen, figures.name)
         write_whole(out, text.encode())
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); use another --out") from None
+        raise UserError(f"{out} cannot be written ({error.strerror or error}); use another --out") from None
     return figures
 
 
@@ -213,6 +213,9 @@ def _warned(runs: Sequence[ReportRun]) -> list[tuple[Warned, list[str]]]:
             text = f"tested on {tested_on(run)[0]} images that are not those of {runs[0].name}"
             warned = Warned("other images", f"{text}: not comparable")
             found.setdefault(warned, []).append(run.name)
+        if set(run.results["classes"]) != set(runs[0].results["classes"]):
+            warned = Warned("other classes", f"learns other classes than {runs[0].name}: not comparable")
+            found.setdefault(warned, []).append(run.name)
     return list(found.items())
 
 
@@ -229,7 +232,7 @@ def _headline(group: Group) -> dict[str, Any]:
     return {
         "label": group.label,
         "step": str(last),
-        "cells": [measured(group.at(last, key)) for key in NUMBERS],
+        "cells": [(key, measured(group.at(last, key))) for key in NUMBERS],
         "average": measured(group.average()) if len(done) == 1 else NOT_COUNTED,
     }
 
@@ -238,14 +241,12 @@ def _published(groups: Sequence[Group], definition: str) -> list[dict[str, str]]
     """For each group whose experiment is in the published tables: the number, and how it compares."""
     found = []
     for group in groups:
-        cell = published(group.runs[0])
-        if cell is None or cell.published is None:
+        cell, *others = (published(run) for run in group.runs)
+        if cell is None or cell.published is None or any(other != cell for other in others):
             continue
-        run = group.runs[0]
-        whole = len(run.results["classes"]) - 1
         remark = ""
-        if sum(len(record["classes"]) for record in run.records) < whole:
-            remark = "after the last step, which this run has not reached"
+        if not all(run.finished for run in group.runs):
+            remark = "after the last step, which is not reached here"
         elif cell.definition != definition:
             remark = f"counted as {cell.definition}, so not comparable with the numbers of this page"
         found.append(
@@ -263,13 +264,13 @@ def _published(groups: Sequence[Group], definition: str) -> list[dict[str, str]]
 
 def _miou_charts(groups: Sequence[Group], steps: int) -> list[Chart]:
     series = {key: miou_series(groups, key) for key in _HEADINGS}
-    together = max(top_of(series[key]) for key in ("all", "old", "new"))  # these are compared with each other
+    together = axis_of(series["all"], series["old"], series["new"])  # these are compared with each other
     return [
-        line_chart(heading, series[key], steps, top_of(series[key]) if key == "forgetting" else together)
+        line_chart(heading, series[key], steps, axis_of(series[key]) if key == "forgetting" else together)
         for key, heading in _HEADINGS.items()
     ]
 
 
 def _drift_charts(groups: Sequence[Group], steps: int) -> list[Chart]:
     series = {heading: drift_series(groups, key) for key, heading in DRIFTS}
-    return [line_chart(heading, values, steps, top_of(values)) for heading, values in series.items()]
+    return [line_chart(heading, values, steps, axis_of(values)) for heading, values in series.items()]

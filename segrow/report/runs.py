@@ -16,10 +16,22 @@ Number = Literal["old", "new", "all", "harmonic", "forgetting"]
 NUMBERS: tuple[Number, ...] = ("old", "new", "all", "harmonic", "forgetting")
 
 # runs that differ in nothing else repeat one experiment: another seed, another class order
-_REPEATS = FREE | {"seed", "base", "task", "data.order_seed", "data.classes"}
+_REPEATS = (FREE | {"seed", "base", "task", "data.order_seed", "data.classes"}) - {"train.feature_budget"}
 
-_NEEDED = ("data", "task", "setting", "method", "seed", "evaluation")
-_NEEDED_OF_STEP = ("classes", "images", "exemplars", "cost", "from_base")
+# what the page reads of results.json and config.yaml, and of which type it is
+_RESULTS: dict[str, type] = {
+    "data": str,
+    "task": str,
+    "setting": str,
+    "method": str,
+    "seed": int,
+    "segrow": str,
+    "evaluation": dict,
+}
+_STEP: dict[str, type] = {"classes": list, "images": int, "exemplars": int, "cost": dict}
+_EVALUATION: dict[str, type] = {"images": int, "crop": int, "crop_val": int}
+_CONFIG: dict[str, type] = {"data": dict, "task": str, "setting": str, "seed": int}
+_CONFIG_DATA: dict[str, type] = {"name": str}
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,11 @@ class ReportRun:
         """What results.json holds of each step."""
         steps: list[dict[str, Any]] = self.results["steps"]
         return steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether its last step teaches the last class."""
+        return sum(len(record["classes"]) for record in self.records) == len(self.results["classes"]) - 1
 
 
 class Spread(NamedTuple):
@@ -109,7 +126,7 @@ def read_runs(folders: Sequence[Path], definition: str) -> list[ReportRun]:
         results = read_results(folder)
         config = read_config(folder)
         summary = summarise(results, definition)
-        _check(folder, results)
+        _check(folder, results, config)
         name = first = folder.resolve().name
         count = 1
         while name in taken:
@@ -120,27 +137,53 @@ def read_runs(folders: Sequence[Path], definition: str) -> list[ReportRun]:
     return runs
 
 
-def _check(folder: Path, results: Mapping[str, Any]) -> None:
-    """Refuse results that lack what the page shows; what is counted has been checked."""
-    parts: list[tuple[str, Mapping[str, Any], tuple[str, ...]]] = [("results.json", results, _NEEDED)]
-    parts += [(f"step {record['step']}", record, _NEEDED_OF_STEP) for record in results["steps"]]
-    for what, part, needed in parts:
-        if lacking := [key for key in needed if key not in part]:
-            raise UserError(
-                f"{folder}: {what} lacks {', '.join(lacking)}; restore results.json, or run again."
-            )
+def _check(folder: Path, results: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse a run whose files lack what the page shows; what is counted is checked where it is."""
+    _expect(f"{folder}: results.json", results, _RESULTS)
+    _expect(f"{folder}: evaluation in results.json", results["evaluation"], _EVALUATION)
+    for number, record in enumerate(results["steps"]):
+        where = f"{folder}: step {number} in results.json"
+        _expect(where, record, _STEP)
+        if "from_base" not in record:
+            raise UserError(f"{where} lacks from_base; restore the file, or run again")
+    _expect(f"{folder}: config.yaml", config, _CONFIG)
+    _expect(f"{folder}: data in config.yaml", config["data"], _CONFIG_DATA)
+
+
+def _expect(what: str, part: Any, types: Mapping[str, type]) -> None:
+    """Refuse what lacks a key, or has something else there."""
+    if not isinstance(part, Mapping):
+        raise UserError(f"{what} holds {str(part)[:40]!r}; restore the file, or run again")
+    if lacking := [key for key in types if key not in part]:
+        raise UserError(f"{what} lacks {', '.join(lacking)}; restore the file, or run again")
+    for key, kind in types.items():
+        if not isinstance(part[key], kind):
+            raise UserError(f"{what} holds {key} = {str(part[key])[:40]!r}; restore the file, or run again")
 
 
 def group_runs(runs: Sequence[ReportRun]) -> list[Group]:
-    """Runs of the same experiment together, in the order of their first run."""
-    found: dict[str, list[ReportRun]] = {}
+    """Runs of the same experiment together, in the order of their first run.
+
+    A run whose seed and class order are in a group already repeats nothing: it stands in the next one.
+    """
+    found: list[tuple[str, list[ReportRun]]] = []
     for run in runs:
-        found.setdefault(_experiment(run), []).append(run)
-    several = [members[0] for members in found.values() if len(members) > 1]
+        same = (members for key, members in found if key == _experiment(run))
+        group = next((members for members in same if _draw(run) not in map(_draw, members)), None)
+        if group is None:
+            found.append((_experiment(run), [run]))
+        else:
+            group.append(run)
+    several = [members[0] for _, members in found if len(members) > 1]
     return [
         Group(_label(members, [run for run in several if run is not members[0]]), tuple(members))
-        for members in found.values()
+        for _, members in found
     ]
+
+
+def _draw(run: ReportRun) -> tuple[int, tuple[str, ...]]:
+    """What makes a run another repetition of its experiment: seed and class order."""
+    return run.config["seed"], tuple(run.results["classes"])
 
 
 def _label(members: Sequence[ReportRun], others: Sequence[ReportRun]) -> str:
@@ -171,8 +214,8 @@ def _method(run: ReportRun) -> str:
 
 
 def _settings(run: ReportRun) -> dict[str, Any]:
-    tested = {"evaluation.images_hash": tested_on(run)[1]}
-    settings = {**BEFORE, **dict(flatten(run.config)), **tested}
+    images = {"training.images_hash": trained_on(run)[1], "evaluation.images_hash": tested_on(run)[1]}
+    settings = {**BEFORE, **dict(flatten(run.config)), **images}
     return {key: value for key, value in settings.items() if key not in _REPEATS}
 
 
@@ -184,6 +227,12 @@ def _experiment(run: ReportRun) -> str:
         [_settings(run), results["data"], task, sorted(results["classes"]), results["evaluation"]],
         sort_keys=True,
     )
+
+
+def trained_on(run: ReportRun) -> tuple[int, str | None]:
+    """How many training images the data set had, and the hash of their names where it was stored."""
+    training = run.results.get("training", {})
+    return training.get("images", 0), training.get("images_hash")
 
 
 def tested_on(run: ReportRun) -> tuple[int, str | None]:
