@@ -189,7 +189,7 @@ def _dispatch(args: Sequence[str]) -> int:
 
 
 def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = False) -> int:
-    """Run something; an error becomes a line on stderr and an exit code.
+    """Run something; an error of the user, the run or the system becomes a line on stderr and an exit code.
 
     Args:
         command: Gives an exit code.
@@ -209,6 +209,14 @@ def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = 
     except NonFiniteLossError as error:
         print(f"{name}: {error}; use a smaller learning rate, or --train.precision 32", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # who read the output has closed it, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        what = " and ".join(str(part) for part in (error.filename, error.filename2) if part is not None)
+        reason = error.strerror or " ".join(str(error).split())
+        print(f"{name}: {what or 'the system says'}: {reason}; mend that and try again", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         again = "; the same command continues from the last finished epoch" if resumable else ""
         print(f"{name}: stopped{again}", file=sys.stderr)

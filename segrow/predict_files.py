@@ -198,9 +198,7 @@ def _targets(jobs: Sequence[Job], out: Path, endings: Sequence[str]) -> list[Pat
         target = out / job.place.with_suffix(".png")
         for file in (_beside(target, ending) for ending in endings):
             if file.is_dir():
-                raise UserError(
-                    f"{file} is a folder, where a result would go; use another --out than {out}."
-                )
+                raise UserError(f"{file} is a folder, where a result would go; use another --out than {out}.")
             if file.resolve() in inputs:
                 raise UserError(f"{file} would overwrite an input image; choose another --out than {out}.")
             if file in taken:

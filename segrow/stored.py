@@ -53,6 +53,20 @@ def data_names(meta: Mapping[str, Any], class_names: Sequence[str]) -> dict[int,
     return found
 
 
+def origin_names(meta: Mapping[str, Any], class_names: Sequence[str]) -> dict[int, int]:
+    """Where the data set that a model was trained on has its classes: raw id -> class index.
+
+    There a renamed class is called what it was learnt by, whatever has that name now.
+
+    Args:
+        meta: The model's model.json.
+        class_names: Of that data set, by raw id.
+    """
+    learnt_as = meta.get("learnt_as", {})
+    mine = {learnt_as.get(name, name): k for k, name in enumerate(meta["class_names"]) if k}
+    return {raw: mine[name] for raw, name in enumerate(class_names) if raw and name in mine}
+
+
 def load_with_method(folder: Path, allow_code: bool) -> tuple[Segmenter, dict[str, Any], Method]:
     """A model, its model.json, and the method that knows how its logits become scores.
 

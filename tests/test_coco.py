@@ -15,6 +15,7 @@ from runs import only_line
 from segrow import cli
 from segrow.data.coco import CocoDataset, find_json
 from segrow.data.given import open_given
+from segrow.data.index import cache_folder
 from segrow.errors import UserError
 
 masks = pytest.importorskip("pycocotools.mask", reason='needs pip install "segrow[coco]"')
@@ -209,6 +210,8 @@ MALFORMED: list[tuple[Callable[[Coco], Any], str]] = [
     (lambda c: c.update(categories=[7]), "categories[0] is no object (7)"),  # type: ignore[list-item]
     (lambda c: c["annotations"][0].update(image_id=[1]), "is of image [1], which the file does not list"),
     (lambda c: c["annotations"][0].update(category_id={}), "has category {}, which the file lacks"),
+    (lambda c: c["annotations"][0].update(category_id="1"), "has category '1', which the file lacks"),
+    (lambda c: c["images"][0].update(height="20"), "30x'20'; they must be equal"),
     (lambda c: (c["images"][0].update(height=21), c["images"][0].pop("width")), "30x21; they must be equal"),
 ]
 
@@ -223,9 +226,17 @@ def test_what_is_wrong_is_one_line(folder: Path, act: Callable[[Coco], None], ex
 
 
 def test_no_json(folder: Path) -> None:
-    (folder / "instances.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read as JSON"):
-        open_given(folder, "--data")
+    for content in ("{", "[" * 100_000):
+        (folder / "instances.json").write_text(content)
+        with pytest.raises(UserError, match="cannot be read as JSON"):
+            open_given(folder, "--data")
+
+
+def test_what_fails_leaves_nothing_in_the_cache(folder: Path) -> None:
+    change(folder, lambda c: c["images"][1].update(height=7))
+    with pytest.raises(UserError, match="must be equal"):
+        CocoDataset(folder / "instances.json")
+    assert list((cache_folder() / "coco").iterdir()) == []
 
 
 def test_without_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,19 @@ import pytest
 from numpy.typing import NDArray
 
 from segrow.grow import gate
-from segrow.grow.gate import DRAWS, ENOUGH, FEW, NewClass, OldClass, Verdicts, judge_new, judge_old, verdict
+from segrow.grow.gate import (
+    DRAWS,
+    ENOUGH,
+    FEW,
+    NewClass,
+    OldClass,
+    Verdicts,
+    judge_new,
+    judge_old,
+    new_verdict,
+    verdict,
+    with_unjudged,
+)
 
 NAMES = ("background", "cat", "dog", "zebra")
 KNOWN = 3  # before
@@ -100,7 +112,8 @@ def test_new_classes_equal_the_restatement() -> None:
     drawn = sorted(naive_iou(truth, after, row, 3, set()) for row in sets)
     assert new.iou == pytest.approx(naive_iou(truth, after, everything, 3, set()))
     assert new.interval == pytest.approx((naive_percentile(drawn, 5), naive_percentile(drawn, 95)))
-    assert new.passes == (new.iou >= 30)
+    assert new.verdict == new_verdict(new.iou, new.interval, new.images, 30.0)
+    assert new.images == sum(bool((image == 3).any()) for image in truth)
 
 
 def test_a_class_in_few_images_is_missing_from_some_draws() -> None:
@@ -122,7 +135,7 @@ def test_no_image_at_all() -> None:
     (old,) = judge_old(*empty, NAMES, [1], 1.0)
     assert (old.images, old.verdict) == (0, "few")
     (new,) = judge_new(empty[1], NAMES, KNOWN, 10.0)
-    assert not new.passes
+    assert new.verdict == "fails"
 
 
 # --- the rules ----------------------------------------------------------------------------------------------
@@ -138,13 +151,49 @@ def test_no_image_at_all() -> None:
         (0.5, (-1.0, 2.0), ENOUGH - 1, "unsure"),
         (0.5, (-1.0, 2.0), ENOUGH, "kept"),
         (-3.0, (-4.0, -2.0), ENOUGH - 1, "kept"),
-        (40.0, (30.0, 50.0), FEW - 1, "few"),
+        (40.0, (-1.0, 50.0), FEW - 1, "few"),
+        (40.0, (30.0, 50.0), FEW - 1, "fails"),  # all of them say so
+        (40.0, (30.0, 50.0), 2, "fails"),
+        (40.0, (40.0, 40.0), 1, "few"),  # one image says nothing
+        (0.0, (0.0, 0.0), FEW - 1, "few"),
         (1.0, (1.0, 1.0), ENOUGH, "kept"),  # as much as may be
         (math.nan, (math.nan, math.nan), ENOUGH, "few"),
     ],
 )
 def test_the_rule(drop: float, interval: tuple[float, float], images: int, expected: str) -> None:
     assert verdict(drop, interval, images, 1.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("iou", "interval", "images", "least", "expected"),
+    [
+        (40.0, (35.0, 45.0), FEW, 30.0, "passes"),
+        (40.0, (20.0, 60.0), ENOUGH, 30.0, "passes"),
+        (40.0, (20.0, 60.0), ENOUGH - 1, 30.0, "unsure"),
+        (40.0, (20.0, 60.0), FEW, None, "passes"),
+        (40.0, (35.0, 45.0), FEW - 1, 30.0, "few"),
+        (40.0, (35.0, 45.0), FEW - 1, None, "few"),
+        (29.9, (20.0, 60.0), 1, 30.0, "fails"),
+        (30.0, (30.0, 30.0), ENOUGH, 30.0, "passes"),
+        (math.nan, (math.nan, math.nan), 0, 0.0, "fails"),
+        (math.nan, (math.nan, math.nan), 0, None, "few"),
+    ],
+)
+def test_the_rule_for_new_classes(
+    iou: float, interval: tuple[float, float], images: int, least: float | None, expected: str
+) -> None:
+    assert new_verdict(iou, interval, images, least) == expected
+
+
+def test_classes_that_no_label_tells_apart_are_listed() -> None:
+    cat = OldClass("cat", 30, 80.0, 79.5, 0.5, (0.2, 0.8), "kept", None)
+    blank, same, last = with_unjudged([cat], ["background", "cat", "dog"])
+    assert same is cat
+    assert (blank.name, blank.images, blank.verdict) == ("background", 0, "few")
+    assert last.name == "dog"
+    assert math.isnan(last.drop)
+    assert Verdicts((blank, same, last)).passes
+    assert with_unjudged([], ["background", "cat"]) == ()
 
 
 def test_a_class_is_never_taken_for_itself() -> None:
@@ -195,7 +244,10 @@ def test_the_answer_as_a_whole() -> None:
     kept = OldClass("cat", 30, 80.0, 79.5, 0.5, (0.2, 0.8), "kept", None)
     unsure = OldClass("dog", 9, 80.0, 77.0, 3.0, (-1.0, 5.0), "unsure", ("zebra", 0.1))
     fails = OldClass("cow", 30, 80.0, 60.0, 20.0, (15.0, 25.0), "fails", ("zebra", 0.2))
-    good, bad = (NewClass("zebra", 4, iou, (0.0, math.nan), iou > 1, None) for iou in (50.0, 0.0))
+    good, bad = (
+        NewClass("zebra", 4, *rest, None)
+        for rest in ((50.0, (0.0, math.nan), "few"), (0.0, (0.0, math.nan), "fails"))
+    )
     assert Verdicts((kept, unsure), (good,)).passes
     assert not Verdicts((kept, fails), (good,)).passes
     assert not Verdicts((kept,), (bad,)).passes

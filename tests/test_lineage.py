@@ -191,6 +191,24 @@ def test_remove_moves_exemplars_and_state_along(model: Path) -> None:
     assert load_model(model)[1]["class_names"] == NAMES
 
 
+def test_a_name_that_is_gone_is_free_again(model: Path) -> None:
+    rename_class(model, "bird", "parrot")
+    rename_class(model, "cow", "cattle")
+    assert load_model(model)[1]["learnt_as"] == {"parrot": "bird", "cattle": "cow"}
+    remove_class(model, "parrot")
+    assert load_model(model)[1]["learnt_as"] == {"cattle": "cow"}
+    rename_class(model, "cattle", "ox")
+    assert load_model(model)[1]["learnt_as"] == {"ox": "cow"}
+
+
+def test_the_version_that_stands_is_named(model: Path) -> None:
+    (current,) = (v for v in versions(model) if v.current)
+    before = snapshot(model)
+    with pytest.raises(UserError, match="is that version already; nothing was done"):
+        rollback(model, version=current.hash[:8])
+    assert snapshot(model) == before
+
+
 def test_state_that_cannot_lose_a_class(model: Path) -> None:
     extra = {"method.safetensors": safetensors.torch.save({"prototypes": torch.ones(6, 2)})}
     succeed(network(3), model, meta(3), extra, model)

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..errors import UserError
 from ..grow import AddOptions, Outcome, Plan, carry_out, plan_addition
 from ..grow.adopt import adopt
 from ..grow.gate import ENOUGH, FEW, Verdicts
 from ..grow.options import AUTO, REMBG
-from ..grow.step import rejected_folder
+from ..grow.plan import rejected_folder
 from .parser import OneLineParser
 
 TEXT = ("class", "verdict", "taken for")
@@ -118,6 +119,8 @@ def _grow(model: Path, args: argparse.Namespace, say: Callable[[str], str] = str
     for line in describe(plan):
         console.print(say(line), highlight=False, soft_wrap=True, markup=False)
     if args.dry_run:
+        if args.json:
+            print(json.dumps({"plan": [say(line) for line in describe(plan)]}))
         return 0
     outcome = carry_out(plan)
     if args.json:
@@ -234,7 +237,7 @@ def describe(plan: Plan) -> list[str]:
     rows += [f"note: {note}" for note in plan.notes]
     rows.append(
         f"will be written to {plan.target}, its parent under history/; if rejected, "
-        f"to {rejected_folder(plan)}"
+        f"to {rejected_folder(plan.target, plan.step)}"
     )
     return rows
 
@@ -243,13 +246,17 @@ def show(outcome: Outcome, console: Console, say: Callable[[str], str] = str) ->
     """The gate's table and what came of it; every line goes through `say`."""
     if outcome.verdicts.old or outcome.verdicts.new:
         console.print(_table(outcome.verdicts))
-    few = [c.name for c in outcome.verdicts.old if c.verdict == "few"]
-    unsure = [c.name for c in outcome.verdicts.old if c.verdict == "unsure"]
+    verdicts: list[tuple[str, str]] = [(c.name, c.verdict) for c in outcome.verdicts.old]
+    verdicts += [(c.name, c.verdict) for c in outcome.verdicts.new]
+    few = [name for name, verdict in verdicts if verdict == "few"]
+    unsure = [name for name, verdict in verdicts if verdict == "unsure"]
     lines = []
     if few:
         lines.append(f"too few images to judge (fewer than {FEW} show it): {', '.join(few)}")
     if unsure:
         lines.append(f"too few images to be sure (fewer than {ENOUGH} show it): {', '.join(unsure)}")
+    if outcome.verdicts.old and all(c.verdict == "few" for c in outcome.verdicts.old):
+        lines.append("no old class could be judged: the gate has let the model through unseen")
     if outcome.passed:
         lines.append(f"{outcome.model}: the new model, {len(outcome.plan.names) - 1} classes")
     else:
@@ -263,28 +270,17 @@ def _table(verdicts: Verdicts) -> Table:
     table = Table(title="IoU in points before and after, with a 90 % interval")
     for name in ("class", "images", "before", "after", "drop", "interval", "verdict", "taken for"):
         table.add_column(name, justify="left" if name in TEXT else "right", no_wrap=name not in TEXT)
+    rows: list[list[str]] = []
     for old in verdicts.old:
-        table.add_row(
-            old.name,
-            str(old.images),
-            _points(old.before),
-            _points(old.after),
-            _points(old.drop),
-            _between(old.interval),
-            old.verdict,
-            _share(old.confused),
-        )
+        values = [_points(value) for value in (old.before, old.after, old.drop)]
+        rows.append([old.name, str(old.images), *values, _between(old.interval), old.verdict])
+        rows[-1].append(_share(old.confused))
     for new in verdicts.new:
-        table.add_row(
-            f"{new.name} (new)",
-            str(new.images),
-            "",
-            _points(new.iou),
-            "",
-            _between(new.interval),
-            "passes" if new.passes else "fails",
-            _share(new.confused),
-        )
+        values = ["", _points(new.iou), ""]
+        rows.append([f"{new.name} (new)", str(new.images), *values, _between(new.interval), new.verdict])
+        rows[-1].append(_share(new.confused))
+    for row in rows:
+        table.add_row(*map(Text, row))  # as they are: names may hold what rich takes for its own
     return table
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..errors import UserError
-from ..model.lineage import remove_class, rename_class, rollback, versions
+from ..model.lineage import remove_class, rename_class, rollback, version_of, versions
 from ..stored import step_of_run
 from .parser import OneLineParser
 
@@ -27,14 +28,15 @@ def lineage(argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps({"versions": [version.as_json() for version in found]}))
         return 0
-    table = Table(title=f"versions of {args.model}, the oldest first")
+    table = Table(title=Text(f"versions of {args.model}, the oldest first"))
     for name in ("", "step", "change", "classes", "hash", "made from"):
         table.add_column(name)
     for version in found:
         mark = "now" if version.current else "" if version.ancestor else "left aside"
         classes = f"{len(version.classes) - 1}: … {', '.join(version.classes[-3:])}"
         parent = (version.parent or "")[:12]
-        table.add_row(mark, str(version.step), version.change, classes, version.hash[:12], parent)
+        cells = (mark, str(version.step), version.change, classes, version.hash[:12], parent)
+        table.add_row(*map(Text, cells))  # as they are: names may hold what rich takes for its own
     Console().print(table)
     return 0
 
@@ -109,6 +111,11 @@ def _own(name: str) -> Path:
     if run := step_of_run(path):
         raise UserError(
             f"{path} is a step of run {run}, which stays as it was trained; copy it, then change the copy"
+        )
+    if model := version_of(path):
+        raise UserError(
+            f"{path} is an earlier version of {model}, which its history keeps as it was; segrow rollback "
+            f"{model} --to-version {path.name.partition('-')[2]} makes it the model again"
         )
     return path
 

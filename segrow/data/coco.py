@@ -10,6 +10,7 @@ overlap the smaller one is on top. Masks are drawn once and kept in the user's c
 import hashlib
 import json
 import os
+import shutil
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -91,7 +92,7 @@ class CocoDataset(SegDataset):
         if not isinstance(image, int) or image not in by_image:
             raise UserError(f"{name} is of image {image}, which the file does not list")
         if not isinstance(category, int) or category not in self._values:
-            raise UserError(f"{name} has category {category}, which the file lacks")
+            raise UserError(f"{name} has category {category!r}, which the file lacks")
         outline = annotation.get("segmentation")
         if isinstance(outline, dict):
             _check_runs(name, outline)
@@ -115,9 +116,24 @@ class CocoDataset(SegDataset):
         """All masks into the cache, in a folder that appears when it is complete."""
         if self._folder.is_dir():
             return
-        masks = _pycocotools()
         temporary = self._folder.with_name(f"{self._folder.name}.{os.getpid()}.tmp")
         temporary.mkdir(parents=True, exist_ok=True)
+        try:
+            self._draw_into(temporary, images, by_image)
+            os.rename(temporary, self._folder)
+        except OSError:
+            if not self._folder.is_dir():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _draw_into(
+        self,
+        folder: Path,
+        images: Sequence[Mapping[str, Any]],
+        by_image: Mapping[int, list[Mapping[str, Any]]],
+    ) -> None:
+        masks = _pycocotools()
         console = Console(stderr=True)
         for entry in track(images, "drawing masks", console=console, disable=not console.is_terminal):
             stem = Path(str(entry["file_name"])).stem
@@ -126,15 +142,10 @@ class CocoDataset(SegDataset):
             if size != told:
                 raise UserError(
                     f"image {self._images[stem]} is {size[1]}x{size[0]} pixels (width x height), in "
-                    f"{self.path} {told[1]}x{told[0]}; they must be equal"
+                    f"{self.path} {told[1]!r}x{told[0]!r}; they must be equal"
                 )
             drawn = self._mask(by_image[int(entry["id"])], size, masks)
-            Image.fromarray(drawn).save(temporary / f"{stem}.png")
-        try:
-            os.rename(temporary, self._folder)
-        except OSError:
-            if not self._folder.is_dir():  # else another process was faster
-                raise
+            Image.fromarray(drawn).save(folder / f"{stem}.png")
 
     def _mask(
         self, annotations: Sequence[Mapping[str, Any]], size: tuple[int, int], masks: Any
@@ -234,7 +245,7 @@ def find_json(root: Path) -> Path | None:
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise UserError(f"{path} cannot be read as JSON; export the annotations again") from None
     parts = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):

@@ -8,10 +8,12 @@ The rules, in points of IoU (0..100), per class and over all images together:
 - An old class *fails* when its drop is above `max_drop` and either the lower end of the interval is above it
   too, or at least ENOUGH images show the class, so that the drop itself is to be believed.
 - It is *unsure* when fewer than ENOUGH images show it and `max_drop` lies in the interval: there are too few
-  images to tell. Fewer than FEW images say nothing at all, whatever the interval: *few*.
+  images to tell. Fewer than FEW images do not clear a class: *few*, unless two or more of them say alike that
+  it fails. Classes that the gate's labels do not tell apart are *few* too.
 - Else it is *kept*.
-- A new class fails when its IoU on held-out images is below `min_new`. That is the number itself: an interval
-  is printed beside it, but does not excuse.
+- A new class *fails* when its IoU on held-out images is below `min_new`. That is the number itself: an
+  interval is printed beside it, but does not excuse. It is *few* when fewer than FEW of them show it,
+  *unsure* when fewer than ENOUGH do and `min_new` lies in the interval, else it *passes*.
 
 Background may lose BACKGROUND points, or `max_drop` where that is more: the new class takes its pixels from
 there, and objects of it may stand undrawn in the images of the gate.
@@ -31,11 +33,12 @@ ENOUGH = 20
 BACKGROUND = 5.0
 """Points that background may lose."""
 FEW = 5
-"""With fewer images that show it a class is not judged."""
+"""Fewer images that show a class do not clear it."""
 DRAWS = 1000
 INTERVAL = (5.0, 95.0)
 
 Verdict = Literal["kept", "fails", "unsure", "few"]
+NewVerdict = Literal["passes", "fails", "unsure", "few"]
 Floats = NDArray[np.float64]
 Matrices = NDArray[np.int64]
 
@@ -75,7 +78,7 @@ class NewClass:
         images: How many held-out images show it.
         iou: NaN where it is neither shown nor predicted.
         interval: 90 % bootstrap interval.
-        passes: Whether it reaches `min_new` (always, without one).
+        verdict: passes, fails, unsure or few (see above).
         confused: The class that its pixels are taken for most, and their share; None when none are.
     """
 
@@ -83,7 +86,7 @@ class NewClass:
     images: int
     iou: float
     interval: tuple[float, float]
-    passes: bool
+    verdict: NewVerdict
     confused: tuple[str, float] | None
 
 
@@ -92,7 +95,7 @@ class Verdicts:
     """The gate's answer.
 
     Attributes:
-        old: Of the classes that could be judged.
+        old: Of every class that was known before; empty without a gate.
         new: Of the new classes; empty when nothing was held out.
     """
 
@@ -102,7 +105,7 @@ class Verdicts:
     @property
     def passes(self) -> bool:
         """Whether no old class fails and every new class passes."""
-        return all(c.verdict != "fails" for c in self.old) and all(c.passes for c in self.new)
+        return all(c.verdict != "fails" for c in self.old) and all(c.verdict != "fails" for c in self.new)
 
     @property
     def reasons(self) -> list[str]:
@@ -113,7 +116,7 @@ class Verdicts:
             for c in self.old
             if c.verdict == "fails"
         ]
-        return found + [f"{c.name} reaches {c.iou:.1f} points only" for c in self.new if not c.passes]
+        return found + [f"{c.name} reaches {c.iou:.1f} points only" for c in self.new if c.verdict == "fails"]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; NaN becomes None."""
@@ -168,6 +171,22 @@ def judge_old(
     return tuple(result)
 
 
+def with_unjudged(old: Sequence[OldClass], known: Sequence[str]) -> tuple[OldClass, ...]:
+    """The verdicts of all old classes, in order: those that no label told apart are *few* of no image.
+
+    Args:
+        old: Of those that were judged; empty: there was no gate, so there are no verdicts.
+        known: Names of all.
+    """
+    if not old:
+        return ()
+    nan = float("nan")
+    judged = {c.name: c for c in old}
+    return tuple(
+        judged.get(name) or OldClass(name, 0, nan, nan, nan, (nan, nan), "few", None) for name in known
+    )
+
+
 def judge_new(
     after: Matrices, names: Sequence[str], first: int, min_new: float | None, seed: int = 1
 ) -> tuple[NewClass, ...]:
@@ -187,14 +206,14 @@ def judge_new(
     shown = (after.sum(2) > 0).sum(0)
     result = []
     for k in range(first, n_classes):
-        iou = float(total[k])
+        iou, interval, images = float(total[k]), _interval(drawn[:, k]), int(shown[k])
         result.append(
             NewClass(
                 names[k],
-                int(shown[k]),
+                images,
                 iou,
-                _interval(drawn[:, k]),
-                min_new is None or iou >= min_new,
+                interval,
+                new_verdict(iou, interval, images, min_new),
                 _moved(np.zeros(n_classes, np.int64), after[:, k].sum(0), k, names),
             )
         )
@@ -203,12 +222,21 @@ def judge_new(
 
 def verdict(drop: float, interval: tuple[float, float], images: int, max_drop: float) -> Verdict:
     """The rule for one old class (see the top of this file)."""
+    low, high = interval
+    if drop > max_drop and (images >= ENOUGH or (images > 1 and low > max_drop)):
+        return "fails"
     if images < FEW or np.isnan(drop):
         return "few"
-    low, high = interval
-    if drop > max_drop and (low > max_drop or images >= ENOUGH):
-        return "fails"
     return "unsure" if images < ENOUGH and low <= max_drop < high else "kept"
+
+
+def new_verdict(iou: float, interval: tuple[float, float], images: int, min_new: float | None) -> NewVerdict:
+    """The rule for one new class (see the top of this file)."""
+    if min_new is not None and not iou >= min_new:  # NaN too
+        return "fails"
+    if images < FEW:
+        return "few"
+    return "unsure" if min_new is not None and images < ENOUGH and interval[0] < min_new else "passes"
 
 
 def _counts(matrices: Matrices, known: int) -> tuple[Floats, Floats]:

@@ -14,6 +14,7 @@ UPDATES = 300
 BATCH = 8
 CROP = 16
 """Least side of the training crops in pixels: one cell of the coarsest output stride."""
+LARGEST_CROP = 4096
 AUTO, NONE = "auto", "none"
 REMBG = "u2netp"
 """A small model for salient objects (4 MB), which rembg fetches once."""
@@ -79,6 +80,8 @@ def check_options(options: AddOptions) -> None:
         if number is not None and (not isinstance(number, int) or number < least):
             reason = ", which batch normalisation needs" if name == "batch-size" else ""
             raise UserError(f"--{name} should be at least {least}{reason}, got {number}")
+    if options.crop is not None and options.crop > LARGEST_CROP:
+        raise UserError(f"--crop should be at most {LARGEST_CROP}, got {options.crop}")
     if options.lr is not None and not (_is_number(options.lr) and 0 < options.lr < math.inf):
         raise UserError(f"--lr should be a number above 0, got {options.lr}")
     if options.device not in ("auto", "cpu", "cuda"):

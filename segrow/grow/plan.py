@@ -20,10 +20,11 @@ from ..engine.setup import check_ranges
 from ..errors import UserError, near
 from ..memory import Exemplar, from_json
 from ..methods.base import Method, make_method
+from ..model.lineage import check_history, version_of
 from ..model.segmenter import Segmenter
-from ..model.store import settle
+from ..model.store import RECORD, settle
 from ..recipes import published_settings
-from ..stored import data_names, find_model, load_with_method, step_of_run
+from ..stored import data_names, find_model, load_with_method, origin_names, step_of_run
 from .options import AUTO, BATCH, NONE, REMBG, UPDATES, AddOptions, check_options
 
 HELD_OUT = 5
@@ -139,6 +140,7 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
     """
     settle(model)
     folder = find_model(model)
+    check_history(folder)
     target = _target(model, folder, options.out)
     network, meta, method = load_with_method(folder, options.allow_code)
     check_options(options)
@@ -157,14 +159,27 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
     exemplars = tuple(e for e in stored if e not in judged)
     method, more = _method(method, network)
     maker = None
-    if "saliency" in method.aux and not _have_saliency(new, stored, old_data):
+    if "saliency" in method.aux and (lacking := _without_map(new, stored, old_data)):
         maker = _saliency_maker(options.saliency)
+        images = len(new.ids) + len(stored)
         if maker is None:
-            method, lacking = _without_saliency(method, new, options)
-            more.append(lacking)
+            method, lacking_said = _without_saliency(method, new, options, lacking, images)
+            more.append(lacking_said)
+        elif lacking < images:
+            more.append(f"{images - lacking} of {images} images have a saliency map; the others get one")
     config = _config(network, meta, method, len(new.ids), options)
     method.check(network, config.train.crop)
     check, remark = _check_images(options, meta, folder, bool(judged))
+    if check is not None or judged or held is not None:
+        place = rejected_folder(target, int(meta["step"]) + 1)
+        if place.parent.exists() and not place.parent.is_dir():
+            raise UserError(f"{place.parent} is a file where a rejected model would go; give --out elsewhere")
+        if (
+            place.exists()
+            and not (place / RECORD).is_file()
+            and not (place.is_dir() and not any(place.iterdir()))
+        ):
+            raise UserError(f"{place} is no model, and a rejected one would go there; move it, or give --out")
     return Plan(
         folder,
         target,
@@ -191,6 +206,11 @@ def _target(model: Path, folder: Path, out: Path | None) -> Path:
             raise UserError(f"--out {out} is there already; give another place, or leave --out out")
         _check_place(out, "--out")
         return out
+    if kept := version_of(folder):
+        raise UserError(
+            f"{model} is an earlier version of {kept}, which its history keeps as it was; give --out DIR, or "
+            f"segrow rollback {kept} --to-version {folder.name.partition('-')[2]} first"
+        )
     if run := step_of_run(folder) if folder == model else None:
         raise UserError(f"{model} is a step of run {run}, which stays as it was trained; give --out DIR")
     if folder == model:
@@ -203,6 +223,12 @@ def _target(model: Path, folder: Path, out: Path | None) -> Path:
             f"{model} is a run folder and {grown} is there already; give {grown} as the model, or --out"
         )
     return grown
+
+
+def rejected_folder(target: Path, step: int) -> Path:
+    """Where the new model goes when the gate does not let it through."""
+    place = target.resolve()
+    return place.parent / "rejected" / f"{place.name}-step-{step:02d}"
 
 
 def _check_place(target: Path, what: str) -> None:
@@ -227,6 +253,11 @@ def _check_classes(classes: Sequence[str], meta: Mapping[str, Any], folder: Path
             raise UserError(
                 f'{folder} knows "{name}" already (learnt in step {meta["class_steps"][names.index(name)]}); '
                 "leave it out of --classes, or rename it there with segrow rename-class"
+            )
+        if now := next((new for new, old in meta.get("learnt_as", {}).items() if old == name), None):
+            raise UserError(
+                f'{folder} has learnt "{name}" already and calls it "{now}" now (segrow rename-class); give '
+                "the new class another name in the folder and in --classes"
             )
         if list(classes).count(name) > 1:
             raise UserError(f'--classes holds "{name}" twice; every class needs a name of its own')
@@ -261,7 +292,13 @@ def _divide(
     held: list[int] = []
     validation = dataset.ids("val")
     if validation:
-        dataset.presence("val")  # checks every pair
+        measured = dataset.presence("val").present[:, columns].sum(0).tolist()  # checks every pair, too
+        for name, count in zip(classes, measured, strict=True):
+            if options.min_new is not None and not count:
+                raise UserError(
+                    f'--min-new measures "{name}" on the validation images of {dataset.root}, none of which '
+                    "shows it; add some, or leave --min-new out"
+                )
     elif options.min_new is not None:
         held = _hold_out(shows, classes, options.seed)
     chosen = tuple(present.ids[r] for r in rows if r not in set(held))
@@ -317,7 +354,7 @@ def _memory(
             f"{missing[0]}; give the folder that the model was trained on"
         )
     names = meta["class_names"]
-    there = set(data_names(meta, data.class_names).values())
+    there = set(origin_names(meta, data.class_names).values())
     for name in sorted({names[c] for e in stored for c in e.classes if c not in there}):
         raise UserError(f'{options.exemplars} has no class "{name}", which exemplars of {folder} show')
     return stored, data, []
@@ -345,16 +382,15 @@ def _method(method: Method, network: Segmenter) -> tuple[Method, list[str]]:
     return method, notes
 
 
-def _have_saliency(new: Images, exemplars: Sequence[Exemplar], old_data: SegDataset | None) -> bool:
-    """Whether every image has a saliency map; they are read then, for what is broken."""
+def _without_map(new: Images, exemplars: Sequence[Exemplar], old_data: SegDataset | None) -> int:
+    """How many images have no saliency map; those that are there are read, for what is broken."""
     chosen = [(new.data, new.split, i) for i in new.ids]
     if old_data is not None:
         chosen += [(old_data, "train", e.image) for e in exemplars]
-    if not all(data.saliency_path(split, i).is_file() for data, split, i in chosen):
-        return False
-    for data, split, i in chosen:
+    there = [one for one in chosen if one[0].saliency_path(*one[1:]).is_file()]
+    for data, split, i in there:
         data.saliency(split, i)
-    return True
+    return len(chosen) - len(there)
 
 
 def _saliency_maker(wanted: str) -> SaliencyMaker | None:
@@ -369,13 +405,18 @@ def _saliency_maker(wanted: str) -> SaliencyMaker | None:
         return None
 
 
-def _without_saliency(method: Method, new: Images, options: AddOptions) -> tuple[Method, str]:
+def _without_saliency(
+    method: Method, new: Images, options: AddOptions, lacking: int, images: int
+) -> tuple[Method, str]:
     fields = method.fields()
     if "unknown" not in fields:
         raise UserError(
-            f"method {method.name} needs saliency maps, which {new.data.root} lacks; give --saliency FILE"
+            f"method {method.name} needs saliency maps, which {lacking} of {images} images of "
+            f"{new.data.root} lack; give --saliency FILE"
         )
-    remark = "there are no saliency maps, so all background may hide unknown objects"
+    some = "there are no saliency maps" if lacking == images else f"{lacking} of {images} images have no "
+    some += "" if lacking == images else "saliency map, and the others' are not used"
+    remark = f"{some}, so all background may hide unknown objects"
     if options.saliency == AUTO:
         remark += ' (--saliency FILE makes maps; pip install "segrow[saliency]" does so by itself)'
     return make_method(method.name, {**fields, "unknown": "background"}), remark

@@ -38,11 +38,11 @@ from ..model.lineage import succeed
 from ..model.segmenter import Segmenter
 from ..model.store import load_model, read_record, save_model
 from ..scenario import IGNORE, Scenario, Step
-from ..stored import data_names
+from ..stored import data_names, origin_names
 from ..whole import encoded, write_whole
-from .gate import Matrices, Verdicts, judge_new, judge_old
+from .gate import Matrices, Verdicts, judge_new, judge_old, with_unjudged
 from .options import AddOptions
-from .plan import EXEMPLAR, Images, Plan, plan_addition
+from .plan import EXEMPLAR, Images, Plan, plan_addition, rejected_folder
 
 _METHOD_STATE, _MEMORY = "method.safetensors", "memory.json"
 
@@ -112,15 +112,9 @@ def carry_out(plan: Plan, quiet: bool = False) -> Outcome:
         if verdicts.passes:
             succeed(after, plan.target, meta, extra, plan.folder)
             return Outcome(True, plan.target, verdicts, plan)
-        rejected = rejected_folder(plan)
+        rejected = rejected_folder(plan.target, plan.step)
         save_model(after, rejected, {**meta, "parent": plan.meta["hashes"]["model"]}, extra)
         return Outcome(False, rejected, verdicts, plan)
-
-
-def rejected_folder(plan: Plan) -> Path:
-    """Where the new model goes when the gate does not let it through."""
-    place = plan.target.resolve()
-    return place.parent / "rejected" / f"{place.name}-step-{plan.step:02d}"
 
 
 # --- the folder it works in ---------------------------------------------------------------------------------
@@ -163,6 +157,13 @@ def _fingerprint(plan: Plan) -> str:
     """Tells one call from another: model, images, settings."""
     files = [plan.new.data.image_path(plan.new.split, i) for i in plan.new.ids]
     files += [plan.new.data.mask_path(plan.new.split, i) for i in plan.new.ids]
+    maps = [plan.new.data.saliency_path(plan.new.split, i) for i in plan.new.ids]
+    if plan.old_data is not None:
+        replayed = [e.image for e in (*plan.exemplars, *plan.judged)]
+        files += [plan.old_data.image_path("train", i) for i in replayed]
+        files += [plan.old_data.mask_path("train", i) for i in replayed]
+        maps += [plan.old_data.saliency_path("train", i) for i in replayed]
+    files += [path for path in maps if path.is_file()]
     stamps = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     what = {
         "model": plan.meta["hashes"],
@@ -191,7 +192,8 @@ def _gather(plan: Plan, work: Path, display: Display) -> GivenDataset:
     if plan.old_data is not None:
         files |= _exemplar_files(plan, plan.old_data, work / "masks")
     if plan.maker is not None:
-        for number, (i, own) in enumerate(display.track(list(files.items()), "saliency maps", len(files))):
+        lacking = [(i, own) for i, own in files.items() if not own.saliency.is_file()]
+        for number, (i, own) in enumerate(display.track(lacking, "saliency maps", len(lacking))):
             path = work / "saliency" / f"{number}.png"
             if not path.exists():
                 write_map(plan.maker.map(own.image), path)
@@ -203,7 +205,7 @@ def _gather(plan: Plan, work: Path, display: Display) -> GivenDataset:
 def _exemplar_files(plan: Plan, old: SegDataset, masks: Path) -> dict[str, Files]:
     """Exemplars by their new ids; into `masks` are written the classes that each may show, as new values."""
     files: dict[str, Files] = {}
-    new, there = plan.new.data, data_names(plan.meta, old.class_names)
+    new, there = plan.new.data, origin_names(plan.meta, old.class_names)
     for number, exemplar in enumerate((*plan.exemplars, *plan.judged)):
         table = np.zeros(65536, np.uint8 if new.ignore_id < 256 else np.uint16)
         table[old.ignore_id] = new.ignore_id
@@ -305,7 +307,7 @@ def _judge(plan: Plan, after: Segmenter, data: GivenDataset, display: Display) -
             table[plan.held.data.class_names.index(name)] = names.index(name)
         (later,) = _matrices(plan, (after,), plan.held, table, "new classes", display)
         new = judge_new(later, names, known, options.min_new, options.seed)
-    return Verdicts(old, new)
+    return Verdicts(with_unjudged(old, names[:known]), new)
 
 
 def _empty_table(ignore_id: int, n_raw: int) -> np.ndarray:

@@ -135,8 +135,13 @@ def check_names(path: Path, names: Sequence[str], channels: int) -> None:
     Raises:
         UserError: Saying how many were expected.
     """
+    if channels < 2:
+        raise UserError(
+            f"{path} has {channels} channel, which tells one class from the rest; expected background and "
+            "each class in a channel of its own"
+        )
     given = list(names[1:] if names and names[0] in BACKGROUND else names)
-    if len(given) != channels - 1:
+    if not names or len(given) != channels - 1:
         raise UserError(
             f"{path} has {channels} channels, got {len(given)} names besides background; expected --names "
             f"with {channels - 1}, in the order of its channels"

@@ -11,6 +11,7 @@ or the new one.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from ..errors import UserError, near
 from ..memory import Exemplar, from_json_bytes, to_json
 from .segmenter import Group, Head, Segmenter
-from .store import exchanged, load_model, model_files, read_record, save_model, settle
+from .store import RECORD, exchanged, load_model, model_files, read_record, save_model, settle
 
 HISTORY = "history"
 _OWN = ("format", "segrow", "timm", "class_steps", "model", "input", "hashes")  # what `save_model` writes
@@ -90,9 +91,32 @@ def versions(directory: Path) -> list[Version]:
     ]
 
 
+_VERSION = re.compile(r"\d{3,}-[0-9a-f]{12}")
+
+
 def _stored(directory: Path) -> list[Path]:
+    """Folders of the earlier versions; what else somebody keeps beside them is left alone."""
     folder = directory / HISTORY
-    return sorted(f for f in folder.iterdir() if f.is_dir()) if folder.is_dir() else []
+    there = folder.iterdir() if folder.is_dir() else ()
+    return sorted(f for f in there if _VERSION.fullmatch(f.name) and (f / RECORD).is_file())
+
+
+def version_of(folder: Path) -> Path | None:
+    """The model that a directory is an earlier version of (`MODEL/history/NNN-HASH`); None when of none."""
+    place = folder.resolve()
+    above = place.parent.parent
+    inside = place.parent.name == HISTORY and _VERSION.fullmatch(place.name) is not None
+    return above if inside and (above / RECORD).is_file() else None
+
+
+def check_history(directory: Path) -> None:
+    """Read every file of the earlier versions, which the next one is to keep.
+
+    Raises:
+        UserError: When one of them was changed.
+    """
+    for folder in _stored(directory):
+        model_files(folder)
 
 
 def put_history(parent: Path) -> Callable[[Path], None]:
@@ -160,6 +184,8 @@ def rollback(directory: Path, step: int | None = None, version: str | None = Non
     there = versions(directory)
     past = [v for v in there if not v.current]
     fitting = [v for v in past if (v.step == step if version is None else v.hash.startswith(version))]
+    if version is not None and not fitting and there[-1].hash.startswith(version):
+        raise UserError(f"{directory} is that version already; nothing was done")
     if version is not None and len({v.hash for v in fitting}) != 1:
         raise UserError(
             f'{directory} has {len(fitting)} versions whose hash begins with "{version}", expected one '

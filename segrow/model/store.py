@@ -62,15 +62,21 @@ def save_model(
     record = {"format": FORMAT, "segrow": __version__, "timm": timm.__version__, **meta, **_describe(model)}
     record = json.loads(json.dumps(record))  # as it will be read: lists for tuples, names for numbers
     with exchanged(directory) as temporary:
-        safetensors.torch.save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
-            temporary / WEIGHTS,
-        )
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        try:
+            safetensors.torch.save_file(tensors, temporary / WEIGHTS)
+        except safetensors.SafetensorError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{directory} cannot be written ({reason}); make room, or use another place"
+            ) from None
         digests = {name: _sha(content) for name, content in files.items()}
         record["hashes"] = _hashes(record, {**digests, WEIGHTS: _sha_file(temporary / WEIGHTS)})
         files[RECORD] = json.dumps(record, indent=1).encode()
         for name, content in files.items():
             (temporary / name).write_bytes(content)
+        # safetensors lets nobody else read what it writes; as readable as the other files
+        shutil.copymode(temporary / RECORD, temporary / WEIGHTS)
         add(temporary)
 
 
