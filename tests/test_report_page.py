@@ -1334,7 +1334,7 @@ def test_no_width_scrolls_sideways(opened: Callable[..., Browser], width: int) -
     assert all(right <= width for right in page.value(cells))
     words = "[...document.querySelectorAll('.words')].filter(w => w.offsetParent).map(w => w.innerText)"
     if width < 500:
-        assert any(re.search(r"background \d+ %", said) for said in page.value(words))
+        assert any(re.search(r"background\s\d+\s%", said) for said in page.value(words))
         label = "getComputedStyle(document.querySelector('#headline td.main'), '::before').content"
         assert "all" in page.value(label)
     else:

@@ -31,9 +31,9 @@ class Ssul(Composed):
         loss_type: bce (one-vs-rest), ce or focal (softmax, gamma 2).
         background_lr: Rate of the background head in increments, relative to the new head's.
         gives_way: First class indices of steps whose classes give way to all earlier ones (`segrow add`):
-            such a class scores its probability times that of being none of those, for its head was trained on
-            a few images without them. What is unknown gives way to it in turn, and in that step only the new
-            head trains. So (with bce) where an old class was chosen with a probability above 1/2, it stays.
+            such a class scores only where background was chosen before, for its head was trained on a few
+            images without the others. What is unknown gives way to it in turn, and in that step only the new
+            head trains. So where an old class was chosen, it stays.
     """
 
     paper_memory: ClassVar[bool] = True
@@ -122,20 +122,28 @@ class Ssul(Composed):
         """p(background) += p(unknown); unknown itself is never predicted (METHODS 2, Prediction)."""
         p, known = self._scale(logits, unknown), logits.shape[1]
         starts = (*self.gives_way, known)
-        scores = [p[:, :1] + self._unexplained(p, known), p[:, 1 : starts[0]]]
+        background = p[:, :1] + self._unexplained(p, known, starts[0])
+        classes = p[:, 1 : starts[0]]
         for start, stop in pairwise(starts):
-            scores.append(p[:, start:stop] * (1 - p[:, 1:start].amax(1, keepdim=True)))
-        return torch.cat(scores, 1)
+            free = background >= classes.amax(1, keepdim=True)
+            classes = torch.cat([classes, p[:, start:stop] * free], 1)
+            background = p[:, :1] + self._unexplained(p, known, stop)
+        return torch.cat([background, classes], 1)
 
-    def _unexplained(self, p: Tensor, known: int) -> Tensor:
-        """p(unknown), B 1 H W: less where it is a class that the unknown head was not told of."""
+    def _unexplained(self, p: Tensor, known: int, stop: int) -> Tensor:
+        """p(unknown), B 1 H W: less where it is a class, of those below `stop`, that gives way.
+
+        The unknown head was not told of these. A softmax has taken from it what they claim already.
+        """
         unknown = p[:, known:].sum(1, keepdim=True)
-        if not self.gives_way:
+        told = p[:, self.gives_way[0] : stop] if self.gives_way else p[:, :0]
+        if self.softmax or not told.shape[1]:
             return unknown
-        return unknown * (1 - p[:, self.gives_way[0] : known].amax(1, keepdim=True))
+        return unknown * (1 - told.amax(1, keepdim=True))
 
     def novelty(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
         """What the unknown head says, where there is one."""
         if unknown is None or not self.unknown_head:
             return super().novelty(logits, unknown)
-        return self._unexplained(self._scale(logits, unknown), logits.shape[1])
+        known = logits.shape[1]
+        return self._unexplained(self._scale(logits, unknown), known, known)
