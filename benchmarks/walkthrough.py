@@ -58,7 +58,7 @@ train:
    precision: bf16, workers: 1, device: cpu}
 """
 
-GATE = "--check old_photos --max-drop 2 --min-new 30"
+GATE = "--check old_photos --min-new 30"
 ADD = f"segrow add run --data photos --classes {NEW} {GATE} --out models/digits"
 COMMANDS = (
     (0, "segrow train --config base.yaml --out run"),

@@ -101,8 +101,6 @@ def test_a_class_from_forty_images(base: Path, tmp_path: Path, capsys: pytest.Ca
         "horse",
         "--check",
         str(base / "VOC2012"),
-        "--max-drop",
-        "2",
         "--min-new",
         "20",
         "--device",
@@ -119,7 +117,7 @@ def test_a_class_from_forty_images(base: Path, tmp_path: Path, capsys: pytest.Ca
     drops = [c["drop"] for c in found["old"]]
     print(f"{seconds:.0f} s", found)
     assert [c["name"] for c in found["old"]] == ["background", *BASE]
-    assert max(drops) <= 2  # of a base this briefly trained; a better one loses less (docs/results.md)
+    assert max(drops[1:]) <= 1  # the gate's default; background may lose more
     assert found["new"][0]["iou"] >= 20
     assert (
         cli.main(["predict", str(out), str(next((data / "images").iterdir())), "--out", str(tmp_path)]) == 0
