@@ -209,9 +209,8 @@ def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = 
     except NonFiniteLossError as error:
         print(f"{name}: {error}; use a smaller learning rate, or --train.precision 32", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # who read the output has closed it, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:
+        raise  # `entry` knows
     except OSError as error:
         what = " and ".join(str(part) for part in (error.filename, error.filename2) if part is not None)
         reason = error.strerror or " ".join(str(error).split())

@@ -5,6 +5,7 @@ for done in predict_files(predictor, jobs, Path("out"), overlays=True): ...
 """
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class Prediction:
 def find_images(names: Sequence[str], out: Path | None = None) -> list[Job]:
     """The images that files, folders (with what is below them) and patterns (`*`, `**`) name, each once.
 
-    Hidden files and folders are left out.
+    Of folders, hidden files and what is in hidden folders are left out.
 
     Args:
         names: As on the command line.
@@ -65,10 +66,10 @@ def find_images(names: Sequence[str], out: Path | None = None) -> list[Job]:
     Raises:
         UserError: A name that is nothing, or holds no image.
     """
-    jobs: dict[Path, Job] = {}
+    jobs: dict[str, Job] = {}
     for name in names:
         for job in _jobs(name, out and out.resolve()):
-            jobs.setdefault(job.image.resolve(), job)
+            jobs.setdefault(os.path.realpath(job.image), job)  # a link that leads to itself is no error there
     return list(jobs.values())
 
 
@@ -89,9 +90,9 @@ def _jobs(name: str, out: Path | None) -> list[Job]:
         for file in files
         if file.suffix.lower() in SUFFIXES
         and (file.is_file() or file.is_symlink())  # a link that leads nowhere is listed as unreadable
-        and not any(part.startswith(".") for part in file.relative_to(top).parts)
         and not file.is_dir()
-        and (out is None or not file.resolve().is_relative_to(out))
+        and not (path.is_dir() and any(part.startswith(".") for part in file.relative_to(top).parts))
+        and (out is None or not Path(os.path.realpath(file)).is_relative_to(out))
     ]
     if not found:
         raise UserError(f"{name} holds no images ({', '.join(sorted(SUFFIXES))})")
@@ -162,7 +163,10 @@ def _one(
         if unknown:
             grey = np.rint(255 * seen.unknown).astype(np.uint8)
             write_whole(_beside(target, "_unknown.png"), encoded(Image.fromarray(grey), "PNG"))
-    except OSError as error:  # a full disk: the next image would not fit either
+    except OSError as error:
+        if error.errno is None:  # what the format cannot hold, such as a JPEG of 70,000 pixels
+            return Prediction(image, None, None, {}, f"{image}: its result cannot be written ({error})")
+        # a full disk: the next image would not fit either
         raise UserError(
             f"{target} cannot be written ({error.strerror}); make room, or use another --out"
         ) from None
@@ -191,7 +195,7 @@ def _beside(target: Path, ending: str) -> Path:
 
 def _targets(jobs: Sequence[Job], out: Path, endings: Sequence[str]) -> list[Path]:
     """The label map of each image, once it is sure that nothing is written twice or over an input."""
-    inputs = {job.image.resolve() for job in jobs}
+    inputs = {Path(os.path.realpath(job.image)) for job in jobs}
     taken: dict[Path, Path] = {}  # what is written -> for which image
     targets = []
     for job in jobs:

@@ -377,7 +377,7 @@ def _check(results: Mapping[str, Any]) -> None:
             f"results have format {version!r}, this segrow reads {FORMAT}; update segrow, or run again."
         )
     steps: Sequence[Mapping[str, Any]] = results.get("steps", ())
-    if not steps:
+    if not isinstance(steps, list) or not steps:
         raise UserError("results have no step yet; wait for the base step, or check the run's log.")
     if not isinstance(results.get("classes"), list):
         raise UserError("results lack classes; restore results.json, or run again.")

@@ -58,6 +58,9 @@ def _from_elsewhere(args: argparse.Namespace) -> int:
         if args.data is not None:
             return _teach_converted(model, args)
     verb = "would be" if args.dry_run else "is"
+    if args.json:
+        print(json.dumps({"model": str(out), "classes": known, "written": not args.dry_run}))
+        return 0
     print(f"{out} {verb} a model of {known} classes, from {args.origin}")
     return 0
 
@@ -255,7 +258,7 @@ def show(outcome: Outcome, console: Console, say: Callable[[str], str] = str) ->
         lines.append(f"too few images to judge (fewer than {FEW} show it): {', '.join(few)}")
     if unsure:
         lines.append(f"too few images to be sure (fewer than {ENOUGH} show it): {', '.join(unsure)}")
-    if outcome.verdicts.old and all(c.verdict == "few" for c in outcome.verdicts.old):
+    if outcome.passed and outcome.verdicts.old and all(c.verdict == "few" for c in outcome.verdicts.old):
         lines.append("no old class could be judged: the gate has let the model through unseen")
     if outcome.passed:
         lines.append(f"{outcome.model}: the new model, {len(outcome.plan.names) - 1} classes")

@@ -77,7 +77,9 @@ def check_options(options: AddOptions) -> None:
         ("workers", options.workers, 0),
         ("seed", options.seed, 0),
     ):
-        if number is not None and (not isinstance(number, int) or number < least):
+        if number is not None and not isinstance(number, int):
+            raise UserError(f"--{name} should be a whole number, got {number}")
+        if number is not None and number < least:
             reason = ", which batch normalisation needs" if name == "batch-size" else ""
             raise UserError(f"--{name} should be at least {least}{reason}, got {number}")
     if options.crop is not None and options.crop > LARGEST_CROP:

@@ -22,7 +22,7 @@ from ..memory import Exemplar, from_json
 from ..methods.base import Method, make_method
 from ..model.lineage import check_history, version_of
 from ..model.segmenter import Segmenter
-from ..model.store import RECORD, settle
+from ..model.store import replaceable, settle
 from ..recipes import published_settings
 from ..stored import data_names, find_model, load_with_method, origin_names, step_of_run
 from .options import AUTO, BATCH, NONE, REMBG, UPDATES, AddOptions, check_options
@@ -171,15 +171,7 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
     method.check(network, config.train.crop)
     check, remark = _check_images(options, meta, folder, bool(judged))
     if check is not None or judged or held is not None:
-        place = rejected_folder(target, int(meta["step"]) + 1)
-        if place.parent.exists() and not place.parent.is_dir():
-            raise UserError(f"{place.parent} is a file where a rejected model would go; give --out elsewhere")
-        if (
-            place.exists()
-            and not (place / RECORD).is_file()
-            and not (place.is_dir() and not any(place.iterdir()))
-        ):
-            raise UserError(f"{place} is no model, and a rejected one would go there; move it, or give --out")
+        _check_rejected(rejected_folder(target, int(meta["step"]) + 1))
     return Plan(
         folder,
         target,
@@ -229,6 +221,14 @@ def rejected_folder(target: Path, step: int) -> Path:
     """Where the new model goes when the gate does not let it through."""
     place = target.resolve()
     return place.parent / "rejected" / f"{place.name}-step-{step:02d}"
+
+
+def _check_rejected(place: Path) -> None:
+    """A rejected model can go there."""
+    if place.parent.exists() and not place.parent.is_dir():
+        raise UserError(f"{place.parent} is a file where a rejected model would go; give --out elsewhere")
+    if place.exists() and not replaceable(place):
+        raise UserError(f"{place} is no model, and a rejected one would go there; move it, or give --out")
 
 
 def _check_place(target: Path, what: str) -> None:
@@ -373,7 +373,7 @@ def _method(method: Method, network: Segmenter) -> tuple[Method, list[str]]:
         method = make_method("ssul", {"unknown": "none", "loss_type": loss, "init": init})
         fields = method.fields()
     if "gives_way" in fields:
-        # the new heads see no old images: what old heads are sure of is theirs
+        # the new heads see no old images: what the model has chosen stays
         fields["gives_way"] = (*fields["gives_way"], network.n_classes)
         method = make_method(method.name, fields)
     if fields.get("freeze") == "none":
@@ -414,8 +414,9 @@ def _without_saliency(
             f"method {method.name} needs saliency maps, which {lacking} of {images} images of "
             f"{new.data.root} lack; give --saliency FILE"
         )
-    some = "there are no saliency maps" if lacking == images else f"{lacking} of {images} images have no "
-    some += "" if lacking == images else "saliency map, and the others' are not used"
+    some = "there are no saliency maps"
+    if lacking < images:
+        some = f"{lacking} of {images} images have no saliency map, and the others' are not used"
     remark = f"{some}, so all background may hide unknown objects"
     if options.saliency == AUTO:
         remark += ' (--saliency FILE makes maps; pip install "segrow[saliency]" does so by itself)'

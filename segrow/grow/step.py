@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,8 @@ def _work_folder(plan: Plan) -> Iterator[Path]:
         work.mkdir(exist_ok=True)
         try:
             yield work
+        except OSError:  # such as a full disk: when that is mended the same call goes on
+            raise
         except Exception:
             shutil.rmtree(work)
             raise
@@ -148,7 +150,8 @@ def _alone(place: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                path.unlink(missing_ok=True)
+                with suppress(PermissionError):  # Windows: who holds a file cannot remove it
+                    path.unlink(missing_ok=True)
     except Timeout:
         raise UserError(f"another segrow add works on {place}; wait for it, or give another --out") from None
 

@@ -129,7 +129,7 @@ class Composed(Method, abc.ABC):
         if ctx.step == 0:
             return
         if self.init == "background":
-            ctx.model.initialise_from_background(split=self.softmax)
+            ctx.model.initialise_from_background(split=self.splits_background(ctx))
         elif self.init == "unknown" and self.unknown_head:
             ctx.model.initialise_from_unknown()
         if self.freeze != "none":
@@ -138,6 +138,10 @@ class Composed(Method, abc.ABC):
                 heads = zip(ctx.model.heads, ctx.model.layout, strict=True)
                 old = [head for head, g in heads if g.step < ctx.step and (g.start, g.stop) != (0, 1)]
             ctx.model.freeze(ctx.model.trunk, *old, norms=self.freezes_norms)
+
+    def splits_background(self, ctx: StepContext) -> bool:
+        """Whether the new classes take their first probability from background's (MiB's initialisation)."""
+        return self.softmax
 
     def gather(self, ctx: StepContext) -> None:
         """Entropy threshold of an old class: the median over unannotated pixels that the teacher gives it."""

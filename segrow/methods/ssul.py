@@ -33,7 +33,8 @@ class Ssul(Composed):
         gives_way: First class indices of steps whose classes give way to all earlier ones (`segrow add`):
             such a class scores only where background was chosen before, for its head was trained on a few
             images without the others. What is unknown gives way to it in turn, and in that step only the new
-            head trains. So where an old class was chosen, it stays.
+            head trains. So of the pixels where background was chosen some become the new class, and nothing
+            else changes.
     """
 
     paper_memory: ClassVar[bool] = True
@@ -80,7 +81,12 @@ class Ssul(Composed):
         if ctx.step and self.bn_freeze:
             ctx.model.freeze(*(m for m in ctx.model.modules() if isinstance(m, nn.BatchNorm2d)))
         if ctx.known_before in self.gives_way:
-            ctx.model.freeze(ctx.model.heads[0], *([ctx.model.unknown] if ctx.model.unknown else []))
+            unknown = [] if ctx.model.unknown is None else [ctx.model.unknown]
+            ctx.model.freeze(ctx.model.trunk, *ctx.model.heads[:-1], *unknown)
+
+    def splits_background(self, ctx: StepContext) -> bool:
+        """A class that gives way takes nothing from the score of background."""
+        return super().splits_background(ctx) and ctx.known_before not in self.gives_way
 
     def parameter_groups(self, ctx: StepContext, lr: float, backbone_lr: float) -> list[ParameterGroup]:
         groups = super().parameter_groups(ctx, lr, backbone_lr)
@@ -125,9 +131,11 @@ class Ssul(Composed):
         background = p[:, :1] + self._unexplained(p, known, starts[0])
         classes = p[:, 1 : starts[0]]
         for start, stop in pairwise(starts):
-            free = background >= classes.amax(1, keepdim=True)
-            classes = torch.cat([classes, p[:, start:stop] * free], 1)
+            free = (classes <= background).all(1, keepdim=True)
             background = p[:, :1] + self._unexplained(p, known, stop)
+            # where background was chosen it may lose to the new classes alone, though it is less than it was
+            earlier = torch.where(free, torch.minimum(classes, background), classes)
+            classes = torch.cat([earlier, p[:, start:stop] * free], 1)
         return torch.cat([background, classes], 1)
 
     def _unexplained(self, p: Tensor, known: int, stop: int) -> Tensor:

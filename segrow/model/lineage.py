@@ -95,10 +95,17 @@ _VERSION = re.compile(r"\d{3,}-[0-9a-f]{12}")
 
 
 def _stored(directory: Path) -> list[Path]:
-    """Folders of the earlier versions; what else somebody keeps beside them is left alone."""
+    """Folders of the earlier versions."""
     folder = directory / HISTORY
     there = folder.iterdir() if folder.is_dir() else ()
-    return sorted(f for f in there if _VERSION.fullmatch(f.name) and (f / RECORD).is_file())
+    return sorted(f for f in there if _VERSION.fullmatch(f.name))
+
+
+def _foreign(directory: Path) -> list[Path]:
+    """What stands in the history and is no version."""
+    folder = directory / HISTORY
+    there = folder.iterdir() if folder.is_dir() else ()
+    return [f for f in there if not _VERSION.fullmatch(f.name)]
 
 
 def version_of(folder: Path) -> Path | None:
@@ -137,6 +144,11 @@ def put_history(parent: Path) -> Callable[[Path], None]:
         hashes = {read_record(f)["hashes"]["model"] for f in _stored(parent)}
         if record["hashes"]["model"] not in hashes:
             _link(files, history / f"{number + 1:03d}-{record['hashes']['model'][:12]}")
+        for other in _foreign(parent):  # what somebody keeps there stays
+            if other.is_dir():
+                shutil.copytree(other, history / other.name, symlinks=True)
+            else:
+                shutil.copy2(other, history / other.name, follow_symlinks=False)
 
     return put
 
@@ -329,7 +341,7 @@ def _method_without(method: Mapping[str, Any], index: int, known: int) -> dict[s
     fields = dict(method["fields"])
     if starts := fields.get("gives_way"):
         moved = sorted({start - (start > index) for start in starts})
-        fields["gives_way"] = [start for start in moved if 1 < start < known]
+        fields["gives_way"] = [start for start in moved if start < known]
     return {**method, "fields": fields}
 
 

@@ -66,10 +66,7 @@ def save_model(
         try:
             safetensors.torch.save_file(tensors, temporary / WEIGHTS)
         except safetensors.SafetensorError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"{directory} cannot be written ({reason}); make room, or use another place"
-            ) from None
+            raise OSError(0, " ".join(str(error).split()), str(directory)) from None
         digests = {name: _sha(content) for name, content in files.items()}
         record["hashes"] = _hashes(record, {**digests, WEIGHTS: _sha_file(temporary / WEIGHTS)})
         files[RECORD] = json.dumps(record, indent=1).encode()
@@ -221,7 +218,7 @@ def exchanged(directory: Path) -> Iterator[Path]:
     backup = _backup(directory)
     if backup.exists():
         _settle(directory, backup)
-    if directory.exists() and not (directory.is_dir() and _replaceable(directory)):
+    if directory.exists() and not replaceable(directory):
         raise UserError(f"{directory} exists and is not a model directory; give another place for the model")
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.tmp")
@@ -248,8 +245,9 @@ def settle(directory: Path) -> None:
         _settle(directory, _backup(directory))
 
 
-def _replaceable(directory: Path) -> bool:
-    return (directory / RECORD).is_file() or not any(directory.iterdir())
+def replaceable(directory: Path) -> bool:
+    """Whether a model may take the place of what is there: a model, or an empty folder."""
+    return directory.is_dir() and ((directory / RECORD).is_file() or not any(directory.iterdir()))
 
 
 def _settle(directory: Path, backup: Path) -> None:

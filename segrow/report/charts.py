@@ -71,7 +71,6 @@ class Axis(NamedTuple):
 
 WHOLE = Axis(0.0, 1.0)
 Series = Sequence[tuple[str, Sequence[Spread]]]
-_ROUND = (0.08, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def line_chart(heading: str, series: Series, n_steps: int, axis: Axis = WHOLE) -> Chart:
@@ -95,14 +94,18 @@ def line_chart(heading: str, series: Series, n_steps: int, axis: Axis = WHOLE) -
 
 def axis_of(*every: Series) -> Axis:
     """From 0, or where values are below it from as far below, to a round fraction that all stay under."""
-    there = [v for series in every for _, values in series for v in values if v.mean is not None]
-    highest = max((v.mean + (v.std or 0.0) for v in there if v.mean is not None), default=0.0)
-    lowest = min((v.mean - (v.std or 0.0) for v in there if v.mean is not None), default=0.0)
-    high = next(round for round in _ROUND if highest <= round or round == 1)
-    if all(v.mean >= 0 for v in there if v.mean is not None):
+    spreads = [v for series in every for _, values in series for v in values]
+    there = [(v.mean, v.std or 0.0) for v in spreads if v.mean is not None]
+    high = _round(max((mean + std for mean, std in there), default=0.0))
+    if all(mean >= 0 for mean, _ in there):
         return Axis(0.0, high)
-    low = next(round for round in _ROUND if -lowest <= round or round == 1)
-    return Axis(-max(low, high), max(low, high))
+    far = max(high, _round(-min(mean - std for mean, std in there)))
+    return Axis(-far, far)
+
+
+def _round(value: float) -> float:
+    """The least of a few round fractions that is not below it."""
+    return next((fraction for fraction in (0.08, 0.2, 0.4, 0.6, 0.8) if value <= fraction), 1.0)
 
 
 def _x(step: int, n_steps: int) -> float:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _CELL, _GAP = 200, 8  # pixels: width of a picture of the grid, space between two
-_OF_A_RUN = re.compile(r"(iou|confusion|cost|pictures)-.*\.(png|svg|csv)")
+_OF_A_RUN = re.compile(r"(iou|confusion|cost|pictures)(-.*)\.(png|svg|csv)")
 _NAMED_CELLS = 30  # more classes than this have no names on an axis
 Numbered = Sequence[tuple[str, Sequence[Spread]]]
 
@@ -67,8 +67,9 @@ def export(
         if run.name in galleries:
             names.append(f"pictures-{slug}")
             _pictures(folder / f"pictures-{slug}", run, galleries[run.name], chosen)
+    shown = {f"-{slug}".casefold() for slug in slugs_of([run.name for run in runs])}
     for path in folder.iterdir():
-        if _OF_A_RUN.fullmatch(path.name) and path.stem not in names:
+        if (of := _OF_A_RUN.fullmatch(path.name)) and of[2].casefold() not in shown:
             path.unlink()
     return names
 

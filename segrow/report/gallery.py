@@ -31,7 +31,7 @@ from ..scenario import Scenario, build_scenario
 from ..stored import load_with_method
 from ..whole import encoded, write_whole
 from .figures import outline
-from .runs import ReportRun
+from .runs import ReportRun, tested_on
 
 POOL = 64
 """Validation images that are labelled after each step, unless another number is asked for."""
@@ -138,7 +138,7 @@ def open_source(run: ReportRun, root: str | None, pool: int) -> Source:
         run.config["seed"],
     )
     tested = images_hash(val.ids)
-    if list(scenario.classes) != run.results["classes"] or tested != run.results["evaluation"]["images_hash"]:
+    if list(scenario.classes) != run.results["classes"] or tested != tested_on(run)[1]:
         raise UserError(f"the data in {data.root} are not those that {run.name} was tested on")
     foreground = sorted(
         scenario.raw_ids[1:]
@@ -270,7 +270,10 @@ def _clear(folder: Path) -> None:
     if there and not (folder / _POOL).exists():
         raise UserError(f"{folder} holds pictures that no report has made; move them elsewhere")
     if there:
-        shutil.rmtree(folder)
+        aside = folder.with_name(f".{folder.name}.old")  # a kill while it goes must not leave half of it
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        shutil.rmtree(aside)
     write_whole(folder / _POOL, b"{}")  # what follows is a report's, even after a kill
 
 

@@ -32,6 +32,7 @@ _STEP: dict[str, type] = {"classes": list, "images": int, "exemplars": int, "cos
 _EVALUATION: dict[str, type] = {"images": int, "crop": int, "crop_val": int}
 _CONFIG: dict[str, type] = {"data": dict, "task": str, "setting": str, "seed": int}
 _CONFIG_DATA: dict[str, type] = {"name": str}
+_COSTS = ("train_s", "eval_s", "peak_memory_bytes", "trainable", "parameters", "stored_bytes", "iterations")
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,9 @@ def _check(folder: Path, results: Mapping[str, Any], config: Mapping[str, Any]) 
         _expect(where, record, _STEP)
         if "from_base" not in record:
             raise UserError(f"{where} lacks from_base; restore the file, or run again")
+        for key in _COSTS:
+            if not isinstance(record["cost"].get(key), int | float | None):
+                raise UserError(f"{where} has {key} {record['cost'][key]!r}; restore the file, or run again")
     _expect(f"{folder}: config.yaml", config, _CONFIG)
     _expect(f"{folder}: data in config.yaml", config["data"], _CONFIG_DATA)
 
@@ -168,17 +172,21 @@ def group_runs(runs: Sequence[ReportRun]) -> list[Group]:
     """
     found: list[tuple[str, list[ReportRun]]] = []
     for run in runs:
-        same = (members for key, members in found if key == _experiment(run))
+        experiment = _experiment(run)
+        same = (members for key, members in found if key == experiment)
         group = next((members for members in same if _draw(run) not in map(_draw, members)), None)
         if group is None:
-            found.append((_experiment(run), [run]))
+            found.append((experiment, [run]))
         else:
             group.append(run)
     several = [members[0] for _, members in found if len(members) > 1]
-    return [
-        Group(_label(members, [run for run in several if run is not members[0]]), tuple(members))
-        for _, members in found
-    ]
+    groups: list[Group] = []
+    for _, members in found:
+        plain = label = _label(members, [run for run in several if run is not members[0]])
+        while label in (group.label for group in groups):
+            label = f"{plain}, again: {', '.join(run.name for run in members)}"
+        groups.append(Group(label, tuple(members)))
+    return groups
 
 
 def _draw(run: ReportRun) -> tuple[int, tuple[str, ...]]:
@@ -231,7 +239,7 @@ def _experiment(run: ReportRun) -> str:
 
 def trained_on(run: ReportRun) -> tuple[int, str | None]:
     """How many training images the data set had, and the hash of their names where it was stored."""
-    training = run.results.get("training", {})
+    training = run.results.get("training") or {}
     return training.get("images", 0), training.get("images_hash")
 
 
