@@ -259,6 +259,9 @@ def test_old_classes_that_the_gate_cannot_see_are_listed(
     assert add(model, photos, "--check", str(one), "--out", str(tmp_path / "b")) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "no old class could be judged: the gate has let the model through unseen" in shown
+    words = ("--check", str(one), "--min-new", "100", "--out", str(tmp_path / "c"))
+    assert add(model, photos, *words) == 3
+    assert "unseen" not in capsys.readouterr().out
 
 
 def test_the_gate_knows_the_new_class_where_its_images_show_it(
@@ -444,6 +447,14 @@ def test_a_version_of_the_history_stays(
     (model / "history" / "rejected" / "note.txt").write_text("mine")
     assert [v.step for v in versions(model)] == [0, 1]
     assert cli.main(["rename-class", str(model), "bicycle", "bike"]) == 0
+    assert (model / "history" / "rejected" / "note.txt").read_text() == "mine"
+    (version / "model.json").unlink()  # an earlier version that is not whole is not thrown away in silence
+    before = snapshot(model)
+    capsys.readouterr()
+    assert cli.main(["rename-class", str(model), "bike", "bicycle"]) == 2
+    assert f"no model in {version}" in only_line(capsys.readouterr().err)
+    assert add(model, photos, "--dry-run", classes="okapi") == 2
+    assert snapshot(model) == before
 
 
 def test_a_changed_file_of_the_history_is_found_in_the_plan(
@@ -525,7 +536,8 @@ def test_what_the_system_refuses_is_one_line(
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.torch, "save_file", full)
         assert cli.main(["rename-class", str(model), "bicycle", "bike"]) == 2
-        assert "cannot be written (I/O error: No space left" in only_line(capsys.readouterr().err)
+        said = only_line(capsys.readouterr().err)
+        assert said.startswith(f"segrow: {model}: I/O error: No space left on device")
     assert snapshot(model) == before
     assert names_in(model.parent) == {"animals"}
 
@@ -685,7 +697,8 @@ def test_other_methods(
     assert record(out)["method"]["name"] == method
     before = safetensors.torch.load_file(tmp_path / "run/steps/00/model/model.safetensors")
     after = safetensors.torch.load_file(out / "model.safetensors")
-    assert all(torch.equal(after[k], v) for k, v in before.items() if k.startswith("trunk."))
+    kept = "" if method == "ssul" else "trunk."  # what gives way takes nothing from background either
+    assert all(torch.equal(after[k], v) for k, v in before.items() if k.startswith(kept))
     assert add(out, photos, "--epochs", "1", classes="bird") == 2  # no mask shows it
 
 
@@ -1043,6 +1056,32 @@ def test_a_killed_call_goes_on_where_it_stopped(
     assert record(model)["hashes"]["weights"] == record(tmp_path / "whole")["hashes"]["weights"]
 
 
+def test_a_full_disk_does_not_cost_the_training(
+    model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(model)
+    trained: list[int] = []
+    step = Run.train_step
+
+    def count(self: Run, index: int) -> None:
+        trained.append(index)
+        step(self, index)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device", "somewhere")
+
+    monkeypatch.setattr(Run, "train_step", count)
+    with monkeypatch.context() as patch:
+        patch.setattr("segrow.grow.step.succeed", full)
+        assert add(model, photos) == 2
+    said = only_line(capsys.readouterr().err.splitlines()[-1])
+    assert said == "segrow: somewhere: No space left on device; mend that and try again"
+    assert snapshot(model) == before
+    assert add(model, photos) == 0
+    assert trained == [1]
+    assert names_in(model.parent) == {"animals"}
+
+
 def test_another_call_does_not_take_over_what_was_left(
     model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1199,7 +1238,11 @@ def test_what_is_unknown_gives_way() -> None:
     np.testing.assert_allclose(novel[:, 0], u[:, 0] * (1 - p[:, 3:].max(1)), rtol=1e-12)
 
 
-def test_only_the_new_head_trains(model: Path, photos: Path) -> None:
+@pytest.mark.parametrize(("freeze", "bn"), [("old_heads", True), ("none", False)])
+def test_only_the_new_head_trains(model: Path, photos: Path, freeze: str, bn: bool) -> None:
+    network, meta = load_model(model)
+    meta["method"]["fields"] |= {"freeze": freeze, "bn_freeze": bn}
+    save_model(network, model, {key: value for key, value in meta.items() if key not in _OURS})
     before = safetensors.torch.load_file(model / "model.safetensors")
     assert add(model, photos, "--epochs", "2", classes="zebra") == 0
     after = safetensors.torch.load_file(model / "model.safetensors")
@@ -1219,6 +1262,19 @@ def test_the_model_says_from_where_on(model: Path, photos: Path) -> None:
     assert record(model)["method"]["fields"]["gives_way"] == [2]
     remove_class(model, "zebra")  # the only one that gave way
     assert record(model)["method"]["fields"]["gives_way"] == []
+
+
+def test_without_any_earlier_class_a_class_goes_on_giving_way(
+    model: Path, photos: Path, tmp_path: Path
+) -> None:
+    """To background: it scores everywhere, and unknown goes on giving way to it."""
+    assert add(model, photos, "--epochs", "1", classes="zebra") == 0
+    assert add(model, photos, "--epochs", "1", classes="okapi") == 0
+    for name in ("aeroplane", "bicycle"):
+        remove_class(model, name)
+    assert record(model)["method"]["fields"]["gives_way"] == [1, 2]
+    image = next((photos / "images/train").iterdir())
+    assert cli.main(["predict", str(model), str(image), "--out", str(tmp_path / "out")]) == 0
 
 
 def test_an_old_class_goes_and_those_behind_it_keep_their_way(model: Path, photos: Path) -> None:

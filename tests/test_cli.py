@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -372,6 +373,24 @@ def test_eval_of_an_earlier_step(root: Path, run: Path, tmp_path: Path) -> None:
     step = json.loads(file.read_text())["steps"][0]
     assert (step["step"], step["known"]) == (1, 4)
     assert step["matrix"] == results(run)["steps"][1]["matrix"]
+
+
+def test_eval_of_a_model_with_renamed_classes(
+    root: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two have exchanged names, one has another: the data set still calls them what they were learnt by."""
+    copy = Path(shutil.copytree(model(run, len(results(run)["steps"]) - 1), tmp_path / "model"))
+    first, second, third = NAMES[:3]
+    for old, new in ((first, "x"), (second, first), ("x", second), (third, "th[/b]ird")):
+        assert cli.main(["rename-class", str(copy), old, new]) == 0
+    file = tmp_path / "eval.json"
+    words = ["--data.root", str(root), "--workers", "0", "--out", str(file)]
+    capsys.readouterr()
+    assert cli.main(["eval", str(copy), *words]) == 0
+    assert "th[/b]ird" in capsys.readouterr().out
+    found = json.loads(file.read_text())
+    assert found["classes"][1:4] == [second, first, "th[/b]ird"]
+    assert found["steps"][0]["matrix"] == results(run)["steps"][-1]["matrix"]
 
 
 def test_predict_writes_maps_and_overlays(

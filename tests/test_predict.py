@@ -363,10 +363,13 @@ def test_hidden_files_are_left_out_and_lost_links_are_listed(model: Segmenter, t
     images = folder(tmp_path / "in", ["a.jpg", ".b.jpg"])
     folder(tmp_path / "in" / ".cache", ["c.jpg"])
     (tmp_path / "in" / "lost.jpg").symlink_to(tmp_path / "gone.jpg")
+    (tmp_path / "in" / "loop.jpg").symlink_to(tmp_path / "in" / "loop.jpg")
     jobs = find_images([str(tmp_path / "in")])
-    assert [job.image for job in jobs] == [images[0], tmp_path / "in" / "lost.jpg"]
+    assert [job.image.name for job in jobs] == ["a.jpg", "loop.jpg", "lost.jpg"]
     done = list(predict_files(Predictor(model, scores, NAMES), jobs, tmp_path / "out", overlays=False))
-    assert [d.problem for d in done] == ["", f"image {tmp_path / 'in' / 'lost.jpg'} is missing"]
+    assert [bool(d.problem) for d in done] == [False, True, True]
+    assert done[2].problem == f"image {tmp_path / 'in' / 'lost.jpg'} is missing"
+    assert len(find_images([str(tmp_path / "in" / ".cache" / "*.jpg")])) == 1
     assert len(find_images([str(images[1])])) == 1  # by name it is meant
 
 
@@ -383,6 +386,14 @@ def test_what_cannot_be_written_is_one_line(
     (tmp_path / "two" / "deep").touch()
     with pytest.raises(UserError, match=r"two/deep cannot be a folder \(File exists\)"):
         predict_files(predictor, find_images([str(tmp_path / "in")]), tmp_path / "two", overlays=True)
+
+    def too_large(*_: object, **__: object) -> bytes:
+        raise OSError("encoder error -2")  # as PIL says that a picture is larger than a format holds
+
+    with monkeypatch.context() as patch:
+        patch.setattr("segrow.predict_files.encoded", too_large)
+        (skipped,) = written(predictor, images, tmp_path / "four")
+    assert skipped.problem == f"{images[0]}: its result cannot be written (encoder error -2)"
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

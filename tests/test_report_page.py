@@ -623,6 +623,9 @@ def test_a_copy_of_a_run_repeats_nothing(tmp_path: Path) -> None:
     ]
     groups = group_runs(read_runs(folders, "ssul"))
     assert [[run.name for run in group.runs] for group in groups] == [["a", "b"], ["again"]]
+    both = [*folders, store(tmp_path / "b2", results(7), seed=2)]
+    groups = group_runs(read_runs(both, "ssul"))
+    assert [group.label for group in groups] == ["ssul (2 runs)", "ssul (2 runs), again: again, b2"]
 
 
 def test_whether_views_fit_a_budget_tells_experiments_apart(tmp_path: Path) -> None:
@@ -721,6 +724,9 @@ def test_figures_of_a_run_that_is_not_shown_go_away(tmp_path: Path) -> None:
     write_report(folders[1:], tmp_path / "x.html", pool=0)
     there = {path.stem for path in (tmp_path / "x_figures").iterdir()}
     assert there == {"miou", "drift", "iou-b", "confusion-b", "cost-b", "notes"}
+    (tmp_path / "x_figures" / "pictures-b.png").write_text("of an earlier report with pictures")
+    write_report(folders[1:], tmp_path / "x.html", pool=0)
+    assert (tmp_path / "x_figures" / "pictures-b.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -778,6 +784,8 @@ def test_a_step_that_lacks_something_is_one_line(
         ("results.json", lambda r: {**r, "evaluation": {}}, "evaluation in results.json lacks images, crop,"),
         ("results.json", lambda r: {**r, "steps": [3]}, "record 0 of results is no step;"),
         ("results.json", lambda r: with_step(r, cost=None), "step 1 in results.json holds cost = 'None';"),
+        ("results.json", lambda r: with_step(r, cost={"train_s": "x"}), "has train_s 'x';"),
+        ("results.json", lambda r: {**r, "steps": 3}, "results have no step yet;"),
         ("results.json", lambda r: with_step(r, known="3"), "step 1 knows 3 of 4 classes"),
         ("results.json", lambda r: with_step(r, matrix=[["x"] * 4] * 4), "matrix holds something else than"),
         ("results.json", lambda r: with_step(r, matrix=[[-1] * 4] * 4), "matrix holds something else than"),

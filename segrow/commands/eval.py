@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -85,12 +86,13 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(summary))
         return 0
-    table = Table(title=f"{args.model} on {args.split}, definition {args.definition}: {summary['rules']}")
+    heading = f"{args.model} on {args.split}, definition {args.definition}: {summary['rules']}"
+    table = Table(title=escape(heading))
     table.add_column("class")
     table.add_column("IoU %", justify="right")
     last = summary["steps"][-1]
     for name, value in last["per_class"].items():
-        table.add_row(name, percent(value))
+        table.add_row(escape(name), percent(value))
     for part in ("old", "new", "all"):
         table.add_row(f"mean, {part}", percent(last[part]))
     Console().print(table)
@@ -107,10 +109,13 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     origin, protocol = meta["scenario"], meta["protocol"]
     data = open_dataset(options.name or origin["data"], options.root, options.scenes)
     presence = data.presence(options.split, progress)
-    missing = [name for name in origin["classes"][1 : model.n_classes] if name not in data.class_names]
+    # its own data go on calling a renamed class what it was learnt by
+    learnt_as = meta.get("learnt_as", {}) if data.name == origin["data"] else {}
+    theirs = [learnt_as.get(name, name) for name in origin["classes"][1:]]
+    missing = [name for name in theirs[: model.n_classes - 1] if name not in data.class_names]
     if missing:
         raise UserError(f"{data.root} lacks classes that the model knows: {', '.join(missing)}")
-    columns = [data.class_names.index(name) for name in origin["classes"][1 : model.n_classes]]
+    columns = [data.class_names.index(name) for name in theirs[: model.n_classes - 1]]
     if not presence.present[:, columns].any():
         raise UserError(f"no {options.split} image of {data.root} shows a class that the model knows")
     scenario = build_scenario(
@@ -120,7 +125,7 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
         presence,
         "offline",
         "overlap",
-        tuple(origin["classes"][1:]),
+        tuple(theirs),
     )
     known = model.n_classes
     raw = list(scenario.raw_ids[1:known])
@@ -147,7 +152,7 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     return {
         "format": 1,
         "data": data.name,
-        "classes": list(scenario.classes),
+        "classes": list(origin["classes"]),
         "base_known": meta["class_steps"].count(0),
         "model": str(folder),
         "split": options.split,

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..data import open_dataset
@@ -59,5 +60,5 @@ def _table(scenario: Scenario) -> Table:
     table.add_column("classes")
     table.add_column("training images", justify="right")
     for step in scenario.steps:
-        table.add_row(str(step.index), ", ".join(step.classes), str(len(step.images)))
+        table.add_row(str(step.index), escape(", ".join(step.classes)), str(len(step.images)))
     return table
