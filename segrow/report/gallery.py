@@ -226,9 +226,8 @@ def stored_gallery(run: ReportRun) -> Gallery:
 
 _POOL, _SCORES = "pool.json", "scores.json"
 """What says of a folder what it holds; the file of a step goes into that step's folder."""
-_OURS = re.compile(
-    r"(step_)?\d+(\.jpg|\.png)?|pool\.json|\..*"
-)  # the last: what a kill left behind, or a desktop
+# what a report may throw away; the last are hidden, left by a kill or by a desktop
+_OURS = re.compile(r"step_\d+|\d+\.(jpg|png)|pool\.json|\..*")
 
 
 def _close(folder: Path, name: str, about: Mapping[str, Any]) -> None:
