@@ -288,11 +288,11 @@ def _table(verdicts: Verdicts) -> Table:
 
 
 def _points(value: float) -> str:
-    return "n/a" if math.isnan(value) else f"{value:.1f}"
+    return "n/a" if math.isnan(value) else f"{value:z.1f}"
 
 
 def _between(interval: tuple[float, float]) -> str:
-    return "n/a" if math.isnan(interval[0]) else f"{interval[0]:.1f}..{interval[1]:.1f}"
+    return "n/a" if math.isnan(interval[0]) else f"{interval[0]:z.1f}..{interval[1]:z.1f}"
 
 
 def _share(confused: tuple[str, float] | None) -> str:
