@@ -111,7 +111,8 @@ def reference(config: RunConfig, base: Path, out: Path, results: Mapping[str, An
         train_reference(trained, loader, given.epochs, torch.device("cpu"))
     ids = run.validation.present.ids
     matrices = run.validation.matrices(steps[-1].index, model, Ssul(), ids, "evaluation")
-    last = {**results["steps"][-1], "matrix": matrices.all, "matrix_known": matrices.known}
+    found = {"matrix": matrices.all.tolist(), "matrix_known": matrices.known.tolist()}
+    last = {**results["steps"][-1], **found}
     return final({**results, "steps": [*results["steps"][:-1], last]})
 
 
