@@ -30,7 +30,7 @@ from segrow.engine.run import Run
 from segrow.errors import NonFiniteLossError, UserError
 from segrow.grow import AddOptions, carry_out, plan_addition
 from segrow.grow import plan as plan_module
-from segrow.grow.plan import _hold_out
+from segrow.grow.plan import _hold_out, for_the_gate
 from segrow.grow.step import _alone, _fingerprint, _gather, _judge, scenario_of
 from segrow.memory import Exemplar, from_json, to_json
 from segrow.methods.base import make_method
@@ -178,6 +178,7 @@ def test_the_python_function(model: Path, photos: Path, old: Path) -> None:
     outcome = segrow.add_classes(str(model), str(photos), "zebra", check=str(old), quiet=True, **words)
     assert outcome.passed
     assert outcome.model == model
+    assert len(repr(outcome)) < 2000  # not the whole network
     assert [c.name for c in outcome.verdicts.new] == ["zebra"]
     assert outcome.verdicts.new[0].images == len(outcome.plan.held.ids) == 2  # type: ignore[union-attr]
 
@@ -364,6 +365,26 @@ def test_the_gate_looks_at_exemplars_that_are_not_replayed(
     assert [c.name for c in verdicts.old] == ["background", "aeroplane", "bicycle"]
     assert verdicts.old[0].images == 5
     assert verdicts.old[0].verdict == "fails"
+
+
+@given(classes=st.integers(1, 30), each=st.integers(1, 12), seed=st.integers(0, 10**6))
+def test_the_gate_gets_exemplars_of_all_classes(classes: int, each: int, seed: int) -> None:
+    """They are stored with the classes taking turns, as `memory.select_exemplars` does."""
+    rng = np.random.default_rng(seed)
+    order = (
+        [rng.permutation(classes) + 1 for _ in range(each)] if seed % 2 else [range(1, classes + 1)] * each
+    )
+    stored = [Exemplar(f"{turn}-{c}", 0, (int(c),)) for turn, row in enumerate(order) for c in row]
+    judged = for_the_gate(stored)
+    if len(stored) == 1:
+        assert judged == ()
+        return
+    assert len(judged) == -(-len(stored) // 5)
+    assert set(judged) <= set(stored)
+    counts = np.bincount([e.classes[0] for e in judged], minlength=classes + 1)[1:]
+    assert counts.max() - counts.min() <= 1
+    assert counts.max() <= -(-each // 5)  # so every class keeps four fifths for the replay
+    assert each < 5 or counts.min() >= each // 5
 
 
 def test_a_finished_run_has_exemplars_to_replay(root: Path, photos: Path, tmp_path: Path) -> None:
@@ -857,6 +878,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
         ({"epochs": 2.5}, "--epochs should be a whole number, got 2.5"),
         ({"lr": "0.1"}, "--lr should be a number above 0, got 0.1"),
         ({"device": "foo"}, "--device should be auto, cpu or cuda, got foo"),
+        ({"saliency": None}, "--saliency should be a file, the name of a model, auto or none, got None"),
         ({"classes": [3]}, '"3" cannot be learnt'),
     ],
 )

@@ -249,6 +249,7 @@ def test_any_version_by_its_hash(model: Path, capsys: pytest.CaptureFixture[str]
         (["rename-class", "MODEL", "cow", "cow"], 'has a class "cow" already'),
         (["rename-class", "MODEL", "cow", "a,b"], '"a,b" cannot be the name of a class'),
         (["rename-class", "MODEL", "cow", " "], "cannot be the name of a class"),
+        (["rename-class", "MODEL", "cow", "a\x1b[31mb"], '"a\\x1b[31mb" cannot be the name of a class'),
         (["remove-class", "MODEL", "background"], '"background" is what no class covers'),
         (["remove-class", "MODEL", "okapi"], 'has no class "okapi"'),
         (["lineage", "nowhere"], "no model in nowhere: expected a folder with model.json"),

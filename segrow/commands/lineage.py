@@ -13,6 +13,8 @@ from ..model.lineage import remove_class, rename_class, rollback, version_of, ve
 from ..stored import step_of_run
 from .parser import OneLineParser
 
+WIDTH = 110
+
 
 def lineage(argv: Sequence[str]) -> int:
     """Print all versions of a model."""
@@ -37,7 +39,10 @@ def lineage(argv: Sequence[str]) -> int:
         parent = (version.parent or "")[:12]
         cells = (mark, str(version.step), version.change, classes, version.hash[:12], parent)
         table.add_row(*map(Text, cells))  # as they are: names may hold what rich takes for its own
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)  # in a file nothing need be cut
+    console.print(table)
     return 0
 
 

@@ -89,7 +89,7 @@ class CocoDataset(SegDataset):
         """What an annotation refers to is there, and it has an outline."""
         name = f"{self.path}: annotation {annotation.get('id')}"
         image, category = annotation.get("image_id"), annotation.get("category_id")
-        if not isinstance(image, int) or image not in by_image:
+        if not isinstance(image, int) or isinstance(image, bool) or image not in by_image:
             raise UserError(f"{name} is of image {image}, which the file does not list")
         if not isinstance(category, int) or category not in self._values:
             raise UserError(f"{name} has category {category!r}, which the file lacks")

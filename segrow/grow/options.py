@@ -86,6 +86,10 @@ def check_options(options: AddOptions) -> None:
         raise UserError(f"--crop should be at most {LARGEST_CROP}, got {options.crop}")
     if options.lr is not None and not (_is_number(options.lr) and 0 < options.lr < math.inf):
         raise UserError(f"--lr should be a number above 0, got {options.lr}")
+    if not isinstance(options.saliency, str):
+        raise UserError(
+            f"--saliency should be a file, the name of a model, auto or none, got {options.saliency}"
+        )
     if options.device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device should be auto, cpu or cuda, got {options.device}")
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -28,8 +28,8 @@ from ..stored import data_names, find_model, load_with_method, origin_names, ste
 from .options import AUTO, BATCH, NONE, REMBG, UPDATES, AddOptions, check_options
 
 HELD_OUT = 5
-"""Every fifth image of a class is held out where --min-new asks for a measurement; every fifth exemplar for
-the gate."""
+"""Every fifth image of a class is held out where --min-new asks for a measurement; of its exemplars every fifth
+for the gate."""
 EXEMPLAR = "memory/"  # first part of the id of an exemplar, apart from ids of the new images
 
 # of the settings that a method was published with, those that do not depend on the size of its data
@@ -77,7 +77,7 @@ class Plan:
         held: Images that the new classes are measured on; None: none.
         check: Images that the old classes are measured on; None: `judged`, or there is no gate.
         exemplars: Old images to replay.
-        judged: Exemplars that are not replayed, for the gate looks at them: without --check every fifth.
+        judged: Exemplars that are not replayed, for the gate looks at them: without --check a fifth.
         old_data: The data set that they are of.
         maker: Makes saliency maps; None: they are the folder's, or the method needs none.
         config: The run.
@@ -155,7 +155,7 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
             f"{total} classes of {data} and of the model do not fit its masks of {dataset.ignore_id} values; "
             "leave classes out of classes.txt, or --exemplars out"
         )
-    judged = stored[::HELD_OUT] if options.check is None and len(stored) > 1 else ()
+    judged = for_the_gate(stored) if options.check is None else ()
     exemplars = tuple(e for e in stored if e not in judged)
     method, more = _method(method, network)
     maker = None
@@ -217,6 +217,16 @@ def _target(model: Path, folder: Path, out: Path | None) -> Path:
     return grown
 
 
+def for_the_gate(stored: Sequence[Exemplar]) -> tuple[Exemplar, ...]:
+    """A fifth of the exemplars, spread over their classes; none of a single one.
+
+    They are stored with the classes taking turns, so a stride over them as they are would meet the same few
+    classes again and again.
+    """
+    by_class = sorted(stored, key=lambda e: e.classes)
+    return tuple(by_class[::HELD_OUT]) if len(stored) > 1 else ()
+
+
 def rejected_folder(target: Path, step: int) -> Path:
     """Where the new model goes when the gate does not let it through."""
     place = target.resolve()
@@ -252,7 +262,7 @@ def _check_classes(classes: Sequence[str], meta: Mapping[str, Any], folder: Path
         if name in names:
             raise UserError(
                 f'{folder} knows "{name}" already (learnt in step {meta["class_steps"][names.index(name)]}); '
-                "leave it out of --classes, or rename it there with segrow rename-class"
+                "leave it out of --classes, or take it out of the model first (segrow remove-class)"
             )
         if now := next((new for new, old in meta.get("learnt_as", {}).items() if old == name), None):
             raise UserError(
@@ -469,7 +479,7 @@ def _check_images(
     if options.check is None:
         if judged:
             return None, [
-                "every fifth exemplar is not replayed, for the gate looks at it; --check DIR judges better"
+                "a fifth of the exemplars is not replayed, for the gate looks at it; --check DIR judges better"
             ]
         return None, ["no gate: nothing says what becomes of the old classes (--check DIR would)"]
     data = open_given(options.check, "--check")

@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class Outcome:
     passed: bool
     model: Path
     verdicts: Verdicts
-    plan: Plan
+    plan: Plan = field(repr=False)
 
 
 def add_classes(
@@ -153,6 +153,8 @@ def _alone(place: Path) -> Iterator[None]:
                 with suppress(PermissionError):  # Windows: who holds a file cannot remove it
                     path.unlink(missing_ok=True)
     except Timeout:
+        if not path.exists():
+            raise UserError(f"{place.parent} takes no file; give --out elsewhere") from None
         raise UserError(f"another segrow add works on {place}; wait for it, or give another --out") from None
 
 

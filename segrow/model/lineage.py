@@ -232,8 +232,11 @@ def rename_class(directory: Path, old: str, new: str) -> None:
     names = list(meta["class_names"])
     index = _find(names, old, directory)
     new = new.strip()
-    if not new or any(c in new for c in ",\n\r"):
-        raise UserError(f'"{new}" cannot be the name of a class; expected words without comma or line break')
+    if not new or "," in new or not new.isprintable():
+        shown = repr(new)[1:-1]  # line breaks and other control characters are not printed as they are
+        raise UserError(
+            f'"{shown}" cannot be the name of a class; expected words without comma or line break'
+        )
     if new in names:
         raise UserError(f'{directory} has a class "{new}" already; choose another name')
     names[index] = new
