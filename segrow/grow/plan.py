@@ -28,8 +28,8 @@ from ..stored import data_names, find_model, load_with_method, origin_names, ste
 from .options import AUTO, BATCH, NONE, REMBG, UPDATES, AddOptions, check_options
 
 HELD_OUT = 5
-"""Every fifth image of a class is held out where --min-new asks for a measurement; of its exemplars every fifth
-for the gate."""
+"""Every fifth image of a class is held out where --min-new asks for a measurement;
+of its exemplars every fifth for the gate."""
 EXEMPLAR = "memory/"  # first part of the id of an exemplar, apart from ids of the new images
 
 # of the settings that a method was published with, those that do not depend on the size of its data
@@ -479,7 +479,7 @@ def _check_images(
     if options.check is None:
         if judged:
             return None, [
-                "a fifth of the exemplars is not replayed, for the gate looks at it; --check DIR judges better"
+                "a fifth of the exemplars is not replayed: the gate looks at it; --check DIR judges better"
             ]
         return None, ["no gate: nothing says what becomes of the old classes (--check DIR would)"]
     data = open_given(options.check, "--check")
