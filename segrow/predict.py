@@ -61,8 +61,7 @@ class Segmentation:
         """Of each class at each pixel: C H W in 0..1, as the model's method scores them.
 
         Of a method with softmax they sum to 1 (but for classes of `segrow add`, which give way); else every
-        class is a question of its own. Computed when it is
-        asked for: C H W numbers need much memory.
+        class is a question of its own. Computed when it is asked for: C H W numbers need much memory.
         """
         return self._maps.probability()
 

@@ -35,7 +35,7 @@ from segrow.grow.step import _alone, _fingerprint, _gather, _judge, scenario_of
 from segrow.memory import Exemplar, from_json, to_json
 from segrow.methods.base import make_method
 from segrow.model.lineage import remove_class, rollback, versions
-from segrow.model.store import _OURS, load_model, save_model
+from segrow.model.store import OURS, load_model, save_model
 from segrow.predict import Predictor
 from segrow.stored import data_names, origin_names
 
@@ -93,6 +93,16 @@ def add(model: Path, data: Path, *more: str, classes: str = "zebra,okapi") -> in
 def record(folder: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((folder / "model.json").read_text())
     return loaded
+
+
+def changes_of(folder: Path, photos: Path) -> list[list[str]]:
+    """Every command that changes a model in its place."""
+    return [
+        ["add", str(folder), "--data", str(photos), "--classes", "okapi"],
+        ["rename-class", str(folder), "bicycle", "bike"],
+        ["remove-class", str(folder), "bicycle"],
+        ["rollback", str(folder), "--to-step", "0"],
+    ]
 
 
 def names_in(folder: Path) -> set[str]:
@@ -349,7 +359,7 @@ def test_the_gate_looks_at_exemplars_that_are_not_replayed(
     ids = open_dataset("voc", str(root)).ids("train")
     memory = [Exemplar(i, 0, (1, 2)) for i in ids[:24]]
     many = tmp_path / "many"
-    theirs = {key: value for key, value in meta.items() if key not in _OURS}
+    theirs = {key: value for key, value in meta.items() if key not in OURS}
     save_model(network, many, theirs, {"memory.json": to_json(memory)})
     plan = plan_addition(many, photos, ["zebra"], AddOptions(exemplars=root, workers=0, device="cpu"))
     assert [e.image for e in plan.judged] == [memory[k].image for k in (0, 5, 10, 15, 20)]
@@ -451,12 +461,7 @@ def test_a_version_of_the_history_stays(
     (version,) = (model / "history").iterdir()
     before = snapshot(model)
     capsys.readouterr()
-    for words in (
-        ["add", str(version), "--data", str(photos), "--classes", "okapi"],
-        ["rename-class", str(version), "bicycle", "bike"],
-        ["remove-class", str(version), "bicycle"],
-        ["rollback", str(version), "--to-step", "0"],
-    ):
+    for words in changes_of(version, photos):
         assert cli.main(words) == 2
         said = only_line(capsys.readouterr().err)
         assert f"is an earlier version of {model}, which its history keeps as it was" in said
@@ -565,12 +570,7 @@ def test_what_the_system_refuses_is_one_line(
 
 def test_a_step_of_a_run_stays(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     step, before = run / "steps/00/model", snapshot(run)
-    for words in (
-        ["add", str(step), "--data", str(photos), "--classes", "zebra"],
-        ["rename-class", str(step), "bicycle", "bike"],
-        ["remove-class", str(step), "bicycle"],
-        ["rollback", str(step), "--to-step", "0"],
-    ):
+    for words in changes_of(step, photos):
         assert cli.main(words) == 2
         assert f"is a step of run {run}, which stays as it was trained" in only_line(capsys.readouterr().err)
     assert snapshot(run) == before
@@ -1264,7 +1264,7 @@ def test_what_is_unknown_gives_way() -> None:
 def test_only_the_new_head_trains(model: Path, photos: Path, freeze: str, bn: bool) -> None:
     network, meta = load_model(model)
     meta["method"]["fields"] |= {"freeze": freeze, "bn_freeze": bn}
-    save_model(network, model, {key: value for key, value in meta.items() if key not in _OURS})
+    save_model(network, model, {key: value for key, value in meta.items() if key not in OURS})
     before = safetensors.torch.load_file(model / "model.safetensors")
     assert add(model, photos, "--epochs", "2", classes="zebra") == 0
     after = safetensors.torch.load_file(model / "model.safetensors")

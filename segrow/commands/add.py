@@ -18,9 +18,9 @@ from ..grow.gate import ENOUGH, FEW, Verdicts
 from ..grow.options import AUTO, REMBG
 from ..grow.plan import rejected_folder
 from .parser import OneLineParser
+from .wide import wide_console
 
 TEXT = ("class", "verdict", "taken for")
-WIDTH = 110
 REJECTED = 3
 """Exit code when the gate does not let the new model through."""
 
@@ -116,14 +116,13 @@ def _grow(model: Path, args: argparse.Namespace, say: Callable[[str], str] = str
         allow_code=args.allow_code,
     )
     plan = plan_addition(model, Path(args.data), _listed(args.classes), options)
-    console = Console(stderr=args.json)
-    if not console.is_terminal:
-        console.width = max(console.width, WIDTH)  # a table in a file need not be squeezed
-    for line in describe(plan):
-        console.print(say(line), highlight=False, soft_wrap=True, markup=False)
+    console = wide_console(stderr=args.json)
+    lines = [say(line) for line in describe(plan)]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     if args.dry_run:
         if args.json:
-            print(json.dumps({"plan": [say(line) for line in describe(plan)]}))
+            print(json.dumps({"plan": lines}))
         return 0
     outcome = carry_out(plan)
     if args.json:

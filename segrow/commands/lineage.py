@@ -12,8 +12,7 @@ from ..errors import UserError
 from ..model.lineage import remove_class, rename_class, rollback, version_of, versions
 from ..stored import step_of_run
 from .parser import OneLineParser
-
-WIDTH = 110
+from .wide import wide_console
 
 
 def lineage(argv: Sequence[str]) -> int:
@@ -39,10 +38,7 @@ def lineage(argv: Sequence[str]) -> int:
         parent = (version.parent or "")[:12]
         cells = (mark, str(version.step), version.change, classes, version.hash[:12], parent)
         table.add_row(*map(Text, cells))  # as they are: names may hold what rich takes for its own
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, WIDTH)  # in a file nothing need be cut
-    console.print(table)
+    wide_console().print(table)
     return 0
 
 

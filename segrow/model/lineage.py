@@ -25,10 +25,9 @@ from torch import Tensor, nn
 from ..errors import UserError, near
 from ..memory import Exemplar, from_json_bytes, to_json
 from .segmenter import Group, Head, Segmenter
-from .store import RECORD, exchanged, load_model, model_files, read_record, save_model, settle
+from .store import OURS, RECORD, exchanged, load_model, model_files, read_record, save_model, settle
 
 HISTORY = "history"
-_OWN = ("format", "segrow", "timm", "class_steps", "model", "input", "hashes")  # what `save_model` writes
 
 
 @dataclass(frozen=True)
@@ -94,18 +93,15 @@ def versions(directory: Path) -> list[Version]:
 _VERSION = re.compile(r"\d{3,}-[0-9a-f]{12}")
 
 
+def _history(directory: Path) -> list[Path]:
+    """What stands in the history: earlier versions, and what somebody else keeps there."""
+    folder = directory / HISTORY
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
 def _stored(directory: Path) -> list[Path]:
     """Folders of the earlier versions."""
-    folder = directory / HISTORY
-    there = folder.iterdir() if folder.is_dir() else ()
-    return sorted(f for f in there if _VERSION.fullmatch(f.name))
-
-
-def _foreign(directory: Path) -> list[Path]:
-    """What stands in the history and is no version."""
-    folder = directory / HISTORY
-    there = folder.iterdir() if folder.is_dir() else ()
-    return [f for f in there if not _VERSION.fullmatch(f.name)]
+    return [f for f in _history(directory) if _VERSION.fullmatch(f.name)]
 
 
 def version_of(folder: Path) -> Path | None:
@@ -144,8 +140,10 @@ def put_history(parent: Path) -> Callable[[Path], None]:
         hashes = {read_record(f)["hashes"]["model"] for f in _stored(parent)}
         if record["hashes"]["model"] not in hashes:
             _link(files, history / f"{number + 1:03d}-{record['hashes']['model'][:12]}")
-        for other in _foreign(parent):  # what somebody keeps there stays
-            if other.is_dir():
+        for other in _history(parent):
+            if _VERSION.fullmatch(other.name):
+                continue
+            if other.is_dir():  # what somebody keeps there stays
                 shutil.copytree(other, history / other.name, symlinks=True)
             else:
                 shutil.copy2(other, history / other.name, follow_symlinks=False)
@@ -360,7 +358,7 @@ def _rewrite(
     """The next version, of the same step."""
     if not isinstance(model, Segmenter) or not all(isinstance(head, Head) for head in model.heads):
         raise TypeError("expected a Segmenter")
-    ours = {key: value for key, value in meta.items() if key not in _OWN}
+    ours = {key: value for key, value in meta.items() if key not in OURS}
     # classes of steps that were never taken say nothing of this model any more
     ours |= {"class_names": list(names), "change": change}
     ours["scenario"] = {**meta["scenario"], "classes": list(names)}

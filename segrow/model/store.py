@@ -27,7 +27,8 @@ from .segmenter import Group, Segmenter
 FORMAT = 1
 WEIGHTS, RECORD = "model.safetensors", "model.json"
 _AT_ONCE = 16  # tensors
-_OURS = ("format", "segrow", "timm", "class_steps", "model", "input", "hashes")
+OURS = ("format", "segrow", "timm", "class_steps", "model", "input", "hashes")
+"""Keys of model.json that `save_model` writes itself."""
 
 
 def save_model(
@@ -54,7 +55,7 @@ def save_model(
     names = list(meta.get("class_names", ()))
     if len(names) != model.n_classes:
         raise ValueError(f"meta names {len(names)} classes, the model has {model.n_classes}")
-    if taken := [key for key in meta if key in _OURS]:
+    if taken := [key for key in meta if key in OURS]:
         raise ValueError(f"meta may not set {', '.join(taken)}")
     files = dict(extra or {})
     if taken := [name for name in files if name in (WEIGHTS, RECORD) or Path(name).name != name]:

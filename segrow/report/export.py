@@ -37,7 +37,7 @@ def export(
     definition: str,
     galleries: Mapping[str, Gallery],
     chosen: Sequence[tuple[int, str]],
-) -> list[str]:
+) -> None:
     """Write every figure of a report into a folder.
 
     Args:
@@ -47,11 +47,7 @@ def export(
         definition: How they are counted; stands in the headings.
         galleries: By the name of a run, of those whose pictures are shown.
         chosen: Which of their images, and why.
-
-    Returns:
-        Names of the figures, without suffix.
     """
-    names = ["miou", "drift"]
     _lines(folder / "miou", f"mIoU in %, definition {definition}", _miou_panels(groups))
     _csv(folder / "miou.csv", ("group", "runs", "step", "number", "mean", "std", "n"), _miou_rows(groups))
     _lines(
@@ -59,19 +55,17 @@ def export(
     )
     _csv(folder / "drift.csv", ("run", "step", *(key for key, _ in DRIFTS)), _drift_rows(groups))
     runs = [run for group in groups for run in group.runs]
-    for run, slug in zip(runs, slugs_of([run.name for run in runs]), strict=True):
-        names += [f"{kind}-{slug}" for kind in ("iou", "confusion", "cost")]
+    slugs = slugs_of([run.name for run in runs])
+    for run, slug in zip(runs, slugs, strict=True):
         _iou(folder / f"iou-{slug}", run, definition)
         _confusions(folder / f"confusion-{slug}", run)
         _cost(folder / f"cost-{slug}", run)
         if run.name in galleries:
-            names.append(f"pictures-{slug}")
             _pictures(folder / f"pictures-{slug}", run, galleries[run.name], chosen)
-    shown = {f"-{slug}".casefold() for slug in slugs_of([run.name for run in runs])}
+    shown = {f"-{slug}".casefold() for slug in slugs}
     for path in folder.iterdir():
         if (of := _OF_A_RUN.fullmatch(path.name)) and of[2].casefold() not in shown:
             path.unlink()
-    return names
 
 
 def slugs_of(names: Sequence[str]) -> list[str]:

@@ -232,14 +232,17 @@ _OURS = re.compile(r"step_\d+|\d+\.(jpg|png)|pool\.json|\..*")
 
 def _close(folder: Path, name: str, about: Mapping[str, Any]) -> None:
     """Write what a folder holds, with the sizes of its pictures: what has it, and agrees, is whole."""
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.??g"))}
-    write_whole(folder / name, json.dumps({**about, "bytes": sizes}, indent=1).encode())
+    write_whole(folder / name, json.dumps({**about, "bytes": _sizes(folder)}, indent=1).encode())
 
 
 def _is_whole(folder: Path, about: Mapping[str, Any]) -> bool:
     """Whether the pictures that a folder is said to hold are there, each as long as it was."""
-    there = {path.name: path.stat().st_size for path in folder.glob("*.??g")}
-    return there == about.get("bytes")
+    return _sizes(folder) == about.get("bytes")
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each picture in a folder, JPEG and PNG, by its name."""
+    return {path.name: path.stat().st_size for path in sorted(folder.glob("*.??g"))}
 
 
 def _step(folder: Path, step: int, model: str | None, images: int) -> list[float | None] | None:

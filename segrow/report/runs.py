@@ -182,9 +182,9 @@ def group_runs(runs: Sequence[ReportRun]) -> list[Group]:
     several = [members[0] for _, members in found if len(members) > 1]
     groups: list[Group] = []
     for _, members in found:
-        plain = label = _label(members, [run for run in several if run is not members[0]])
-        while label in (group.label for group in groups):
-            label = f"{plain}, again: {', '.join(run.name for run in members)}"
+        label = _label(members, [run for run in several if run is not members[0]])
+        if label in [group.label for group in groups]:
+            label = f"{label}, again: {', '.join(run.name for run in members)}"
         groups.append(Group(label, tuple(members)))
     return groups
 
@@ -222,7 +222,7 @@ def _method(run: ReportRun) -> str:
 
 
 def _settings(run: ReportRun) -> dict[str, Any]:
-    images = {"training.images_hash": trained_on(run)[1], "evaluation.images_hash": tested_on(run)[1]}
+    images = {"training.images_hash": trained_on(run), "evaluation.images_hash": tested_on(run)[1]}
     settings = {**BEFORE, **dict(flatten(run.config)), **images}
     return {key: value for key, value in settings.items() if key not in _REPEATS}
 
@@ -237,10 +237,11 @@ def _experiment(run: ReportRun) -> str:
     )
 
 
-def trained_on(run: ReportRun) -> tuple[int, str | None]:
-    """How many training images the data set had, and the hash of their names where it was stored."""
+def trained_on(run: ReportRun) -> str | None:
+    """The hash of the names of all training images, where it was stored."""
     training = run.results.get("training") or {}
-    return training.get("images", 0), training.get("images_hash")
+    images_hash: str | None = training.get("images_hash")
+    return images_hash
 
 
 def tested_on(run: ReportRun) -> tuple[int, str | None]:
