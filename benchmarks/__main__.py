@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--only", metavar="SECTION,...", help=f"sections to run, of {', '.join(SECTIONS)} (default: all)"
     )
-    out.add_argument("--full", action="store_true", help="the long form: more rounds, three seeds of quality")
+    out.add_argument("--full", action="store_true", help="the long form: more rounds, six seeds of quality")
     out.add_argument(
         "--base", type=Path, metavar="RUN", help="quality --full: share the base step of this run"
     )

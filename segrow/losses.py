@@ -3,6 +3,7 @@
 Labels are class indices B H W (int64); channels C onwards are auxiliary (unknown). Negative = ignored.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,9 +18,48 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+FAR = 8
+"""So much larger and more, products of matrices upsample faster on a CPU, the gradient several times so."""
+
+
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, align_corners=False, in float32 at least: B C h w -> B C H W (METHODS 2, Model)."""
-    return F.interpolate(wide(maps), size=tuple(size), mode="bilinear", align_corners=False)
+    maps = wide(maps)
+    if not _far(maps.shape, size, maps.device):
+        return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+    rows, columns = _weights(maps, size)
+    with torch.autocast("cpu", enabled=False):
+        return rows @ (maps @ columns.t())
+
+
+def upsample_gradient(above: Tensor, shape: torch.Size) -> Tensor:
+    """Of the maps B C h w of `shape` that `upsample` made larger, from that of the result B C H W."""
+    size = above.shape[-2:]
+    if not _far(shape, size, above.device):
+        out: Tensor = torch.ops.aten.upsample_bilinear2d_backward(above, size, shape, False, None, None)
+        return out
+    rows, columns = _weights(above.new_empty(shape), size)
+    with torch.autocast("cpu", enabled=False):
+        return (rows.t() @ above) @ columns
+
+
+def _far(shape: torch.Size, size: Sequence[int], device: torch.device) -> bool:
+    return device.type == "cpu" and size[0] >= FAR * shape[-2] and size[1] >= FAR * shape[-1]
+
+
+def _weights(maps: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """H x h and W x w: what each pixel takes of each row, and of each column."""
+    (h, w), (height, width) = maps.shape[-2:], size
+    return interpolation(h, height, maps.dtype), interpolation(w, width, maps.dtype)
+
+
+@functools.lru_cache(64)
+def interpolation(small: int, large: int, dtype: torch.dtype) -> Tensor:
+    """What `large` pixels in a row take of `small` ones, by torch's own interpolation: large x small."""
+    # kept for all who come: neither a graph nor an inference tensor
+    with torch.inference_mode(False), torch.no_grad():
+        unit = torch.eye(small, dtype=dtype)[None]
+        return F.interpolate(unit, size=large, mode="linear", align_corners=False)[0].t().contiguous()
 
 
 def one_vs_rest(logits: Tensor, target: Tensor) -> Tensor:
@@ -86,9 +126,7 @@ class _OneVsRestUpsampled(torch.autograd.Function):
             grad = upsample(low, size).sigmoid_().mul_(part.unsqueeze(1))
             one = part.masked_fill(y == low.shape[1], 0.0).neg_()
             grad.scatter_add_(1, _channel(y, grad), one.unsqueeze(1))
-            grads.append(
-                torch.ops.aten.upsample_bilinear2d_backward(grad, size, low.shape, False, None, None)
-            )
+            grads.append(upsample_gradient(grad, low.shape))
         return torch.cat(grads).to(logits.dtype), None
 
 
