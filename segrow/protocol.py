@@ -8,7 +8,7 @@ turns it into any of the definitions below. Whoever prints a number prints the d
     summary["steps"][-1]["all"]          # a fraction in 0..1, or None where nothing can be counted
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -274,7 +274,8 @@ def summarise(results: Mapping[str, Any], definition_name: str) -> Summary:
     the definition counts in `all`, at the last step. `average` is the mean of `all` over the steps.
 
     Args:
-        results: The content of results.json.
+        results: The content of results.json. Classes that it lists as `unlabelled`, since the data that a
+            model was evaluated on do not have them, are n/a by every definition.
         definition_name: A key of `DEFINITIONS`.
 
     Raises:
@@ -290,9 +291,10 @@ def summarise(results: Mapping[str, Any], definition_name: str) -> Summary:
     steps: list[StepSummary] = []
     dropped: dict[str, float | None] = {}
     learnt = 0  # classes known before the step
+    unlabelled = {names.index(name) for name in results.get("unlabelled", ()) if name in names}
     for stored in results["steps"]:
         known = int(stored["known"])
-        values, absent = _per_class(stored, known, rules)
+        values, absent = _per_class(stored, known, rules, unlabelled)
         counted = range(0 if rules.background_in_all else 1, known)
         per_class = {names[i]: values[i] for i in counted}
         dropped = {names[i]: _drop(best.get(names[i]), values[i]) for i in counted if i < learnt}
@@ -327,14 +329,17 @@ def summarise(results: Mapping[str, Any], definition_name: str) -> Summary:
 
 
 def _per_class(
-    stored: Mapping[str, Any], known: int, rules: Definition
+    stored: Mapping[str, Any], known: int, rules: Definition, unlabelled: Set[int]
 ) -> tuple[list[float | None], set[int]]:
     """IoU of each known class by the definition's rule for absent ones, and the classes absent in truth."""
     matrix = stored["matrix"] if rules.images == "all" else stored["matrix_known"]
     c = counts(matrix, known, rules.future, rules.ignore_background)
     values: list[float | None] = []
-    for intersection, union, truth in zip(*(column.tolist() for column in c), strict=True):
-        if truth == 0 and rules.absent == "zero":
+    columns = zip(*(column.tolist() for column in c), strict=True)
+    for index, (intersection, union, truth) in enumerate(columns):
+        if index in unlabelled:
+            values.append(None)
+        elif truth == 0 and rules.absent == "zero":
             values.append(0.0)
         elif truth == 0 and (rules.absent == "drop" or union == 0):
             values.append(None)

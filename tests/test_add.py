@@ -149,6 +149,50 @@ def test_the_new_model_takes_the_place_of_the_old_one(
     assert {f.name: f.read_bytes() for f in model.iterdir() if f.is_file()} == files
 
 
+def test_a_class_of_a_runs_step_cannot_be_taken_out_first(
+    run: Path, model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--out", str(tmp_path / "out"))
+    assert add(run / "steps/00/model", photos, *more, classes="bicycle") == 2
+    assert "remove-class" not in only_line(capsys.readouterr().err)
+    assert add(model, photos, *more, classes="bicycle") == 2
+    assert "remove-class" in only_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("definition", ["ssul", "mib", "plop", "foreground"])
+def test_a_grown_model_is_evaluated_on_the_data_of_the_old_one(
+    model: Path, root: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], definition: str
+) -> None:
+    """They know nothing of its new classes, which are n/a; the others are counted as ever."""
+    words = ["--data.root", str(root), "--workers", "0", "--definition", definition]
+    files = [tmp_path / name for name in ("before.json", "after.json")]
+    assert cli.main(["eval", str(model), *words, "--out", str(files[0])]) == 0
+    assert add(model, photos) == 0
+    assert cli.main(["eval", str(model), *words, "--out", str(files[1])]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not labelled in these data, so n/a: zebra, okapi;" in said
+    before, after = (json.loads(file.read_text()) for file in files)
+    # bird and boat, which the model was to learn, are background for one that has grown otherwise
+    assert before["classes"] == list(NAMES[:5])
+    assert after["classes"] == ["background", "aeroplane", "bicycle", "zebra", "okapi"]
+    theirs, ours = (np.array(found["steps"][0]["matrix"]) for found in (before, after))
+    assert (ours[3:] == 0).all()
+    assert ours[1:3].sum(1).tolist() == theirs[1:3].sum(1).tolist()
+    assert ours[0].sum() == theirs[[0, 3, 4]].sum()
+    assert ours[:3, 3:].any()  # mistakes, seen in the table of the others
+    capsys.readouterr()
+    assert cli.main(["eval", str(model), *words, "--json"]) == 0
+    counted = json.loads(capsys.readouterr().out)["steps"][0]
+    ious = {k: v for k, v in counted["per_class"].items() if v is not None}
+    assert set(counted["per_class"]) - set(ious) == {"zebra", "okapi"}
+    for k, name in enumerate(NAMES[:3]):
+        union = ours[k].sum() + ours[:, k].sum() - ours[k, k]
+        if name in ious and definition in ("ssul", "foreground"):
+            assert ious[name] == pytest.approx(ours[k, k] / union)
+    assert counted["all"] == pytest.approx(np.mean(list(ious.values())))
+    assert counted["new"] is None
+
+
 def test_another_step_and_prediction(model: Path, photos: Path, tmp_path: Path) -> None:
     assert add(model, photos, classes="zebra") == 0
     assert add(model, photos, classes="okapi") == 0

@@ -122,7 +122,7 @@ def test_evaluation_where_there_is_nothing_to_see(
     refused(capsys, code, "no val image of", "shows a class that the model knows")
     fruit = folder_tree(tmp_path / "fruit").root
     code = cli.main(["eval", str(done), "--data.name", "folder", "--data.root", str(fruit), "--json"])
-    refused(capsys, code, "lacks classes that the model knows", "aeroplane")
+    refused(capsys, code, "knows none of the model's classes", "aeroplane", "apple")
 
 
 def test_a_cut_off_image_is_found_before_anything_is_written(

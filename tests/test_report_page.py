@@ -665,14 +665,33 @@ def test_the_band_of_a_chart_is_mean_plus_and_minus_the_deviation() -> None:
     assert axis_of([("a", values)]) == Axis(0.0, 0.8)
 
 
+@pytest.mark.parametrize(
+    ("means", "low", "high"),
+    [
+        ([0.4, -0.003], -0.15, 0.45),  # little below 0: little room there
+        ([-0.3, -0.1], -0.3, 0.1),
+        ([0.002, -0.001], -0.02, 0.06),
+        ([0.9, -0.02], -0.3, 0.9),
+        ([0.9, -0.7], -1.0, 1.0),
+        ([0.79, -0.79], -0.8, 0.8),
+        ([0.81, -0.81], -1.0, 1.0),
+    ],
+)
+def test_an_axis_has_zero_on_a_line_and_room_for_all(means: list[float], low: float, high: float) -> None:
+    axis = axis_of([("a", [spread([mean]) for mean in means])])
+    assert axis == pytest.approx((low, high))
+    values = [axis.low + (axis.high - axis.low) * k / 4 for k in range(5)]
+    assert min(abs(value) for value in values) == pytest.approx(0, abs=1e-9)
+
+
 def test_negative_forgetting_stands_below_zero(tmp_path: Path) -> None:
     values = [spread([0.1]), spread([-0.3])]
-    assert axis_of([("a", values)]) == Axis(-0.4, 0.4)
+    assert axis_of([("a", values)]) == pytest.approx((-0.3, 0.1))
     chart = line_chart("x", [("a", values)], 2, axis_of([("a", values)]))
     height = {label: y for y, label in chart.y_ticks}
-    assert list(height) == ["-40", "-20", "0", "20", "40"]
+    assert list(height) == ["-30", "-20", "-10", "0", "10"]
     (line,) = chart.lines
-    part = (height["-40"] - height["0"]) / 0.4
+    part = (height["-30"] - height["0"]) / 0.3
     assert [mark.y for mark in line.marks] == pytest.approx(
         [height["0"] - 0.1 * part, height["0"] + 0.3 * part]
     )

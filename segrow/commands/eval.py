@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.markup import escape
@@ -95,7 +96,10 @@ def main(argv: Sequence[str]) -> int:
         table.add_row(escape(name), percent(value))
     for part in ("old", "new", "all"):
         table.add_row(f"mean, {part}", percent(last[part]))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for remark in summary["remarks"]:
+        console.print(remark, markup=False)
     return 0
 
 
@@ -112,29 +116,32 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     # its own data go on calling a renamed class what it was learnt by
     learnt_as = meta.get("learnt_as", {}) if data.name == origin["data"] else {}
     theirs = [learnt_as.get(name, name) for name in origin["classes"][1:]]
-    missing = [name for name in theirs[: model.n_classes - 1] if name not in data.class_names]
-    if missing:
-        raise UserError(f"{data.root} lacks classes that the model knows: {', '.join(missing)}")
-    columns = [data.class_names.index(name) for name in theirs[: model.n_classes - 1]]
-    if not presence.present[:, columns].any():
+    known = model.n_classes
+    common = [name for name in theirs if name in data.class_names]
+    unlabelled = [
+        name
+        for name, learnt in zip(origin["classes"][1:known], theirs, strict=False)
+        if learnt not in data.class_names
+    ]
+    raw = [data.class_names.index(name) for name in theirs[: known - 1] if name in data.class_names]
+    if not raw:
+        raise UserError(
+            f"{data.root} knows none of the model's classes ({', '.join(theirs[: known - 1])}); "
+            f"its own are {', '.join(data.class_names[1:])}"
+        )
+    if not presence.present[:, raw].any():
         raise UserError(f"no {options.split} image of {data.root} shows a class that the model knows")
     scenario = build_scenario(
-        data.name,
-        data.class_names,
-        data.ignore_id,
-        presence,
-        "offline",
-        "overlap",
-        tuple(theirs),
+        data.name, data.class_names, data.ignore_id, presence, "offline", "overlap", tuple(common)
     )
-    known = model.n_classes
-    raw = list(scenario.raw_ids[1:known])
     with_known = frozenset(i for i, row in zip(presence.ids, presence.present, strict=True) if row[raw].any())
+    table = scenario.eval_table()
+    # the model's own numbers; what the data do not label has no true pixel
+    numbers = np.array([0, *(1 + theirs.index(name) for name in common)], dtype=table.dtype)
+    table = np.where(table > 0, numbers[table.clip(0)], table)
     stored = protocol["crop"] if protocol["crop_val"] else None
     crop = stored if options.crop == "stored" else options.crop
-    loader = eval_loader(
-        data, options.split, presence.ids, scenario.eval_table(), crop, options.batch_size, options.workers
-    )
+    loader = eval_loader(data, options.split, presence.ids, table, crop, options.batch_size, options.workers)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--train.device cuda, but torch sees no GPU; use --train.device cpu")
     gpu = options.device != "cpu" and torch.cuda.is_available()
@@ -143,7 +150,7 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
         model.to(device),
         method.scores,
         loader,
-        len(scenario.classes),
+        1 + len(theirs),
         with_known,
         device,
         track=lambda batches: track(batches, "evaluation", len(loader), disable=not progress),
@@ -157,5 +164,12 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
         "model": str(folder),
         "split": options.split,
         "n_images": len(presence.ids),
+        "unlabelled": unlabelled,
+        "remarks": [_remark(unlabelled)] if unlabelled else [],
         "steps": [{**record, "matrix": matrices.all.tolist(), "matrix_known": matrices.known.tolist()}],
     }
+
+
+def _remark(unlabelled: Sequence[str]) -> str:
+    names = ", ".join(unlabelled)
+    return f"not labelled in these data, so n/a: {names}; pixels predicted as such are mistakes all the same"

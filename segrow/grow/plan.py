@@ -260,9 +260,12 @@ def _check_classes(classes: Sequence[str], meta: Mapping[str, Any], folder: Path
         if not isinstance(name, str) or name == names[0] or not name:
             raise UserError(f'"{name}" cannot be learnt; name classes of the folder, such as --classes zebra')
         if name in names:
+            # a class cannot be taken out of a run's step
+            alone = step_of_run(folder) is None
+            other = ", or take it out of the model first (segrow remove-class)" if alone else ""
             raise UserError(
                 f'{folder} knows "{name}" already (learnt in step {meta["class_steps"][names.index(name)]}); '
-                "leave it out of --classes, or take it out of the model first (segrow remove-class)"
+                f"leave it out of --classes{other}"
             )
         if now := next((new for new, old in meta.get("learnt_as", {}).items() if old == name), None):
             raise UserError(

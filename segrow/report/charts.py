@@ -1,5 +1,6 @@
 """Charts of the page as numbers that its template draws: lines with bands, and cells of a heat map."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -93,14 +94,19 @@ def line_chart(heading: str, series: Series, n_steps: int, axis: Axis = WHOLE) -
 
 
 def axis_of(*every: Series) -> Axis:
-    """From 0, or where values are below it from as far below, to a round fraction that all stay under."""
+    """From 0 to a round fraction that all stay under; where values are below 0, four equal intervals around
+    it, the smallest round ones that hold them."""
     spreads = [v for series in every for _, values in series for v in values]
     there = [(v.mean, v.std or 0.0) for v in spreads if v.mean is not None]
-    high = _round(max((mean + std for mean, std in there), default=0.0))
+    highest = max((mean + std for mean, std in there), default=0.0)
     if all(mean >= 0 for mean, _ in there):
-        return Axis(0.0, high)
-    far = max(high, _round(-min(mean - std for mean, std in there)))
-    return Axis(-far, far)
+        return Axis(0.0, _round(highest))
+    lowest = min(mean - std for mean, std in there)
+    for interval in (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4):
+        below = math.ceil(-lowest / interval)
+        if below + math.ceil(max(highest, 0.0) / interval) <= 4:
+            return Axis(-below * interval, (4 - below) * interval)
+    return Axis(-1.0, 1.0)
 
 
 def _round(value: float) -> float:
