@@ -79,6 +79,11 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--weights", default="timm", help="quality --full: as --model.weights of segrow train (default: timm)"
     )
+    out.add_argument(
+        "--compare",
+        action="store_true",
+        help="quality --full: also other numbers of views and the reference loop, three seeds (hours)",
+    )
     out.add_argument("--seed", type=int, default=1, help="of everything random (default: 1)")
     out.add_argument(
         "--rounds",
@@ -122,6 +127,7 @@ def run(arguments: argparse.Namespace, work: Path, console: Console) -> int:
         rounds=arguments.rounds or 0,
         base=arguments.base,
         weights=arguments.weights,
+        compare=arguments.compare,
         say=say,
         device=arguments.device,
     )
@@ -158,9 +164,9 @@ def check(arguments: argparse.Namespace, sections: Sequence[str]) -> None:
     if arguments.seed < 0:
         raise UserError(f"--seed is {arguments.seed}, expected 0 or more")
     long = arguments.full and arguments.root is not None and "quality" in sections
-    if (arguments.base is not None or arguments.weights != "timm") and not long:
+    if (arguments.base is not None or arguments.weights != "timm" or arguments.compare) and not long:
         raise UserError(
-            "--base and --weights are only for quality with --full and --data.root; leave them out"
+            "--base, --weights and --compare are only for quality with --full and --data.root; leave them out"
         )
     try:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ class Options:
         rounds: How often each variant is measured; 0 = as often as the form has it.
         base: A run of animals-4-1-ssul whose base step `quality` shares; None = it is trained.
         weights: Of the backbone where a section trains on real photographs (`--model.weights`).
+        compare: Whether `quality` also trains with other numbers of views and by the reference loop.
         say: Gets a line of progress.
         device: Where increments and the base step are measured.
     """
@@ -37,6 +38,7 @@ class Options:
     rounds: int = 0
     base: Path | None = None
     weights: str = "timm"
+    compare: bool = False
     say: Callable[[str], None] = print
     device: Literal["cpu", "cuda"] = "cpu"
 

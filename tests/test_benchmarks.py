@@ -255,8 +255,9 @@ def test_help_and_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
         assert f"--{name} is -1, expected 1 or more" in capsys.readouterr().err
     for words, said in (
         (["--seed", "-1"], "--seed is -1, expected 0 or more"),
-        (["--base", "runs/x"], "--base and --weights are only for quality with --full and --data.root"),
-        (["--full", "--only", "base", "--weights", "none"], "--base and --weights are only for quality"),
+        (["--base", "runs/x"], "--base, --weights and --compare are only for quality with --full and"),
+        (["--full", "--only", "base", "--weights", "none"], "--base, --weights and --compare are only for"),
+        (["--full", "--compare"], "--base, --weights and --compare are only for quality with --full"),
         (["--out", "/proc/x/b.json"], "--out /proc/x/b.json cannot be written"),
     ):
         assert command.main([*words, *([] if "--out" in words else ["--out", str(tmp_path / "b.json")])]) == 2
