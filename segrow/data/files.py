@@ -23,6 +23,7 @@ BROKEN = (
     IndexError,
     TypeError,
     OverflowError,
+    RuntimeError,  # links in a circle, by an older PIL
     struct.error,
     Image.DecompressionBombError,
 )
