@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # two processes, a test file each: every test computes with one thread
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: demo test test-slow bench lint format clean
+.PHONY: demo test test-slow test-oldest bench lint format clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,17 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/pytest $(PARALLEL) -m slow --durations=10
 
+# with the oldest version of every package that pyproject.toml permits, in an environment of its own
+OLDEST ?= .venv-oldest
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(PYTHON) -c 'import re, tomllib; needs = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]; \
+	print(*(re.sub(r"\[.*\]", "", each).replace(">=", "==") for each in [*needs, "setuptools<81"]), sep="\n")' \
+	> $(OLDEST)/oldest.txt
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/oldest.txt \
+	--editable ".[dev,lite0,coco]"
+	$(OLDEST)/bin/pytest $(PARALLEL) -m "not slow"
+
 # ours beside the reference loop; fails when a ratio fell below its floor (benchmarks/guard.json)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
@@ -36,4 +47,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo runs build dist *.egg-info bench.json bench-growth.png
+	rm -rf $(VENV) $(OLDEST) demo runs build dist *.egg-info bench.json bench-growth.png
