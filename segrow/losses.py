@@ -18,8 +18,9 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-FAR = 8
-"""So much larger and more, products of matrices upsample faster on a CPU, the gradient several times so."""
+FAR, FEW = 8, 80
+"""So many times as large, from so few pixels a side, products of matrices upsample faster on a CPU, and their
+gradient several times so."""
 
 
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -44,7 +45,8 @@ def upsample_gradient(above: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _far(shape: torch.Size, size: Sequence[int], device: torch.device) -> bool:
-    return device.type == "cpu" and size[0] >= FAR * shape[-2] and size[1] >= FAR * shape[-1]
+    sides = tuple(zip(shape[-2:], size, strict=True))
+    return device.type == "cpu" and all(small <= FEW and large >= FAR * small for small, large in sides)
 
 
 def _weights(maps: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
