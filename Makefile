@@ -22,7 +22,7 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/pytest $(PARALLEL) -m slow --durations=10
 
-# with the oldest version of every package that pyproject.toml permits, in an environment of its own
+# with the oldest permitted version of every package that segrow needs, in an environment of its own
 OLDEST ?= .venv-oldest
 test-oldest:
 	$(PYTHON) -m venv $(OLDEST)

@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--compare",
         action="store_true",
-        help="quality --full: also other numbers of views and the reference loop, three seeds (hours)",
+        help="quality --full: three seeds of the reference loop and of other numbers of views too",
     )
     out.add_argument("--seed", type=int, default=1, help="of everything random (default: 1)")
     out.add_argument(

@@ -2,9 +2,9 @@
 
 The reference draws its own views, so it has no pair; its validation is left out, and the last state counts,
 as in ours. The short form trains one step of the embedded digits with one seed, which shows that the mode
-learns, not how well. `--full` with real data trains all steps of animals-4-1-ssul, six seeds of increments
-on one base run, exact and with the default number of views; `--compare` adds three seeds of other numbers and
-of the reference, which takes hours. Seeds are paired, so a difference has an interval of its own.
+learns, not how well. `--full` with real data trains all steps of animals-4-1-ssul on one base run: six seeds,
+exact and with the default number of views, and one seed of the reference; `--compare` asks for three seeds of
+the reference and of other numbers of views. Seeds are paired, so a difference has an interval of its own.
 """
 
 import copy
@@ -61,7 +61,7 @@ def run(options: Options) -> list[Row]:
             results = train(replace(config, seed=seed, train=kept), Ssul(), out, base)
             found[k].append(final(results))
             seconds[k].append(sum(step["cost"]["train_s"] for step in results["steps"][1:]))
-        if few and (options.compare or not long):
+        if few and (options.compare or not done):
             options.say(f"quality: seed {seed}, reference")
             out = options.work / f"reference-{seed}"
             theirs.append(reference(replace(config, seed=seed), base, out, results))
@@ -153,7 +153,7 @@ def rows_of(
         exact = np.array(found[0][: len(found[k])])
         differences = np.subtract(found[k], exact)
         mean, half = paired(differences.tolist())
-        gain = float(np.median(seconds[0]) / np.median(seconds[k]))
+        gain = float(np.median(seconds[0][: len(exact)]) / np.median(seconds[k]))
         interval = "one seed, no interval"
         if not short:
             values = f"{_listed(found[k])} %, exact {_listed(exact.tolist())} %"

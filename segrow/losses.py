@@ -8,8 +8,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -46,22 +48,25 @@ def upsample_gradient(above: Tensor, shape: torch.Size) -> Tensor:
 
 def _far(shape: torch.Size, size: Sequence[int], device: torch.device) -> bool:
     sides = tuple(zip(shape[-2:], size, strict=True))
-    return device.type == "cpu" and all(small <= FEW and large >= FAR * small for small, large in sides)
+    plain = all(type(side) is int for pair in sides for side in pair)  # an export's sizes may be symbols
+    return plain and device.type == "cpu" and all(a <= FEW and b >= FAR * a for a, b in sides)
 
 
 def _weights(maps: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """H x h and W x w: what each pixel takes of each row, and of each column."""
-    (h, w), (height, width) = maps.shape[-2:], size
-    return interpolation(h, height, maps.dtype), interpolation(w, width, maps.dtype)
+    rows, columns = (interpolation(a, b) for a, b in zip(maps.shape[-2:], size, strict=True))
+    return torch.from_numpy(rows).to(maps.dtype), torch.from_numpy(columns).to(maps.dtype)
 
 
 @functools.lru_cache(64)
-def interpolation(small: int, large: int, dtype: torch.dtype) -> Tensor:
-    """What `large` pixels in a row take of `small` ones, by torch's own interpolation: large x small."""
-    # kept for all who come: neither a graph nor an inference tensor
-    with torch.inference_mode(False), torch.no_grad():
-        unit = torch.eye(small, dtype=dtype)[None]
-        return F.interpolate(unit, size=large, mode="linear", align_corners=False)[0].t().contiguous()
+def interpolation(small: int, large: int) -> NDArray[np.float64]:
+    """What `large` pixels in a row take of `small` ones, centres aligned: large x small."""
+    position = ((np.arange(large) + 0.5) * small / large - 0.5).clip(0)
+    low = position.astype(np.int64)
+    out = np.zeros((large, small))
+    out[np.arange(large), low] = 1 - (position - low)
+    out[np.arange(large), (low + 1).clip(max=small - 1)] += position - low
+    return out
 
 
 def one_vs_rest(logits: Tensor, target: Tensor) -> Tensor:

@@ -195,7 +195,7 @@ class StepSummary(TypedDict):
 class Summary(TypedDict):
     """A run counted by one definition; JSON-able. `rules` says in one line how. See `summarise`.
 
-    `remarks`: sentences to print with the numbers: how the run differs from its method's paper.
+    `remarks`: sentences to print with the numbers: how a run differs from its method's paper, what data lack.
     """
 
     definition: str

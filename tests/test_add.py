@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -22,6 +23,7 @@ from trees import folder_tree, random_mask, save_mask, voc_tree
 
 import segrow
 from segrow import cli
+from segrow.commands.eval import EvalOptions, evaluate_model
 from segrow.data import open_dataset
 from segrow.data.augment import centre_view, cut_image, cut_map
 from segrow.engine.checkpoint import Checkpoint
@@ -34,10 +36,10 @@ from segrow.grow.plan import _hold_out, for_the_gate
 from segrow.grow.step import _alone, _fingerprint, _gather, _judge, scenario_of
 from segrow.memory import Exemplar, from_json, to_json
 from segrow.methods.base import make_method
-from segrow.model.lineage import remove_class, rollback, versions
+from segrow.model.lineage import remove_class, rename_class, rollback, versions
 from segrow.model.store import OURS, load_model, save_model
 from segrow.predict import Predictor
-from segrow.stored import data_names, origin_names
+from segrow.stored import data_names, load_with_method, origin_names
 
 NAMES = ("background", "aeroplane", "bicycle", "bird", "boat", "zebra", "okapi")
 SIZE = (40, 48)
@@ -147,6 +149,76 @@ def test_the_new_model_takes_the_place_of_the_old_one(
     assert [v.step for v in versions(model)] == [0, 1]
     rollback(model, 0)
     assert {f.name: f.read_bytes() for f in model.iterdir() if f.is_file()} == files
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        # of each name of the folder the class of the model: aeroplane, bicycle, stripes (zebra), okapi
+        (("background", "okapi", "boat", "aeroplane"), (0, 4, 0, 1)),
+        (("background", "zebra", "bicycle"), (0, 3, 2)),  # as it was learnt
+        (("background", "boat", "stripes", "zebra"), (0, 0, 3, 0)),  # as it is called now comes first
+    ],
+)
+def test_evaluation_on_a_folder_with_some_classes_in_another_order(
+    model: Path, photos: Path, tmp_path: Path, names: tuple[str, ...], columns: tuple[int, ...]
+) -> None:
+    """Against a matrix counted from the masks, a pixel at a time."""
+    assert add(model, photos) == 0
+    rename_class(model, "zebra", "stripes")
+    every = [{k} for k in range(1, len(names))]
+    data = folder_tree(tmp_path / "others", names, train=every, val=[*every, {1, 2}], size=SIZE).root
+    options = EvalOptions(name="folder", root=str(data), workers=0, crop=None, device="cpu")
+    found = evaluate_model(model, options, progress=False)
+    assert found["classes"] == ["background", "aeroplane", "bicycle", "stripes", "okapi"]
+    assert found["unlabelled"] == [n for k, n in enumerate(found["classes"]) if k and k not in columns]
+    network, _, method = load_with_method(model, False)
+    expected = np.zeros((5, 5), int)
+    for file in sorted((data / "images/val").iterdir()):
+        pixels = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)[None]
+        mask = np.array(Image.open(data / "masks/val" / f"{file.stem}.png"))
+        with torch.no_grad():
+            out = network.eval()(pixels)
+        large = [F.interpolate(m, size=mask.shape, mode="bilinear") for m in (out.logits, out.unknown)]
+        predicted = method.scores(*large)[0].argmax(0).numpy()
+        for truth, guess in zip(mask.flat, predicted.flat, strict=True):
+            if truth != 255:
+                expected[columns[truth], guess] += 1
+    assert found["steps"][0]["matrix"] == expected.tolist()
+
+
+def test_a_renamed_class_of_a_folder_is_evaluated_on_it_and_on_others(tmp_path: Path) -> None:
+    """All folders are called so: the one it was trained on is known by its classes."""
+    out = tmp_path / "run"
+    words = ["train", "--data.name", "folder", "--data.root", str(tmp_path / "fruit"), "--task", "offline"]
+    fruit = folder_tree(tmp_path / "fruit", train=[{1}, {2}, {3}, {1, 2}] * 4, val=[{1}, {2}, {3}]).root
+    small = ["--model.name", "deeplabv3_test_resnet", "--model.weights", "none", "--model.width", "8"]
+    fast = [
+        "--train.crop",
+        "32",
+        "--train.batch_size",
+        "4",
+        "--train.epochs",
+        "1",
+        "--train.workers",
+        "0",
+        "--train.device",
+        "cpu",
+    ]
+    assert cli.main([*words, *small, *fast, "--method.unknown", "none", "--out", str(out)]) == 0
+    fm = Path(shutil.copytree(out / "steps/00/model", tmp_path / "fm"))
+    options = EvalOptions(root=str(fruit), workers=0, crop=None, device="cpu")
+    before = evaluate_model(fm, options, progress=False)
+    for old, new in (("apple", "x"), ("pear", "apple"), ("x", "manzana")):
+        rename_class(fm, old, new)
+    after = evaluate_model(fm, options, progress=False)
+    assert after["classes"] == ["background", "manzana", "apple", "plum"]
+    assert after["unlabelled"] == []
+    assert after["steps"][0]["matrix"] == before["steps"][0]["matrix"]
+    other = folder_tree(tmp_path / "other", ("background", "manzana"), train=[{1}] * 2, val=[{1}] * 3).root
+    alone = evaluate_model(fm, replace(options, root=str(other)), progress=False)
+    assert alone["unlabelled"] == ["apple", "plum"]
+    assert sum(alone["steps"][0]["matrix"][1]) > 0
 
 
 def test_a_class_of_a_runs_step_cannot_be_taken_out_first(

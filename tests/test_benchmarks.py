@@ -230,6 +230,20 @@ def test_the_reference_reaches_a_miou(tmp_path: Path) -> None:
     assert quality.reference(longer, tmp_path / "ours", tmp_path / "longer", stored) != first
 
 
+def test_fewer_seeds_are_compared_with_the_same_ones() -> None:
+    """Six of the exact mode and the default, three of another number of views, one of the reference."""
+    found = {0: [20.0, 22, 24, 30, 30, 30], 2: [21.0, 23, 25, 31, 31, 31], 4: [20.0, 22, 27]}
+    seconds = {0: [10.0, 10, 10, 40, 40, 40], 2: [5.0] * 6, 4: [4.0, 5, 6]}
+    default, other = quality.rows_of("animals", found, seconds, short=False)
+    assert (default.ratio, other.ratio) == (pytest.approx(1), pytest.approx(1))
+    assert (default.reference, other.reference) == (pytest.approx(26), pytest.approx(22))
+    assert "20.0, 22.0, 27.0 %, exact 20.0, 22.0, 24.0 %; 95 % interval ± 4.30 points" in other.note
+    assert "training 2.00 times" in other.note
+    assert "interval ± 0.00" in default.note
+    row = quality.reference_row("animals", [21.5], found[0], short=False)
+    assert (row.reference, row.ours, row.ratio) == (21.5, 20.0, -1.5)
+
+
 def test_exponents_and_intervals() -> None:
     assert growth.steepest((10, 100, 1000), (1, 2, 20)) == pytest.approx(1)
     assert growth.fitted((10, 100, 1000), (3, 30, 300)) == pytest.approx(1)

@@ -15,6 +15,7 @@ from naive import confusion as naive_confusion
 from naive import pixelwise as naive_pixelwise
 from naive import upsample as naive_upsample
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segrow.config import ModelConfig
 from segrow.evaluate import confusion
@@ -215,14 +216,18 @@ def test_upsample_is_not_rounded_under_autocast(size: tuple[int, int]) -> None:
     np.testing.assert_allclose(gradient.sum().item(), 6 * size[0] * size[1], rtol=1e-5)
 
 
-def test_upsample_trains_after_it_was_used_for_inference() -> None:
-    """What is kept between calls must not be an inference tensor."""
+def test_what_upsample_keeps_between_calls_does_not_depend_on_the_first_one() -> None:
     interpolation.cache_clear()
-    with torch.inference_mode():
-        upsample(torch.randn(1, 1, 3, 4), (30, 40))
-    x = torch.randn(1, 1, 3, 4, requires_grad=True)
-    upsample(x, (30, 40)).sum().backward()
-    assert x.grad is not None
+    with torch.inference_mode(), torch.device("meta"):
+        upsample(torch.randn(1, 1, 3, 4, device="cpu"), (30, 40))
+    with FakeTensorMode():
+        upsample(torch.randn(1, 1, 5, 5), (50, 50))
+    for size, large in (((3, 4), (30, 40)), ((5, 5), (50, 50))):
+        x = torch.randn(1, 1, *size, requires_grad=True)
+        out = upsample(x, large)
+        torch.testing.assert_close(out, torch.nn.functional.interpolate(x, size=large, mode="bilinear"))
+        out.sum().backward()
+        assert x.grad is not None
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16, torch.float32])

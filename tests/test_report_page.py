@@ -675,6 +675,7 @@ def test_the_band_of_a_chart_is_mean_plus_and_minus_the_deviation() -> None:
         ([0.9, -0.7], -1.0, 1.0),
         ([0.79, -0.79], -0.8, 0.8),
         ([0.81, -0.81], -1.0, 1.0),
+        ([0.95, -0.05], -1.0, 1.0),  # nothing is above 100 %
     ],
 )
 def test_an_axis_has_zero_on_a_line_and_room_for_all(means: list[float], low: float, high: float) -> None:

@@ -19,6 +19,7 @@ from seed_tables import cells, naive_report
 from trees import ade_tree, voc_tree
 
 from segrow import cli
+from segrow.commands import seed_eval
 from segrow.commands.options import parse_run
 from segrow.commands.seed_options import PUBLISHED
 from segrow.engine.folder import configuration
@@ -245,6 +246,20 @@ def test_whole_images_without_crop_val(root: Path, varied: Path, capsys: pytest.
     whole = cells(capsys.readouterr().out)
     assert whole.keys() == naive_report(matrices(varied)[2][0], 5, 3).keys()
     assert whole != naive_report(matrices(varied)[2][0], 5, 3)
+
+
+def test_a_class_that_the_data_lack_has_no_accuracy() -> None:
+    matrix = [[6, 0, 2], [1, 3, 0], [0, 0, 0]]
+    step = {"step": 1, "known": 3, "matrix": matrix, "matrix_known": matrix}
+    results = {"format": 1, "data": "voc", "classes": ["background", "cat", "zebra"], "base_known": 2}
+    table = seed_eval.report({**results, "unlabelled": ["zebra"], "steps": [step]})
+    cells = {row[0]: row[1:] for row in zip(*(column.cells for column in table.columns), strict=True)}
+    assert cells["background"] == ("66.67", "75.00")
+    assert cells["zebra"] == cells["after: 2 to 2"] == ("n/a", "n/a")
+    assert cells["all"] == ("70.83", "75.00")  # of background and cat: IoU 6 / 9 and 3 / 4
+    table = seed_eval.report({**results, "steps": [step]})
+    cells = {row[0]: row[1:] for row in zip(*(column.cells for column in table.columns), strict=True)}
+    assert cells["zebra"] == ("0.00", "0.00")
 
 
 def test_what_is_evaluated_can_be_named(root: Path, varied: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,26 +1,28 @@
 """`segrow eval`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
 from ..data import open_dataset
+from ..data.base import SegDataset
 from ..engine.checkpoint import write_json
 from ..errors import UserError
 from ..evaluate import eval_loader, evaluate
 from ..protocol import definition, summarise
 from ..report.tables import percent
-from ..scenario import build_scenario
-from ..stored import find_model, load_with_method
+from ..scenario import IGNORE
+from ..stored import data_names, find_model, load_with_method, origin_names
 from .parser import OneLineParser
 
 
@@ -113,32 +115,25 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     origin, protocol = meta["scenario"], meta["protocol"]
     data = open_dataset(options.name or origin["data"], options.root, options.scenes)
     presence = data.presence(options.split, progress)
-    # its own data go on calling a renamed class what it was learnt by
-    learnt_as = meta.get("learnt_as", {}) if data.name == origin["data"] else {}
-    theirs = [learnt_as.get(name, name) for name in origin["classes"][1:]]
     known = model.n_classes
-    common = [name for name in theirs if name in data.class_names]
-    unlabelled = [
-        name
-        for name, learnt in zip(origin["classes"][1:known], theirs, strict=False)
-        if learnt not in data.class_names
-    ]
-    raw = [data.class_names.index(name) for name in theirs[: known - 1] if name in data.class_names]
-    if not raw:
+    columns = _columns(meta, data)
+    if not columns:
         raise UserError(
-            f"{data.root} knows none of the model's classes ({', '.join(theirs[: known - 1])}); "
-            f"its own are {', '.join(data.class_names[1:])}"
+            f"{data.root} knows none of the model's classes ({_listed(meta['class_names'][1:])}); "
+            f"its own are {_listed(data.class_names[1:])}"
         )
-    if not presence.present[:, raw].any():
+    shows = [bool(row.any()) for row in presence.present[:, list(columns)]]
+    if not any(shows):
         raise UserError(f"no {options.split} image of {data.root} shows a class that the model knows")
-    scenario = build_scenario(
-        data.name, data.class_names, data.ignore_id, presence, "offline", "overlap", tuple(common)
-    )
-    with_known = frozenset(i for i, row in zip(presence.ids, presence.present, strict=True) if row[raw].any())
-    table = scenario.eval_table()
-    # the model's own numbers; what the data do not label has no true pixel
-    numbers = np.array([0, *(1 + theirs.index(name) for name in common)], dtype=table.dtype)
-    table = np.where(table > 0, numbers[table.clip(0)], table)
+    with_known = frozenset(i for i, there in zip(presence.ids, shows, strict=True) if there)
+    names = list(origin["classes"])
+    future = {
+        data.class_names.index(name): known + k
+        for k, name in enumerate(names[known:])
+        if name in data.class_names
+    }
+    table = _table(data, {**future, **columns})
+    unlabelled = [name for k, name in enumerate(names[:known]) if k and k not in columns.values()]
     stored = protocol["crop"] if protocol["crop_val"] else None
     crop = stored if options.crop == "stored" else options.crop
     loader = eval_loader(data, options.split, presence.ids, table, crop, options.batch_size, options.workers)
@@ -150,7 +145,7 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
         model.to(device),
         method.scores,
         loader,
-        1 + len(theirs),
+        len(names),
         with_known,
         device,
         track=lambda batches: track(batches, "evaluation", len(loader), disable=not progress),
@@ -159,7 +154,7 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     return {
         "format": 1,
         "data": data.name,
-        "classes": list(origin["classes"]),
+        "classes": names,
         "base_known": meta["class_steps"].count(0),
         "model": str(folder),
         "split": options.split,
@@ -168,6 +163,33 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
         "remarks": [_remark(unlabelled)] if unlabelled else [],
         "steps": [{**record, "matrix": matrices.all.tolist(), "matrix_known": matrices.known.tolist()}],
     }
+
+
+def _columns(meta: Mapping[str, Any], data: SegDataset) -> dict[int, int]:
+    """Which values of the masks are which known classes: raw id -> class index.
+
+    The data that a model was trained on go on calling a renamed class what it was learnt by. They are known
+    by their name or, since all folders have the same, by having all classes as they were learnt.
+    """
+    learnt, named = origin_names(meta, data.class_names), data_names(meta, data.class_names)
+    own = data.name == meta["scenario"]["data"]
+    if own and (data.name not in ("folder", "coco") or len(learnt) == len(meta["class_names"]) - 1):
+        rest = {raw: index for raw, index in named.items() if index not in learnt.values()}
+        return {**rest, **learnt}
+    return named
+
+
+def _table(data: SegDataset, columns: Mapping[int, int]) -> NDArray[np.int16]:
+    """Lookup table raw id -> class index; what is no class of the model is background."""
+    table = np.full(256 if data.ignore_id < 256 else 65536, IGNORE, dtype=np.int16)
+    table[: len(data.class_names)] = 0
+    for raw, index in columns.items():
+        table[raw] = index
+    return table
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def _remark(unlabelled: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -61,7 +62,10 @@ def run(seed: Seed, place: Place) -> int:
             import_file(seed, found, step, imported)
             _compare(seed, imported)
             results = evaluate_model(imported, options, progress=True)
-    Console().print(report(results))
+    console = Console()
+    console.print(report(results))
+    for remark in results.get("remarks", ()):
+        console.print(remark, markup=False)
     return 0
 
 
@@ -227,21 +231,35 @@ def report(results: Mapping[str, Any]) -> Table:
     last = summary["steps"][-1]
     pixels = counts(stored["matrix"], known, "ignore")
     accuracy = pixels.intersection / np.maximum(pixels.truth, 1)
+    unlabelled = set(results.get("unlabelled", ()))
+    labelled = np.array([name not in unlabelled for name in results["classes"][:known]])
     base = int(results.get("base_known", results["steps"][0]["known"]))
     table = Table(title=f"step {stored['step']}, definition {DEFINITION}", caption=summary["rules"])
     table.caption_justify = "left"
     table.add_column("class")
     for heading in ("IoU %", "accuracy %"):
         table.add_column(heading, justify="right", no_wrap=True)
+
+    def share(first: int, last: int) -> str:
+        return _percent(_mean(accuracy[first:last], labelled[first:last]))
+
     for k, (name, value) in enumerate(last["per_class"].items()):
-        table.add_row(escape(name), _percent(value), _percent(accuracy[k]), end_section=k + 1 == known)
-    after = _percent(accuracy[base:].mean()) if known > base else _percent(None)
-    table.add_row(f"before: 0 to {base - 1}", _percent(last["old"]), _percent(accuracy[:base].mean()))
-    table.add_row(f"after: {base} to {known - 1}" if known > base else "after", _percent(last["new"]), after)
-    table.add_row("all", _percent(last["all"]), _percent(accuracy.mean()))
+        table.add_row(escape(name), _percent(value), share(k, k + 1), end_section=k + 1 == known)
+    table.add_row(f"before: 0 to {base - 1}", _percent(last["old"]), share(0, base))
+    table.add_row(
+        f"after: {base} to {known - 1}" if known > base else "after",
+        _percent(last["new"]),
+        share(base, known),
+    )
+    table.add_row("all", _percent(last["all"]), share(0, known))
     overall = pixels.intersection.sum() / max(int(pixels.truth.sum()), 1)
     table.add_row("all pixels", "", _percent(overall))
     return table
+
+
+def _mean(values: NDArray[np.float64], labelled: NDArray[np.bool_]) -> float | None:
+    """Over the classes that the data label."""
+    return float(values[labelled].mean()) if labelled.any() else None
 
 
 def _percent(value: float | None) -> str:

@@ -1,5 +1,6 @@
 """Reading one image, mask or saliency file: what PIL opens becomes a plain array, the rest one error."""
 
+import os
 import struct
 import warnings
 import zlib
@@ -23,7 +24,6 @@ BROKEN = (
     IndexError,
     TypeError,
     OverflowError,
-    RuntimeError,  # links in a circle, by an older PIL
     struct.error,
     Image.DecompressionBombError,
 )
@@ -214,7 +214,9 @@ def _opened(path: Path, what: str) -> Iterator[Image.Image]:
     try:
         # a large image is no mistake; PIL's own error at twice that size stays
         large = Image.DecompressionBombWarning
-        with warnings.catch_warnings(action="ignore", category=large), Image.open(path) as image:
+        # a name, for of a path an older PIL follows the links itself
+        name = os.fspath(path)
+        with warnings.catch_warnings(action="ignore", category=large), Image.open(name) as image:
             yield image
     except UserError:
         raise

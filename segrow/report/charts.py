@@ -104,7 +104,8 @@ def axis_of(*every: Series) -> Axis:
     lowest = min(mean - std for mean, std in there)
     for interval in (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4):
         below = math.ceil(-lowest / interval)
-        if below + math.ceil(max(highest, 0.0) / interval) <= 4:
+        fits = below + math.ceil(max(highest, 0.0) / interval) <= 4
+        if fits and max(below, 4 - below) * interval <= 1:
             return Axis(-below * interval, (4 - below) * interval)
     return Axis(-1.0, 1.0)
 
