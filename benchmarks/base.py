@@ -1,8 +1,17 @@
-"""The base step: everything trains, no teacher. Images a second, loading included."""
+"""The base step: everything trains, no teacher. Images a second, loading included.
 
+Every measurement is a process of its own, as `segrow train` is: where earlier networks have left holes in the
+memory, ours and the reference loop are slower, and not alike.
+"""
+
+import json
+import sys
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 
@@ -11,6 +20,7 @@ from segrow.methods.ssul import Ssul
 
 from .data import ANIMALS, animals, few
 from .ours import LABELS, Precision, make_run, train_step
+from .process import spawned
 from .reference import ReferenceStep, train_reference
 from .reference_data import ReferenceImages, reference_loader
 from .report import Options, Row, more
@@ -34,38 +44,13 @@ ON_GPU = Case("resnet101", 32, 513, 256, {"16": 2.5, "bf16": 2.5})
 
 def run(options: Options) -> list[Row]:
     """As in animals-4-1-ssul, or, on a GPU, as published and in mixed precision; the batches of one epoch."""
-    return measure(options, ON_GPU if options.on_gpu else ON_CPU)
-
-
-def measure(options: Options, case: Case) -> list[Row]:
-    """Reference and ours, in turn."""
-    device = torch.device(options.device)
-    root = animals(options, "base", few(case.images, case.batch, of="person"), val=8)
-    config = RunConfig(
-        task="1-1",
-        data=DataConfig(name="voc", root=str(root), classes=ANIMALS),
-        model=ModelConfig(name=f"deeplabv3_{case.name}", weights="none"),
-        train=TrainConfig(epochs=1, batch_size=case.batch, crop=case.crop, device=options.device),
-    )
-    plan = make_run(config, Ssul(), options.work / "plan-base")
-    images = ReferenceImages(
-        plan.data, plan.scenario.images(0), plan.scenario.train_table(0), case.crop, options.seed
-    )
-    loader = reference_loader(images, case.batch, train=True)
-    model = plan._base_model().to(device)
-    step = ReferenceStep(model, None, total=10_000, amp=options.on_gpu)
-
-    def reference() -> float:
-        spent = train_reference(step, loader, 1, device)
-        return len(spent.iterations) * case.batch / spent.training
-
-    def ours(precision: Precision) -> float:
-        train = replace(config.train, precision=precision)
-        spent = train_step(replace(config, train=train), Ssul(), 0, None, options.work / "ours-base")
-        return spent.iterations * case.batch / spent.training
-
-    variants: dict[str, Callable[[], float]] = {"reference": reference}
-    variants |= {precision: partial(ours, precision) for precision in case.targets}
+    case = ON_GPU if options.on_gpu else ON_CPU
+    root = animals(options, "base", few(case.images, case.batch, of="person"), val=8).resolve()
+    words = (root, options.device, options.seed, torch.get_num_threads())
+    variants: dict[str, Callable[[], float]] = {
+        name: partial(spawned, f"base step of {root}", "benchmarks.base", name, *words)
+        for name in ("reference", *case.targets)
+    }
     rounds = options.rounds or (5 if options.full else 3)
     found = alternate(variants, rounds, options.say, "base")
     speeds = {name: median(each) for name, each in found.items()}
@@ -76,3 +61,45 @@ def measure(options: Options, case: Case) -> list[Row]:
         gain = (speeds["reference"], speeds[precision])
         rows.append(more(f"base.{case.name}.{name}", what, name, *gain, "images/s", target))
     return rows
+
+
+def measure(variant: str, root: Path, device: Literal["cpu", "cuda"], seed: int) -> float:
+    """Images a second of one epoch.
+
+    Args:
+        variant: reference, or a precision of ours.
+        root: The data.
+        device: Decides the case, too.
+        seed: Of the reference's views.
+    """
+    case = ON_GPU if device == "cuda" else ON_CPU
+    ours: dict[str, Precision] = {name: name for name in get_args(Precision)}
+    config = RunConfig(
+        task="1-1",
+        data=DataConfig(name="voc", root=str(root), classes=ANIMALS),
+        model=ModelConfig(name=f"deeplabv3_{case.name}", weights="none"),
+        train=TrainConfig(
+            epochs=1,
+            batch_size=case.batch,
+            crop=case.crop,
+            device=device,
+            precision=ours.get(variant, "32"),
+        ),
+    )
+    with tempfile.TemporaryDirectory() as work:
+        if variant in ours:
+            spent = train_step(config, Ssul(), 0, None, Path(work) / "ours")
+            return spent.iterations * case.batch / spent.training
+        plan = make_run(config, Ssul(), Path(work) / "plan")
+        images = ReferenceImages(
+            plan.data, plan.scenario.images(0), plan.scenario.train_table(0), case.crop, seed
+        )
+        step = ReferenceStep(plan._base_model().to(device), None, total=10_000, amp=device == "cuda")
+        loader = reference_loader(images, case.batch, train=True)
+        theirs = train_reference(step, loader, 1, torch.device(device))
+        return len(theirs.iterations) * case.batch / theirs.training
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[5]))
+    print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))))  # type: ignore[arg-type]

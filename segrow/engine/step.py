@@ -29,6 +29,7 @@ from ..model.kernels import accelerate
 from .checkpoint import Checkpoint
 from .cost import Stopwatch
 from .features import StepFeatures
+from .heap import give_memory_back, keep_freed_memory
 from .log import RunLog, TrainingBar
 from .machine import Machine
 from .select import Selection
@@ -102,6 +103,7 @@ class StepTrainer:
         fabric, train = machine.fabric, machine.train
         if fabric.device.type == "cpu" and not ctx.shares_trunk:
             accelerate(ctx.model)
+            keep_freed_memory()
         groups = method.parameter_groups(ctx, *step_rates(train, ctx.step))
         self.rates = [float(group["lr"]) for group in groups]
         optimizer = torch.optim.SGD(
@@ -165,6 +167,7 @@ class StepTrainer:
             bar.close()
             if log:
                 log.close()
+            give_memory_back()
         if self.selection:
             machine.display.say(f"step {step}  {self.selection.finish()}")
         return self.watch.seconds
