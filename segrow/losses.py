@@ -3,15 +3,12 @@
 Labels are class indices B H W (int64); channels C onwards are auxiliary (unknown). Negative = ignored.
 """
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -20,53 +17,9 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-FAR, FEW = 8, 80
-"""So many times as large, from so few pixels a side, products of matrices upsample faster on a CPU, and their
-gradient several times so."""
-
-
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, align_corners=False, in float32 at least: B C h w -> B C H W (METHODS 2, Model)."""
-    maps = wide(maps)
-    if not _far(maps.shape, size, maps.device):
-        return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
-    rows, columns = _weights(maps, size)
-    with torch.autocast("cpu", enabled=False):
-        return rows @ (maps @ columns.t())
-
-
-def upsample_gradient(above: Tensor, shape: torch.Size) -> Tensor:
-    """Of the maps B C h w of `shape` that `upsample` made larger, from that of the result B C H W."""
-    size = above.shape[-2:]
-    if not _far(shape, size, above.device):
-        out: Tensor = torch.ops.aten.upsample_bilinear2d_backward(above, size, shape, False, None, None)
-        return out
-    rows, columns = _weights(above.new_empty(shape), size)
-    with torch.autocast("cpu", enabled=False):
-        return (rows.t() @ above) @ columns
-
-
-def _far(shape: torch.Size, size: Sequence[int], device: torch.device) -> bool:
-    sides = tuple(zip(shape[-2:], size, strict=True))
-    plain = all(type(side) is int for pair in sides for side in pair)  # an export's sizes may be symbols
-    return plain and device.type == "cpu" and all(a <= FEW and b >= FAR * a for a, b in sides)
-
-
-def _weights(maps: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """H x h and W x w: what each pixel takes of each row, and of each column."""
-    rows, columns = (interpolation(a, b) for a, b in zip(maps.shape[-2:], size, strict=True))
-    return torch.from_numpy(rows).to(maps.dtype), torch.from_numpy(columns).to(maps.dtype)
-
-
-@functools.lru_cache(64)
-def interpolation(small: int, large: int) -> NDArray[np.float64]:
-    """What `large` pixels in a row take of `small` ones, centres aligned: large x small."""
-    position = ((np.arange(large) + 0.5) * small / large - 0.5).clip(0)
-    low = position.astype(np.int64)
-    out = np.zeros((large, small))
-    out[np.arange(large), low] = 1 - (position - low)
-    out[np.arange(large), (low + 1).clip(max=small - 1)] += position - low
-    return out
+    return F.interpolate(wide(maps), size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def one_vs_rest(logits: Tensor, target: Tensor) -> Tensor:
@@ -133,7 +86,9 @@ class _OneVsRestUpsampled(torch.autograd.Function):
             grad = upsample(low, size).sigmoid_().mul_(part.unsqueeze(1))
             one = part.masked_fill(y == low.shape[1], 0.0).neg_()
             grad.scatter_add_(1, _channel(y, grad), one.unsqueeze(1))
-            grads.append(upsample_gradient(grad, low.shape))
+            grads.append(
+                torch.ops.aten.upsample_bilinear2d_backward(grad, size, low.shape, False, None, None)
+            )
         return torch.cat(grads).to(logits.dtype), None
 
 
