@@ -100,8 +100,7 @@ class Scenario:
         Raises:
             ValueError: An index that is no class.
         """
-        table = np.full(256 if self.ignore_id < 256 else 65536, IGNORE, dtype=np.int16)
-        table[: self.n_raw] = 0
+        table = empty_table(self.ignore_id, self.n_raw)
         for index in visible:
             if not 0 <= index < len(self.classes):
                 raise ValueError(f"class index {index} is not in 0..{len(self.classes) - 1}")
@@ -122,6 +121,21 @@ class Scenario:
             return self.steps[step].images
         wanted = dict.fromkeys(image for s in self.steps[: step + 1] for image in s.images)
         return tuple(image for image in self.ids or wanted if image in wanted)
+
+
+def empty_table(ignore_id: int, n_raw: int) -> NDArray[np.int16]:
+    """Lookup table raw id -> class index by which every class of a data set is background.
+
+    Args:
+        ignore_id: Raw value that is no class; 255, or more where masks are 16 bit.
+        n_raw: Number of classes of the data set, background included.
+
+    Returns:
+        int16 of length 256 (65536 for 16-bit masks); IGNORE at the ignore id and at values that are no class.
+    """
+    table = np.full(256 if ignore_id < 256 else 65536, IGNORE, dtype=np.int16)
+    table[:n_raw] = 0
+    return table
 
 
 def build_scenario(

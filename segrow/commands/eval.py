@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -21,7 +19,7 @@ from ..errors import UserError
 from ..evaluate import eval_loader, evaluate
 from ..protocol import definition, summarise
 from ..report.tables import percent
-from ..scenario import IGNORE
+from ..scenario import empty_table
 from ..stored import data_names, find_model, load_with_method, origin_names
 from .parser import OneLineParser
 
@@ -132,7 +130,9 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
         for k, name in enumerate(names[known:])
         if name in data.class_names
     }
-    table = _table(data, {**future, **columns})
+    numbers = {**future, **columns}
+    table = empty_table(data.ignore_id, len(data.class_names))
+    table[list(numbers)] = list(numbers.values())
     unlabelled = [name for k, name in enumerate(names[:known]) if k and k not in columns.values()]
     stored = protocol["crop"] if protocol["crop_val"] else None
     crop = stored if options.crop == "stored" else options.crop
@@ -177,15 +177,6 @@ def _columns(meta: Mapping[str, Any], data: SegDataset) -> dict[int, int]:
         rest = {raw: index for raw, index in named.items() if index not in learnt.values()}
         return {**rest, **learnt}
     return named
-
-
-def _table(data: SegDataset, columns: Mapping[int, int]) -> NDArray[np.int16]:
-    """Lookup table raw id -> class index; what is no class of the model is background."""
-    table = np.full(256 if data.ignore_id < 256 else 65536, IGNORE, dtype=np.int16)
-    table[: len(data.class_names)] = 0
-    for raw, index in columns.items():
-        table[raw] = index
-    return table
 
 
 def _listed(names: Sequence[str]) -> str:

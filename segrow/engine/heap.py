@@ -6,7 +6,7 @@ import platform
 # of glibc's malloc.h; mallopt takes a number and a C int
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _GIB = 1 << 30
-_MOST_BEFORE_2_35 = 1 << 25
+_MOST_OF_OLDER = 1 << 25  # an older glibc refuses more
 
 
 def keep_freed_memory() -> None:
@@ -22,7 +22,7 @@ def keep_freed_memory() -> None:
     library = ctypes.CDLL(None)
     library.mallopt(_TRIM_THRESHOLD, _GIB)
     if not library.mallopt(_MMAP_THRESHOLD, _GIB):
-        library.mallopt(_MMAP_THRESHOLD, _MOST_BEFORE_2_35)
+        library.mallopt(_MMAP_THRESHOLD, _MOST_OF_OLDER)
 
 
 def give_memory_back() -> None:

@@ -37,7 +37,7 @@ from ..methods.base import make_method
 from ..model.lineage import succeed
 from ..model.segmenter import Segmenter
 from ..model.store import load_model, read_record, save_model
-from ..scenario import IGNORE, Scenario, Step
+from ..scenario import Scenario, Step, empty_table
 from ..stored import data_names, origin_names
 from ..whole import encoded, write_whole
 from .gate import Matrices, Verdicts, judge_new, judge_old, with_unjudged
@@ -289,9 +289,9 @@ def _judge(plan: Plan, after: Segmenter, data: GivenDataset, display: Display) -
     options, names, known = plan.options, plan.names, len(plan.meta["class_names"])
     old, new = Verdicts().old, Verdicts().new
     images, judged = plan.check, []
-    table = _empty_table(data.ignore_id, len(data.class_names))
+    table = empty_table(data.ignore_id, len(data.class_names))
     if images is not None:
-        table = _empty_table(images.data.ignore_id, len(images.data.class_names))
+        table = empty_table(images.data.ignore_id, len(images.data.class_names))
         for raw, name in enumerate(images.data.class_names):
             if raw and name in plan.classes:
                 table[raw] = names.index(name)
@@ -307,19 +307,12 @@ def _judge(plan: Plan, after: Segmenter, data: GivenDataset, display: Display) -
         before, later = _matrices(plan, (plan.network, after), images, table, "old classes", display)
         old = judge_old(before, later, names, judged, options.max_drop, options.seed)
     if plan.held is not None:
-        table = _empty_table(plan.held.data.ignore_id, len(plan.held.data.class_names))
+        table = empty_table(plan.held.data.ignore_id, len(plan.held.data.class_names))
         for name in plan.classes:
             table[plan.held.data.class_names.index(name)] = names.index(name)
         (later,) = _matrices(plan, (after,), plan.held, table, "new classes", display)
         new = judge_new(later, names, known, options.min_new, options.seed)
     return Verdicts(with_unjudged(old, names[:known]), new)
-
-
-def _empty_table(ignore_id: int, n_raw: int) -> np.ndarray:
-    """Raw id -> background; what is no class is ignored."""
-    table = np.full(256 if ignore_id < 256 else 65536, IGNORE, np.int16)
-    table[:n_raw] = 0
-    return table
 
 
 def _matrices(
