@@ -87,8 +87,8 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(summary))
         return 0
-    heading = f"{args.model} on {args.split}, definition {args.definition}: {summary['rules']}"
-    table = Table(title=escape(heading))
+    heading = f"{args.model} on {args.split}, definition {summary['rules']}"
+    table = Table()  # no title: it would be broken to the width of two columns
     table.add_column("class")
     table.add_column("IoU %", justify="right")
     last = summary["steps"][-1]
@@ -97,6 +97,7 @@ def main(argv: Sequence[str]) -> int:
     for part in ("old", "new", "all"):
         table.add_row(f"mean, {part}", percent(last[part]))
     console = Console()
+    console.print(heading, markup=False, highlight=False)
     console.print(table)
     for remark in summary["remarks"]:
         console.print(remark, markup=False)
