@@ -5,12 +5,13 @@ segrow train --data.name voc --data.root VOCdevkit/VOC2012 --task 15-1 --method 
 segrow results runs/*
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from . import __version__
-from .errors import LeakError, NonFiniteLossError, UserError, near
+from .errors import LeakError, NonFiniteLossError, UserError, near, shown
 
 USAGE = """\
 segrow: grow a semantic segmentation model class by class, without forgetting.
@@ -196,30 +197,37 @@ def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = 
         name: Begins the line.
         resumable: The command, given again, continues where it was stopped.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot write, as stderr
     try:
         return command()
     except SystemExit as stop:  # argparse, after --help
         return stop.code if isinstance(stop.code, int) else 0
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        _complain(name, str(error))
         return 2
     except LeakError as error:
-        print(f"{name}: label leak: {error}", file=sys.stderr)
+        _complain(name, f"label leak: {error}")
         return 1
     except NonFiniteLossError as error:
-        print(f"{name}: {error}; use a smaller learning rate, or --train.precision 32", file=sys.stderr)
+        _complain(name, f"{error}; use a smaller learning rate, or --train.precision 32")
         return 1
     except BrokenPipeError:
         raise  # `entry` knows
     except OSError as error:
         what = " and ".join(str(part) for part in (error.filename, error.filename2) if part is not None)
         reason = error.strerror or " ".join(str(error).split())
-        print(f"{name}: {what or 'the system says'}: {reason}; mend that and try again", file=sys.stderr)
+        _complain(name, f"{what or 'the system says'}: {reason}; mend that and try again")
         return 2
     except KeyboardInterrupt:
         again = "; the same command continues from the last finished epoch" if resumable else ""
-        print(f"{name}: stopped{again}", file=sys.stderr)
+        _complain(name, f"stopped{again}")
         return 130
+
+
+def _complain(name: str, text: str) -> None:
+    """One line on stderr, whatever names stand in it."""
+    print(f"{name}: {shown(text)}", file=sys.stderr)
 
 
 def seed_main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,6 @@
 """Report: tables that say how they count, pictures of the right pixels, a page that needs nothing else."""
 
 import base64
-import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from segrow.errors import UserError
 from segrow.palette import voc_palette
@@ -18,6 +16,7 @@ from segrow.protocol import Summary, summarise
 from segrow.report.demo_page import write_page
 from segrow.report.figures import Example, curves, outline, overlay, qualitative
 from segrow.report.tables import as_markdown, percent, results_table
+from segrow.terminal import Terminal
 
 NAMES = ["background", "cat", "dog", "<cow>"]
 
@@ -74,10 +73,10 @@ def two(definition: str = "mib") -> list[tuple[str, Summary]]:
 
 
 def printed(summaries: list[tuple[str, Summary]]) -> str:
-    console = Console(file=io.StringIO(), width=120)
-    console.print(results_table(summaries))
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+    console = Terminal(wide=True)
+    with console.capture() as capture:
+        console.print(results_table(summaries))
+    return capture.get()
 
 
 def test_percent_has_one_decimal_and_says_not_counted() -> None:

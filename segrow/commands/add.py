@@ -7,9 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from ..errors import UserError
 from ..grow import AddOptions, Outcome, Plan, carry_out, plan_addition
@@ -17,8 +15,8 @@ from ..grow.adopt import adopt
 from ..grow.gate import ENOUGH, FEW, Verdicts
 from ..grow.options import AUTO, REMBG
 from ..grow.plan import rejected_folder
+from ..terminal import Terminal
 from .parser import OneLineParser
-from .wide import wide_console
 
 TEXT = ("class", "verdict", "taken for")
 REJECTED = 3
@@ -61,7 +59,7 @@ def _from_elsewhere(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"model": str(out), "classes": known, "written": not args.dry_run}))
         return 0
-    print(f"{out} {verb} a model of {known} classes, from {args.origin}")
+    Terminal().say(f"{out} {verb} a model of {known} classes, from {args.origin}")
     return 0
 
 
@@ -116,10 +114,10 @@ def _grow(model: Path, args: argparse.Namespace, say: Callable[[str], str] = str
         allow_code=args.allow_code,
     )
     plan = plan_addition(model, Path(args.data), _listed(args.classes), options)
-    console = wide_console(stderr=args.json)
+    console = Terminal(stderr=args.json, wide=True)
     lines = [say(line) for line in describe(plan)]
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.say(line)
     if args.dry_run:
         if args.json:
             print(json.dumps({"plan": lines}))
@@ -244,7 +242,7 @@ def describe(plan: Plan) -> list[str]:
     return rows
 
 
-def show(outcome: Outcome, console: Console, say: Callable[[str], str] = str) -> None:
+def show(outcome: Outcome, console: Terminal, say: Callable[[str], str] = str) -> None:
     """The gate's table and what came of it; every line goes through `say`."""
     if outcome.verdicts.old or outcome.verdicts.new:
         console.print(_table(outcome.verdicts))
@@ -265,7 +263,7 @@ def show(outcome: Outcome, console: Console, say: Callable[[str], str] = str) ->
         lines.append(f"rejected: {'; '.join(outcome.verdicts.reasons)}")
         lines.append(f"{outcome.plan.folder} is unchanged; the new model is in {outcome.model}")
     for line in lines:
-        console.print(say(line), highlight=False, soft_wrap=True, markup=False)
+        console.say(say(line))
 
 
 def _table(verdicts: Verdicts) -> Table:
@@ -282,7 +280,7 @@ def _table(verdicts: Verdicts) -> Table:
         rows.append([f"{new.name} (new)", str(new.images), *values, _between(new.interval), new.verdict])
         rows[-1].append(_share(new.confused))
     for row in rows:
-        table.add_row(*map(Text, row))  # as they are: names may hold what rich takes for its own
+        table.add_row(*row)
     return table
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import track
 
 from ..data.base import SegDataset, Split
 from ..data.given import open_given
 from ..data.saliency import SaliencyMaker, write_map
 from ..errors import UserError
+from ..terminal import Terminal
 from .parser import OneLineParser
 
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     data = open_given(Path(args.folder), "folder")
     made, there = make_maps(data, SaliencyMaker(args.model), args.again)
     line = f"{data.root}: {made} saliency maps written, {there} were there"
-    Console().print(line, highlight=False, soft_wrap=True, markup=False)
+    Terminal().say(line)
     return 0
 
 
@@ -43,7 +43,7 @@ def make_maps(data: SegDataset, maker: SaliencyMaker, again: bool = False) -> tu
         (data.image_path(split, i), data.saliency_path(split, i)) for split in splits for i in data.ids(split)
     ]
     missing = [pair for pair in pairs if again or not pair[1].is_file()]
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     for image, path in track(missing, "saliency", console=console, disable=not console.is_terminal):
         try:
             write_map(maker.map(image), path)

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from ..terminal import Terminal
 from .parser import OneLineParser
 
 
@@ -24,15 +23,15 @@ def main(argv: Sequence[str]) -> int:
     from ..demo import FULL, SHORT, run_demo
     from ..report.tables import results_table
 
-    console = Console()
+    console = Terminal()
     command = " ".join(
         ["segrow demo", "--out", args.out, "--seed", str(args.seed), *(["--short"] * args.short)]
     )
     size = SHORT if args.short else FULL
-    demo = run_demo(Path(args.out), args.seed, size, command, lambda line: console.print(line, style="bold"))
+    demo = run_demo(Path(args.out), args.seed, size, command, lambda line: console.say(line, style="bold"))
     console.print(results_table(demo.summaries))
-    console.print(f"pictures and curves: {demo.page}", highlight=False, soft_wrap=True)
+    console.say(f"pictures and curves: {demo.page}")
     for floor in demo.floors:
         mark, style = ("ok    ", "green") if floor.passed else ("MISSED", "bold red")
-        console.print(f"{mark} {floor.text}", style=style, highlight=False, soft_wrap=True)
+        console.say(f"{mark} {floor.text}", style=style)
     return 0 if all(floor.passed for floor in demo.floors) else 1

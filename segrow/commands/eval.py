@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -21,6 +19,7 @@ from ..protocol import definition, summarise
 from ..report.tables import percent
 from ..scenario import empty_table
 from ..stored import data_names, find_model, load_with_method, origin_names
+from ..terminal import Terminal
 from .parser import OneLineParser
 
 
@@ -93,14 +92,14 @@ def main(argv: Sequence[str]) -> int:
     table.add_column("IoU %", justify="right")
     last = summary["steps"][-1]
     for name, value in last["per_class"].items():
-        table.add_row(escape(name), percent(value))
+        table.add_row(name, percent(value))
     for part in ("old", "new", "all"):
         table.add_row(f"mean, {part}", percent(last[part]))
-    console = Console()
-    console.print(heading, markup=False, highlight=False)
+    console = Terminal()
+    console.say(heading)
     console.print(table)
     for remark in summary["remarks"]:
-        console.print(remark, markup=False)
+        console.say(remark)
     return 0
 
 

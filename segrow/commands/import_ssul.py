@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ..config import ModelConfig
 from ..data.ade20k import default_names
 from ..data.voc import NAMES
@@ -16,6 +14,7 @@ from ..model.reference import read_reference_checkpoint
 from ..model.segmenter import Segmenter
 from ..model.store import save_model
 from ..scenario import divide_classes
+from ..terminal import Terminal
 from .parser import OneLineParser
 
 MODELS = tuple(
@@ -64,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         separable=args.separable_conv,
         crop=None if args.no_crop_val else args.crop_size,
         loss_type=args.loss_type,
-        report=lambda line: Console().print(line, highlight=False, soft_wrap=True, markup=False),
+        report=Terminal().say,
     )
     return 0
 

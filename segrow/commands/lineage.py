@@ -4,15 +4,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from ..errors import UserError
 from ..model.lineage import remove_class, rename_class, rollback, version_of, versions
 from ..stored import step_of_run
+from ..terminal import Terminal
 from .parser import OneLineParser
-from .wide import wide_console
 
 
 def lineage(argv: Sequence[str]) -> int:
@@ -29,7 +27,7 @@ def lineage(argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps({"versions": [version.as_json() for version in found]}))
         return 0
-    table = Table(title=Text(f"versions of {args.model}, the oldest first"))
+    table = Table(title=f"versions of {args.model}, the oldest first")
     for name in ("", "step", "change", "classes", "hash", "made from"):
         table.add_column(name)
     for version in found:
@@ -37,8 +35,8 @@ def lineage(argv: Sequence[str]) -> int:
         classes = f"{len(version.classes) - 1}: … {', '.join(version.classes[-3:])}"
         parent = (version.parent or "")[:12]
         cells = (mark, str(version.step), version.change, classes, version.hash[:12], parent)
-        table.add_row(*map(Text, cells))  # as they are: names may hold what rich takes for its own
-    wide_console().print(table)
+        table.add_row(*cells)
+    Terminal(wide=True).print(table)
     return 0
 
 
@@ -122,4 +120,4 @@ def _own(name: str) -> Path:
 
 
 def _say(line: str) -> None:
-    Console().print(line, highlight=False, soft_wrap=True, markup=False)
+    Terminal().say(line)

@@ -5,13 +5,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..errors import UserError, near
 from ..methods.base import Method, method_class, method_names
 from ..recipes import exceptions, flatten, losses, paper, published_settings, show, titles
+from ..terminal import Terminal, stacked
 from .options import option_help
 from .parser import OneLineParser
 
@@ -40,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(everything))
     else:
-        Console().print(_table(everything))
+        Terminal().print(_table(everything))
     return 0
 
 
@@ -88,9 +87,9 @@ def _table(methods: Sequence[dict[str, Any]]) -> Table:
     for found in methods:
         parts = found["parts"]
         cells = [*(parts[part] or NO_PART for part in PARTS), parts["memory"]]
-        table.add_row(*map(escape, [found["name"], *cells]))
+        table.add_row(found["name"], *cells)
         lines.append(f"{found['name']}: {parts['losses'] or NO_PART}. Paper: {found['paper'] or NO_PART}")
-    table.caption = escape("\n".join(lines))
+    table.caption = stacked(lines)
     return table
 
 

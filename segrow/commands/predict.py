@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import track
 
 from ..predict import load
 from ..predict_files import find_images, predict_files
+from ..terminal import Terminal
 from .parser import OneLineParser
 
 
@@ -47,17 +47,17 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(list(argv))
     predictor = load(args.model, precision=args.precision, tile=args.tile, allow_code=args.allow_code)
     jobs = find_images(args.images, Path(args.out))
-    console = Console()
+    console = Terminal()
     skipped = []
     results = predict_files(predictor, jobs, Path(args.out), args.overlay, args.unknown)
-    for item in track(results, "predict", len(jobs), console=Console(stderr=True)):
+    for item in track(results, "predict", len(jobs), console=Terminal(stderr=True)):
         if item.labels is None:
             skipped.append(item)
             continue
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in item.shares.items())
-        console.print(f"{item.labels}: {shares}", highlight=False, soft_wrap=True, markup=False)
+        console.say(f"{item.labels}: {shares}")
     if skipped:
-        console.print(f"{len(skipped)} of {len(jobs)} images were skipped:", soft_wrap=True, markup=False)
+        console.say(f"{len(skipped)} of {len(jobs)} images were skipped:")
         for item in skipped:
-            console.print(f"  {item.problem}", highlight=False, soft_wrap=True, markup=False)
+            console.say(f"  {item.problem}")
     return 1 if skipped else 0

@@ -5,8 +5,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..errors import UserError, near
@@ -28,6 +26,7 @@ from ..recipes import (
     show,
     titles,
 )
+from ..terminal import Terminal, stacked
 from .parser import OneLineParser
 
 
@@ -47,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(_listed() if args.name is None else described(args.name)))
     elif args.name is None:
-        _print_all(Console())
+        _print_all(Terminal())
     else:
         _print_one(args.name)
     return 0
@@ -78,7 +77,7 @@ def described(name: str) -> dict[str, Any]:
     }
 
 
-def _print_all(console: Console) -> None:
+def _print_all(console: Terminal) -> None:
     title = "published mIoU in %, all classes after the last step; recipe = {voc|ade}-TASK-METHOD[-disjoint]"
     table = Table(title=title, title_justify="left", caption_justify="left")
     table.add_column("", no_wrap=True)
@@ -96,13 +95,11 @@ def _print_all(console: Console) -> None:
         sources.setdefault(f"definition {found.definition}: {found.source}", []).append(found.row)
     lines = [f"{', '.join(dict.fromkeys(names))}: {source}" for source, names in sources.items()]
     lines.append(f"all of them also with -disjoint: {NOT_PUBLISHED}")
-    table.caption = escape("\n".join(lines))
+    table.caption = stacked(lines)
     console.print(table)
-    console.print(
-        "segrow recipes NAME shows one; segrow reproduce NAME --data.root DIR trains it", highlight=False
-    )
+    console.say("segrow recipes NAME shows one; segrow reproduce NAME --data.root DIR trains it")
     for name in files():
-        console.print(f"{name}: {about(name)} (segrow train --recipe {name})", highlight=False)
+        console.say(f"{name}: {about(name)} (segrow train --recipe {name})")
 
 
 def _published(found: Cell) -> str:

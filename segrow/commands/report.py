@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from ..errors import UserError
 from ..protocol import DEFINITIONS, definition
+from ..terminal import Terminal
 from .parser import OneLineParser
 
 POOL = 64  # as report.gallery, which would import torch for --help
@@ -45,7 +44,6 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--out {out} should be an .html file; its figures go into a folder beside it")
     from ..report.page import write_report
 
-    console = Console(stderr=True)
     figures = write_report(
         folders,
         out,
@@ -53,7 +51,9 @@ def main(argv: Sequence[str]) -> int:
         root=args.root,
         pool=args.images,
         allow_code=args.allow_code,
-        say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+        say=Terminal(stderr=True).say,
     )
-    Console().print(f"{out}\nfigures: {figures}", highlight=False, markup=False, soft_wrap=True)
+    console = Terminal()
+    console.say(f"{out}")
+    console.say(f"figures: {figures}")
     return 0

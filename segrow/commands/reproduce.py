@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ..errors import UserError, near
 from ..protocol import Summary, summarise
 from ..recipes import NOT_PUBLISHED, Cell, cell, cells, files, merge, notes, read_recipe, references
+from ..terminal import Terminal
 from .options import RunOptions, parse_run
 from .pages import finish_page, write_page
 from .remarks import all_settings, differing, reference_lines, remarks
@@ -103,10 +103,10 @@ def _run(chosen: Cell, options: RunOptions, quick: bool, as_json: bool) -> int:
         root = compose(_make(out / "data") / chosen.data, chosen.data)
         config = replace(config, data=replace(config.data, root=str(root)))
     said = comments(chosen, options, quick)
-    console = Console(stderr=as_json)
+    console = Terminal(stderr=as_json)
     if is_first_process():
         for line in reference_lines(options):
-            console.print(line, highlight=False, soft_wrap=True)
+            console.say(line)
     try:
         draw = partial(write_page, run) if options.report and not quick else None
         results = train(config, options.method, run, options.base, said, draw)
@@ -119,7 +119,7 @@ def _run(chosen: Cell, options: RunOptions, quick: bool, as_json: bool) -> int:
     if not is_first_process():
         return 0
     if draw:
-        finish_page(run, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+        finish_page(run, console.say)
     summary = summarise(results, chosen.definition)
     done, steps = len(summary["steps"]), _n_steps(results)
     if done < steps and not quick:
@@ -130,12 +130,12 @@ def _run(chosen: Cell, options: RunOptions, quick: bool, as_json: bool) -> int:
         print(json.dumps(compared(chosen, summary, comparable)))
         return 0
     title = f"{chosen.name}: mIoU in %, definition {summary['definition']}"
-    console.print(title if comparable else f"{title} (not comparable)", highlight=False, soft_wrap=True)
+    console.say(title if comparable else f"{title} (not comparable)")
     console.print(comparison(chosen, summary, comparable))
     source = [] if chosen.published is None else [f"published: {chosen.source}"]
     for line in [f"counted as {summary['rules']}", *source, *summary["remarks"]]:
-        console.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"run folder: {run}", highlight=False, soft_wrap=True)
+        console.say(f"- {line}")
+    console.say(f"run folder: {run}")
     return 0
 
 

@@ -4,8 +4,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from ..protocol import DEFINITIONS, definition, summarise
 from ..report.tables import (
     COST_COLUMNS,
@@ -16,6 +14,7 @@ from ..report.tables import (
     plain_table,
     results_table,
 )
+from ..terminal import Terminal
 from .parser import OneLineParser
 
 
@@ -51,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     if args.markdown:
         print("\n".join([as_markdown(summaries), *(plain_markdown(h, rows) + "\n" for _, h, rows in more)]))
         return 0
-    console = Console()
+    console = Terminal()
     console.print(results_table(summaries))
     for title, header, lines in more:
         console.print(plain_table(title, header, lines))

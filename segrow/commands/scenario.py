@@ -3,13 +3,12 @@
 import json
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..data import open_dataset
 from ..errors import UserError
 from ..scenario import Scenario, build_scenario
+from ..terminal import Terminal
 from .parser import OneLineParser
 
 
@@ -50,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
         steps = [{"index": s.index, "classes": s.classes, "images": s.images} for s in scenario.steps]
         print(json.dumps({"steps": steps}))
     else:
-        Console().print(_table(scenario))
+        Terminal().print(_table(scenario))
     return 0
 
 
@@ -60,5 +59,5 @@ def _table(scenario: Scenario) -> Table:
     table.add_column("classes")
     table.add_column("training images", justify="right")
     for step in scenario.steps:
-        table.add_row(str(step.index), escape(", ".join(step.classes)), str(len(step.images)))
+        table.add_row(str(step.index), ", ".join(step.classes), str(len(step.images)))
     return table

@@ -8,12 +8,12 @@ import os
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from ..errors import UserError
+from ..terminal import Terminal
 from .seed_options import Seed, parse_seed
 from .seed_translate import TYPED, Base, Place, folder, rates, remarks, translate
 
@@ -36,8 +36,6 @@ def main(argv: Sequence[str]) -> int:
     from .options import parse_run
 
     options = parse_run(words, "train", "", "")
-    from rich.console import Console
-
     from ..engine.run import train
     from ..engine.setup import is_first_process
     from ..protocol import summarise
@@ -52,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
     if first:
         _announce(seed, place, base, words)
         lines = [*rates(options.config, options.method), *reference_lines(options)]
-        print("\n".join(lines), flush=True)
+        for line in lines:
+            Terminal().say(line)
         take_over(seed, base, out)
     try:
         draw = partial(write_page, out) if options.report else None
@@ -62,14 +61,14 @@ def main(argv: Sequence[str]) -> int:
             give_up(base, out)
         raise UserError(in_words_of(seed, str(error))) from None
     if first:
-        console = Console()
+        console = Terminal()
         size = options.config.memory.size
         method = f"{options.method.name}, {size} exemplars" if size else options.method.name
         console.print(results_table([(method, summarise(results, "ssul"))]))
         console.print(report(results))
         if options.report:
-            finish_page(out, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
-        console.print(f"run folder: {out}", highlight=False, soft_wrap=True)
+            finish_page(out, console.say)
+        console.say(f"run folder: {out}")
     return 0
 
 
@@ -186,16 +185,16 @@ def in_words_of(seed: Seed, line: str) -> str:
 def _announce(seed: Seed, place: Place, base: Base | None, words: Sequence[str]) -> None:
     """Remarks on stderr; where it runs and the equivalent commands on stdout."""
     for line in remarks(seed):
-        print(f"{seed.prog}: {line}", file=sys.stderr)
-    sys.stderr.flush()
-    print(f"{seed.prog}: {place.describe()}")
+        Terminal(stderr=True).say(f"{seed.prog}: {line}")
+    console = Terminal()
+    console.say(f"{seed.prog}: {place.describe()}")
     if seed.amp:
         what = "fp16" if place.device == "cuda" else "bf16, since there is no fp16 training on a CPU"
-        print(f"{seed.prog}: --amp is {what}")
-    print("the same with segrow:")
+        console.say(f"{seed.prog}: --amp is {what}")
+    console.say("the same with segrow:")
     if base is not None and base.source is not None:
         from .seed_eval import import_words
 
-        print(shlex.join(["segrow", "import-ssul", *import_words(seed, base.source, 0, base.folder)]))
+        console.say(shlex.join(["segrow", "import-ssul", *import_words(seed, base.source, 0, base.folder)]))
     visible = f"CUDA_VISIBLE_DEVICES={place.visible} " if place.device == "cuda" else ""
-    print(visible + shlex.join(["segrow", "train", *words]))
+    console.say(visible + shlex.join(["segrow", "train", *words]))

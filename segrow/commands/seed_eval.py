@@ -1,7 +1,6 @@
 """`eval.py` and `main.py --test_only`: find what was trained, evaluate it, print what that code printed."""
 
 import re
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -10,12 +9,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..errors import UserError
 from ..protocol import counts, summarise
+from ..terminal import Terminal
 from .eval import EvalOptions, evaluate_model
 from .options import parse_run
 from .seed_options import Seed
@@ -40,7 +38,7 @@ def run(seed: Seed, place: Place) -> int:
     """
     config = parse_run(translate(seed, place), "train", "", "").config
     for line in _remarks(seed):
-        print(f"{seed.prog}: {line}", file=sys.stderr, flush=True)
+        Terminal(stderr=True).say(f"{seed.prog}: {line}")
     found, step = locate(seed)
     options = EvalOptions(
         name=config.data.name,
@@ -52,7 +50,9 @@ def run(seed: Seed, place: Place) -> int:
         device=config.train.device,
     )
     one = replace(place, count=1, visible=place.visible.partition(",")[0])
-    print(f"{seed.prog}: {one.describe()}\nevaluates {found}", flush=True)
+    console = Terminal()
+    console.say(f"{seed.prog}: {one.describe()}")
+    console.say(f"evaluates {found}")
     if found.is_dir():
         _compare(seed, found)
         results = evaluate_model(found, options, progress=True)
@@ -62,10 +62,9 @@ def run(seed: Seed, place: Place) -> int:
             import_file(seed, found, step, imported)
             _compare(seed, imported)
             results = evaluate_model(imported, options, progress=True)
-    console = Console()
     console.print(report(results))
     for remark in results.get("remarks", ()):
-        console.print(remark, markup=False)
+        console.say(remark)
     return 0
 
 
@@ -125,7 +124,7 @@ def _compare(seed: Seed, model: Path) -> None:
     if seed.separable_conv and seed.plus and not network.get("separable"):
         lines.append("--separable_conv is given, the model has plain convolutions; that is used")
     for line in lines:
-        print(f"{seed.prog}: {line}", file=sys.stderr, flush=True)
+        Terminal(stderr=True).say(f"{seed.prog}: {line}")
 
 
 def locate(seed: Seed) -> tuple[Path, int]:
@@ -244,7 +243,7 @@ def report(results: Mapping[str, Any]) -> Table:
         return _percent(_mean(accuracy[first:last], labelled[first:last]))
 
     for k, (name, value) in enumerate(last["per_class"].items()):
-        table.add_row(escape(name), _percent(value), share(k, k + 1), end_section=k + 1 == known)
+        table.add_row(name, _percent(value), share(k, k + 1), end_section=k + 1 == known)
     table.add_row(f"before: 0 to {base - 1}", _percent(last["old"]), share(0, base))
     table.add_row(
         f"after: {base} to {known - 1}" if known > base else "after",

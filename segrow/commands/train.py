@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from ..protocol import summarise
+from ..terminal import Terminal
 from .options import RunOptions, parse_run
 from .pages import finish_page, write_page
 from .remarks import reference_lines, remarks
@@ -26,18 +25,18 @@ def main(argv: Sequence[str]) -> int:
     from ..report.tables import results_table
 
     out = options.out or default_folder(options)
-    console = Console()
+    console = Terminal()
     if is_first_process():
         for line in reference_lines(options):
-            console.print(line, highlight=False, soft_wrap=True)
+            console.say(line)
     draw = partial(write_page, out) if options.report else None
     results = train(options.config, options.method, out, options.base, remarks(options), draw)
     if not is_first_process():
         return 0
     if options.report:
-        finish_page(out, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+        finish_page(out, console.say)
     console.print(results_table([(out.name, summarise(results, "ssul"))]))
-    console.print(f"run folder: {out}", highlight=False, soft_wrap=True)
+    console.say(f"run folder: {out}")
     return 0
 
 

@@ -20,10 +20,10 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
 from rich.progress import track
 
 from ..errors import UserError
+from ..terminal import Terminal
 from .base import SegDataset, Split
 from .files import upright_size
 from .index import cache_folder
@@ -134,7 +134,7 @@ class CocoDataset(SegDataset):
         by_image: Mapping[int, list[Mapping[str, Any]]],
     ) -> None:
         masks = _pycocotools()
-        console = Console(stderr=True)
+        console = Terminal(stderr=True)
         for entry in track(images, "drawing masks", console=console, disable=not console.is_terminal):
             stem = Path(str(entry["file_name"])).stem
             size = upright_size(self._images[stem])

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 from rich.progress import Progress
 
 from ..errors import UserError
+from ..terminal import Terminal
 from .base import Split
 from .folder import FolderDataset
 from .index import cache_folder
@@ -182,7 +182,7 @@ def _write(folder: Path, what: Composition) -> None:
     splits: tuple[tuple[Split, int], ...] = (("train", what.scenes), ("val", what.val_scenes))
     # brief work needs no bar; many scenes take some seconds
     with Progress(
-        console=Console(stderr=True), transient=True, disable=what.scenes + what.val_scenes < 100
+        console=Terminal(stderr=True), transient=True, disable=what.scenes + what.val_scenes < 100
     ) as bar:
         task = bar.add_task("composing scenes", total=what.scenes + what.val_scenes)
         for split, count in splits:

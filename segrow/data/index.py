@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import UserError
+from ..terminal import Terminal
 from .files import read_mask, upright_size
 
 FORMAT = 1
@@ -203,9 +203,14 @@ def _store(path: Path, ids: Sequence[str], stamps: Stamps, values: Values, prese
 def _read_all(pairs: Sequence[Pair], values: Values, what: str, progress: bool) -> Iterator[Bits]:
     """The rows of all pairs, a chunk at a time, in order."""
     chunks = [pairs[i : i + CHUNK] for i in range(0, len(pairs), CHUNK)]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     # no refreshing thread: processes are forked below, and a fork should not meet a thread with a lock
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     shown = progress and console.is_terminal  # elsewhere it would leave an empty line
     with Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not shown) as bar:
         task = bar.add_task(what, total=len(pairs))

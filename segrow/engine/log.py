@@ -9,11 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from ..config import RunPaths
+from ..errors import shown
+from ..terminal import Terminal
 from .checkpoint import write_atomic
 
 T = TypeVar("T")
@@ -93,13 +94,13 @@ class Display:
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.console = Terminal(stderr=True, quiet=quiet)
         self.live = self.console.is_terminal and not quiet
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
@@ -117,11 +118,11 @@ class Display:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self.console.print(line, markup=False, soft_wrap=True)
+        self.console.say(line)
 
     def track(self, items: Iterable[T], what: str, total: int) -> Iterator[T]:
         """A bar over any loop."""
-        bar = self._progress.add_task(what, total=total, note="")
+        bar = self._progress.add_task(shown(what), total=total, note="")
         try:
             for item in items:
                 yield item
@@ -139,7 +140,7 @@ class TrainingBar:
 
     def __init__(self, progress: Progress, what: str, total: int, done: int) -> None:
         self._progress = progress
-        self._bar = progress.add_task(what, total=total, completed=done, note="")
+        self._bar = progress.add_task(shown(what), total=total, completed=done, note="")
         self._since = time.perf_counter()
         self._count = 0
 
@@ -154,7 +155,7 @@ class TrainingBar:
         speed = self._count / max(now - self._since, 1e-9)
         self._since, self._count = now, 0
         note = "  ".join(f"{k} {v:.3f}" if math.isfinite(v) else f"{k} {v}" for k, v in terms.items())
-        self._progress.update(self._bar, note=f"{note}  {speed:.2f} it/s")
+        self._progress.update(self._bar, note=shown(f"{note}  {speed:.2f} it/s"))
         return speed
 
     def close(self) -> None:

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rich.markup import escape
 from rich.table import Table
 
 from ..errors import UserError
 from ..protocol import StepSummary, Summary
+from ..terminal import stacked
 
 Summaries = Sequence[tuple[str, Summary]]
 """(name of the run or its method, how it was counted), in the order of printing."""
@@ -84,7 +84,7 @@ def results_table(summaries: Summaries) -> Table:
         UserError: They are not.
     """
     first = definition_of(summaries)
-    table = Table(title=f"mIoU in %, definition {escape(first['definition'])}", caption_justify="left")
+    table = Table(title=f"mIoU in %, definition {first['definition']}", caption_justify="left")
     table.add_column("step", justify="right", no_wrap=True)
     table.add_column("method", overflow="fold")
     for heading in Row._fields[2:]:
@@ -92,8 +92,8 @@ def results_table(summaries: Summaries) -> Table:
     for group in rows(summaries):
         for i, row in enumerate(group):
             step = row.step if i == 0 else ""
-            table.add_row(step, escape(row.method), *row[2:], end_section=i == len(group) - 1)
-    table.caption = escape("\n".join(notes(summaries)))
+            table.add_row(step, row.method, *row[2:], end_section=i == len(group) - 1)
+    table.caption = stacked(notes(summaries))
     return table
 
 
@@ -189,9 +189,9 @@ def plain_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]
     """A table for the terminal; all columns but the first are aligned right."""
     table = Table(title=title)
     for k, name in enumerate(header):
-        table.add_column(escape(name), justify="right" if k else "left")
+        table.add_column(name, justify="right" if k else "left")
     for line in lines:
-        table.add_row(*map(escape, line))
+        table.add_row(*line)
     return table
 
 

@@ -1,0 +1,88 @@
+"""What reaches a terminal: names as they are, one line each, and nothing that the terminal would obey."""
+
+import io
+import sys
+
+import pytest
+from rich.table import Table
+
+from segrow import cli
+from segrow.engine.log import Display
+from segrow.errors import LeakError, NonFiniteLossError, UserError, shown
+from segrow.terminal import Terminal, stacked
+
+Capture = pytest.CaptureFixture[str]
+ODD = "a[/red][link=http://x]\x1b[31m\n\t\x00\x9b2J\u202e\u2028\udcff$x_1$ :smile: %s {}é😀\\"
+SAFE = r"a[/red][link=http://x]\x1b[31m\n\t\x00\x9b2J\u202e\u2028\udcff$x_1$ :smile: %s {}é😀" + "\\"
+
+
+def test_control_characters_are_escaped_and_nothing_else_is() -> None:
+    assert shown(ODD) == SAFE
+    everything = "".join(map(chr, range(0x20, 0x7F))) + "äöü–…“中文кот👩‍🚀"
+    assert shown(everything) == everything
+    unseen = [*range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F)]
+    unseen += [*range(0x2066, 0x206A), 0xD800, 0xDCFF, 0xDFFF]
+    for code in unseen:
+        assert shown(chr(code)).isascii(), hex(code)
+        assert shown(chr(code)).isprintable(), hex(code)
+
+
+@pytest.mark.parametrize(
+    "error", [UserError(ODD), LeakError(ODD), NonFiniteLossError(ODD), OSError(5, ODD, ODD)]
+)
+def test_every_error_is_one_line(error: Exception, capsys: Capture) -> None:
+    def command() -> int:
+        raise error
+
+    assert cli.guarded(command) in (1, 2)
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert SAFE in line
+
+
+def test_an_unknown_command_is_one_line(capsys: Capture) -> None:
+    assert cli.main([ODD]) == 2
+    assert capsys.readouterr().err.startswith(f'segrow: no command "{SAFE}"; there is ')
+
+
+def test_lines_cells_and_titles_are_printed_as_they_are(capsys: Capture) -> None:
+    table = Table(title=f"title {ODD}", caption=f"below {ODD}")
+    table.add_column(f"head {ODD}")
+    table.add_row(f"cell {ODD}")
+    console = Terminal(wide=True)
+    console.say(f"line {ODD}")
+    console.print(table)
+    console.print(stacked([f"first {ODD}", f"second {ODD}"]))
+    Display().say(f"display {ODD}")
+    captured = capsys.readouterr()
+    assert captured.err == f"display {SAFE}\n"
+    for what in ("line", "title", "below", "head", "cell", "first", "second"):
+        assert captured.out.count(f"{what} {SAFE}") == 1, what
+
+
+def test_a_bar_takes_no_name_for_markup() -> None:
+    display = Display()
+    display.console.file = io.StringIO()
+    with display:
+        assert list(display.track([1, 2], ODD, 2)) == [1, 2]
+        bar = display.training(ODD, 2, 0)
+        bar.advance()
+        bar.show({"[/red]": 1.0})
+        display.console.print(display._progress.get_renderable())
+        bar.close()
+    text = display.console.file.getvalue()
+    assert "[/red]" in text
+    assert "\x1b" not in text
+
+
+def test_a_name_that_stdout_cannot_write_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+
+    def command() -> int:
+        Terminal().say("кот é")
+        return 0
+
+    assert cli.guarded(command) == 0
+    sys.stdout.flush()
+    assert raw.getvalue() == b"\\u043a\\u043e\\u0442 \\xe9\n"
