@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .class_lists import name_hint, plain_name
 from .errors import UserError, near
 
 IGNORE = -1
@@ -227,6 +228,7 @@ def _select(data: str, class_names: Sequence[str], classes: Sequence[str] | None
         return list(range(1, len(class_names)))
     if not classes:
         raise UserError("--data.classes is empty; name at least one class, or leave it out to learn all")
+    classes = [plain_name(name) for name in classes]
     _no_duplicates(classes, "--data.classes")
     known = {name: raw for raw, name in enumerate(class_names) if raw}
     for name in classes:
@@ -236,7 +238,7 @@ def _select(data: str, class_names: Sequence[str], classes: Sequence[str] | None
             )
         if name not in known:
             listed = ", ".join(known) if len(known) <= 30 else f"{', '.join(list(known)[:10])}, ..."
-            hint = near(name, known)
+            hint = name_hint(name, known)
             raise UserError(f'unknown class "{name}"; {data} has {len(known)} classes: {listed}.{hint}')
     return [known[name] for name in classes]
 
@@ -253,11 +255,9 @@ def _parse_task(task: str, n_classes: int) -> tuple[int, int, str]:
         return n_classes, 0, ""
     match = re.fullmatch(r"([0-9]+)-([0-9]+)(?:_(\w+))?", task)
     if not match:
-        hint = near(
-            task, ["offline", "15-1", "15-5", "19-1", "10-1", "5-3", "100-50", "100-10", "100-5", "50-50"]
-        )
         raise UserError(
-            f'unknown task "{task}", expected BASE-INCREMENT such as 15-1, 15-1_b, or offline.{hint}'
+            f'unknown task "{task}", expected BASE-INCREMENT such as 15-1, 15-1_b, or offline.'
+            f"{_task_hint(task)}"
         )
     base, increment = int(match[1]), int(match[2])
     if not base or not increment:
@@ -265,6 +265,32 @@ def _parse_task(task: str, n_classes: int) -> tuple[int, int, str]:
             f'task "{task}" teaches 0 classes in a step; both numbers must be at least 1, such as 15-1'
         )
     return base, increment, match[3] or ""
+
+
+def _task_hint(task: str) -> str:
+    """The same task as segrow writes it, of other spellings; never another experiment that is spelled alike.
+
+    MiB and PLOP call steps of one class "s": 15-5s are 15 classes, then five more, one a step.
+    """
+    plain = re.sub(r"[-\s_\u2010-\u2015\u2212+/:]+", "-", task.strip().lower())
+    setting = next((name for name in SETTINGS if name in plain), "")
+    plain = re.sub(r"-?(overlap(ped)?|disjoint|partitioned)-?", "-", plain).strip("-")
+    spelled = re.fullmatch(r"(\d+)-(\d+)(?:-(\2(?:-\2)*))?(-?s)?(?:-?([a-z]+))?", plain)
+    if spelled is None:
+        if plain.isdigit():
+            return f" MiB's and PLOP's task \"{plain}\" of ADE20K is {plain}-{plain} here."
+        return ' Did you mean "offline"?' if plain == "joint" else near(plain, ["offline"])
+    base, increment, _, sequential, order = spelled.groups()
+    meant = f"{base}-{1 if sequential else increment}"
+    if setting:
+        setting = f" with --setting {setting}"
+    if order is None:
+        why = f" MiB's and PLOP's s: {base} classes, then one a step." if sequential else ""
+        return f' Did you mean "{meant}"{setting}?{why}'
+    return (
+        f' Its steps are those of "{meant}"{setting}, but "{order}" is a class order: SSUL\'s on VOC are '
+        "written 15-1_b, any other is given by --data.classes."
+    )
 
 
 def _step_sizes(data: str, task: str, n_classes: int, base: int, increment: int) -> list[int]:

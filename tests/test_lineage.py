@@ -158,6 +158,15 @@ def test_rename_changes_the_name_alone(model: Path) -> None:
     assert from_json(model / "memory.json") == MEMORY
 
 
+def test_a_name_may_hold_a_comma(model: Path) -> None:
+    rename_class(model, "bird", "door, double door")
+    assert load_model(model)[1]["class_names"][3] == "door, double door"
+    rename_class(model, r"door\, double door", "cafe\u0301")  # as lists of names are written
+    assert load_model(model)[1]["class_names"][3] == "caf\u00e9"
+    with pytest.raises(UserError, match='has no class "gate"'):
+        rename_class(model, "gate", "x")
+
+
 @pytest.mark.parametrize("name", NAMES[1:])
 @pytest.mark.parametrize("form", ["conv", "linear"])
 def test_remove_leaves_the_others_bit_identical(tmp_path: Path, name: str, form: str) -> None:
@@ -247,7 +256,6 @@ def test_any_version_by_its_hash(model: Path, capsys: pytest.CaptureFixture[str]
         (["rename-class", "MODEL", "background", "sky"], '"background" is what no class covers'),
         (["rename-class", "MODEL", "cow", "sheep"], 'has a class "sheep" already'),
         (["rename-class", "MODEL", "cow", "cow"], 'has a class "cow" already'),
-        (["rename-class", "MODEL", "cow", "a,b"], '"a,b" cannot be the name of a class'),
         (["rename-class", "MODEL", "cow", " "], "cannot be the name of a class"),
         (["rename-class", "MODEL", "cow", "a\x1b[31mb"], '"a\\x1b[31mb" cannot be the name of a class'),
         (["remove-class", "MODEL", "background"], '"background" is what no class covers'),

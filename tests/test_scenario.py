@@ -364,6 +364,24 @@ def test_animals_on_real_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("0-2", {}, 'task "0-2" teaches 0 classes in a step'),
         ("ofline", {}, 'unknown task "ofline", expected BASE-INCREMENT .* Did you mean "offline"?'),
         ("15-1s", {}, 'unknown task "15-1s", .* Did you mean "15-1"?'),
+        (
+            "15-5s",
+            {},
+            'unknown task "15-5s", .* Did you mean "15-1"? MiB\'s and PLOP\'s s: 15 classes, then one',
+        ),
+        ("15-5S", {}, 'Did you mean "15-1"?'),
+        ("10-10s", {}, 'Did you mean "10-1"?'),
+        ("15_1", {}, 'Did you mean "15-1"?'),
+        ("15\u20131", {}, 'Did you mean "15-1"?'),
+        ("15 - 1", {}, 'Did you mean "15-1"?'),
+        ("15-1-1-1-1-1", {}, 'Did you mean "15-1"?'),
+        ("15-1-overlap", {}, 'Did you mean "15-1" with --setting overlap?'),
+        ("15-5s_disjoint", {}, 'Did you mean "15-1" with --setting disjoint?'),
+        ("100-50b", {}, 'Its steps are those of "100-50", but "b" is a class order'),
+        ("15-5s_b", {}, 'Its steps are those of "15-1", but "b" is a class order'),
+        ("50", {}, "MiB's and PLOP's task \"50\" of ADE20K is 50-50 here"),
+        ("Offline", {}, 'Did you mean "offline"?'),
+        ("joint", {}, 'Did you mean "offline"?'),
         ("2-1", {"setting": "overlaped"}, 'unknown setting "overlaped", .* Did you mean "overlap"?'),
         (
             "2-1",
@@ -397,6 +415,13 @@ def test_one_line_errors(task: str, options: dict[str, object], line: str) -> No
     pattern = ".*".join(re.escape(part) for part in line.split(" .* "))
     assert re.search(pattern, message), message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("task", ["15-5-1", "abc", "", "overlap", "1.5-1"])
+def test_what_is_near_no_task_gets_no_hint(task: str) -> None:
+    with pytest.raises(UserError, match="unknown task") as caught:
+        small(task)
+    assert str(caught.value).endswith("such as 15-1, 15-1_b, or offline.")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from ..class_lists import LIST_HELP, split_names
 from ..errors import UserError
 from ..grow import AddOptions, Outcome, Plan, carry_out, plan_addition
 from ..grow.adopt import adopt
@@ -52,7 +53,7 @@ def _from_elsewhere(args: argparse.Namespace) -> int:
         alone = args.data is None and not args.dry_run
         model = out if alone else Path(folder) / out.name
         form = (args.arch, args.output_stride, _rates(args.rates))
-        known = adopt(Path(args.origin), _listed(args.names), model, *form)
+        known = adopt(Path(args.origin), split_names(args.names, "--names"), model, *form)
         if args.data is not None:
             return _teach_converted(model, args)
     verb = "would be" if args.dry_run else "is"
@@ -65,8 +66,9 @@ def _from_elsewhere(args: argparse.Namespace) -> int:
 
 def _teach_converted(model: Path, args: argparse.Namespace) -> int:
     """One more step on a converted file; what is said is said of the file, for `model` will be gone."""
-    for name in _listed(args.classes):
-        if name in _listed(args.names):
+    known = split_names(args.names, "--names")
+    for name in split_names(args.classes, "--classes"):
+        if name in known:
             raise UserError(
                 f'{args.origin} knows "{name}" already (--names); leave it out of --classes, or give its '
                 "channel another name"
@@ -85,13 +87,9 @@ def _rates(value: str | None) -> list[int] | None:
     if value is None:
         return None
     try:
-        return [int(word) for word in _listed(value)]
+        return [int(word) for word in value.split(",")]
     except ValueError:
         raise UserError(f"--rates should be whole numbers such as 12,24,36, got {value}") from None
-
-
-def _listed(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _grow(model: Path, args: argparse.Namespace, say: Callable[[str], str] = str) -> int:
@@ -113,7 +111,7 @@ def _grow(model: Path, args: argparse.Namespace, say: Callable[[str], str] = str
         device=args.device,
         allow_code=args.allow_code,
     )
-    plan = plan_addition(model, Path(args.data), _listed(args.classes), options)
+    plan = plan_addition(model, Path(args.data), split_names(args.classes, "--classes"), options)
     console = Terminal(stderr=args.json, wide=True)
     lines = [say(line) for line in describe(plan)]
     for line in lines:
@@ -149,7 +147,7 @@ def _parser() -> OneLineParser:
         metavar="FILE",
         help="instead: a state dict of DeepLabV3 or V3+ of torchvision or segmentation_models_pytorch",
     )
-    parser.add_argument("--names", help="its classes in the order of its channels, separated by commas")
+    parser.add_argument("--names", help=f"its classes in the order of its channels: {LIST_HELP}")
     parser.add_argument(
         "--arch", help="its network, such as deeplabv3plus_resnet50 (default: what its names show)"
     )
@@ -161,7 +159,7 @@ def _parser() -> OneLineParser:
         "--data",
         help="folder with classes.txt, images/, masks/; or JPEGImages/, SegmentationClass/; or a COCO .json",
     )
-    parser.add_argument("--classes", default="", help="the new classes, separated by commas")
+    parser.add_argument("--classes", default="", help=f"the new classes: {LIST_HELP}")
     parser.add_argument(
         "--out", help="the new model's directory (default: MODEL itself; of a run, RUN/grown)"
     )

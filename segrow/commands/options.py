@@ -16,6 +16,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from ..class_lists import split_names
 from ..config import RunConfig
 from ..errors import UserError, near
 from ..methods.base import Method, make_method, method_class, method_names
@@ -240,6 +241,8 @@ def _bracket(argv: Sequence[str]) -> list[str]:
 
 
 def _as_list(value: str, kind: type) -> str:
+    if kind is str:
+        return json.dumps(split_names(value, "--data.classes"))
     if value.startswith("["):
         return value
     items = [item.strip() for item in value.split(",")]

@@ -23,4 +23,6 @@ class OneLineParser(argparse.ArgumentParser):
         choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
         if choice:
             hint = near(choice[1], re.findall(r"[\w.-]+", choice[2]))
+        if lone := re.search(r"argument (?:[^ ]*/)?(--[\w.-]+)[^:]*: expected one argument", message):
+            hint = f" A value that begins with a dash is written {lone[1]}=-VALUE."
         raise UserError(f"{message}.{hint}" if hint else message)

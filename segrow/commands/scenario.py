@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from ..class_lists import LIST_HELP, split_names
 from ..data import open_dataset
 from ..errors import UserError
 from ..scenario import Scenario, build_scenario
@@ -21,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--data.name", dest="name", default="voc", help="voc, ade20k, folder or digits")
     parser.add_argument("--data.root", dest="root", help="folder of the data set")
-    parser.add_argument("--data.classes", dest="classes", help="class names in learning order: cat,dog,...")
+    parser.add_argument("--data.classes", dest="classes", help=f"class names in learning order: {LIST_HELP}")
     parser.add_argument("--data.order_seed", dest="order_seed", type=int, help="shuffle the class order")
     parser.add_argument("--data.scenes", dest="scenes", type=int, default=1200, help="only for digits")
     parser.add_argument("--task", default="15-1", help="BASE-INCREMENT, 15-1_b (SSUL's orders) or offline")
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--data.order_seed is {args.order_seed}, expected 0 or more")
     data = open_dataset(args.name, args.root, args.scenes)
     presence = data.presence("train", progress=not args.json)
-    classes = tuple(name.strip() for name in args.classes.split(",")) if args.classes else None
+    classes = split_names(args.classes, "--data.classes") if args.classes else None
     scenario = build_scenario(
         args.name,
         data.class_names,

@@ -10,6 +10,7 @@ Without train and val, images/*, masks/*.png and saliency/*.png are all training
 
 from pathlib import Path
 
+from ..class_lists import plain_name
 from ..errors import UserError
 from .base import IMAGE_SUFFIXES, SegDataset, Split, list_stems, match_pairs
 
@@ -84,7 +85,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError:
         raise UserError(f"{path} is no UTF-8 text; save it as UTF-8, one class name a line") from None
-    names = ("background", *(line.strip() for line in lines[1:]))
+    names = ("background", *map(plain_name, lines[1:]))
     if len(names) < 2 or len(names) > 65535:
         raise UserError(
             f"{path} has {len(lines)} lines; expected background and 1 to 65534 classes, one a line"

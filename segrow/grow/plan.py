@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..class_lists import name_hint, plain_name
 from ..config import MemoryConfig, RunConfig, TrainConfig
 from ..data import open_dataset
 from ..data.base import Presence, SegDataset, Split
 from ..data.given import open_given
 from ..data.saliency import SaliencyMaker
 from ..engine.setup import check_ranges
-from ..errors import UserError, near
+from ..errors import UserError
 from ..memory import Exemplar, from_json
 from ..methods.base import Method, make_method
 from ..model.lineage import check_history, version_of
@@ -144,6 +145,7 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
     target = _target(model, folder, options.out)
     network, meta, method = load_with_method(folder, options.allow_code)
     check_options(options)
+    classes = [plain_name(name) if isinstance(name, str) else name for name in classes]
     _check_classes(classes, meta, folder)
     dataset = open_given(data, "--data")
     present = dataset.presence("train")
@@ -281,7 +283,7 @@ def _columns(dataset: SegDataset, classes: Sequence[str], data: Path) -> list[in
     for name in classes:
         if name not in dataset.class_names[1:]:
             listed = ", ".join(dataset.class_names[1:21])
-            hint = near(name, dataset.class_names[1:])
+            hint = name_hint(name, dataset.class_names[1:])
             raise UserError(f'{data} has no class "{name}"; its classes are {listed}.{hint}')
     return [dataset.class_names.index(name) for name in classes]
 

@@ -21,6 +21,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from PIL import Image
 
+from ..class_lists import split_names
 from ..config import RunPaths
 from ..data.base import Presence, SegDataset
 from ..data.given import Files, GivenDataset
@@ -92,7 +93,7 @@ def add_classes(
         NonFiniteLossError: When the training diverges; nothing has been changed then.
         TypeError: For an option that there is not.
     """
-    names = [name.strip() for name in classes.split(",")] if isinstance(classes, str) else classes
+    names = split_names(classes, "classes") if isinstance(classes, str) else classes
     out, check, exemplars = (None if place is None else Path(place) for place in (out, check, exemplars))
     chosen = AddOptions(out=out, check=check, exemplars=exemplars, **options)
     return carry_out(plan_addition(Path(model), Path(data), names, chosen), quiet)

@@ -22,7 +22,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, near
+from ..class_lists import name_hint, one_name
+from ..errors import UserError
 from ..memory import Exemplar, from_json_bytes, to_json
 from .segmenter import Group, Head, Segmenter
 from .store import OURS, RECORD, exchanged, load_model, model_files, read_record, save_model, settle
@@ -229,12 +230,10 @@ def rename_class(directory: Path, old: str, new: str) -> None:
     model, meta = load_model(directory)
     names = list(meta["class_names"])
     index = _find(names, old, directory)
-    new = new.strip()
-    if not new or "," in new or not new.isprintable():
+    old, new = names[index], one_name(new)
+    if not new or not new.isprintable():
         shown = repr(new)[1:-1]  # line breaks and other control characters are not printed as they are
-        raise UserError(
-            f'"{shown}" cannot be the name of a class; expected words without comma or line break'
-        )
+        raise UserError(f'"{shown}" cannot be the name of a class; expected words without line break')
     if new in names:
         raise UserError(f'{directory} has a class "{new}" already; choose another name')
     names[index] = new
@@ -300,11 +299,12 @@ def without_channel(model: Segmenter, index: int) -> Segmenter:
 
 def _find(names: Sequence[str], name: str, directory: Path) -> int:
     """Class index of a foreground class."""
+    name = one_name(name, names)
     if name == names[0]:
         raise UserError(f'"{name}" is what no class covers and always there; name another class')
     if name not in names:
         listed = ", ".join(names[1:])
-        raise UserError(f'{directory} has no class "{name}"; it knows {listed}.{near(name, names[1:])}')
+        raise UserError(f'{directory} has no class "{name}"; it knows {listed}.{name_hint(name, names[1:])}')
     return names.index(name)
 
 

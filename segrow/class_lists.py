@@ -1,0 +1,72 @@
+r"""Class names as text: lists of them on a command line, and one name.
+
+    cat,dog                      two names, separated by commas
+    door\, double door,wall      a comma within a name stands behind a backslash
+    ["door, double door"]        or the list is written as JSON
+
+Names are compared in Unicode's composed form (NFC): "é" is one character or two, depending on where it was
+written, and looks the same.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from .errors import UserError, near
+
+LIST_HELP = r"cat,dog (a comma within a name is written \,)"
+_HOW = r'write a comma within a name as "\," ("door\, double door"), or the list as JSON'
+
+
+def plain_name(name: str) -> str:
+    """A class name as it is compared and kept: composed Unicode, without space around it."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def split_names(text: str, option: str) -> list[str]:
+    """The names of a list; an empty text holds none.
+
+    Args:
+        text: See the top of this file.
+        option: The option it is of, for errors.
+
+    Raises:
+        UserError: A name that is empty.
+    """
+    text = text.strip()
+    if not text:
+        return []
+    names = _from_json(text)
+    if names is None:
+        bracketed = re.fullmatch(r"\[([^\[\]]*,[^\[\]]*)\]", text)  # [cat,dog]: YAML's way
+        inside = bracketed[1] if bracketed else text
+        names = [part.replace(r"\,", ",") for part in re.split(r"(?<!\\),", inside)]
+    names = [plain_name(name) for name in names]
+    if not all(names):
+        raise UserError(f"{option} {text} has an empty name in it; expected names such as cat,dog")
+    return names
+
+
+def one_name(text: str, known: Sequence[str] = ()) -> str:
+    """A name that stands alone, where a comma needs no backslash but may have one."""
+    name = plain_name(text)
+    return name if name in known else name.replace(r"\,", ",")
+
+
+def name_hint(name: str, names: Iterable[str]) -> str:
+    """What an error about a name that is none of `names` ends with: the nearest, how a comma is written."""
+    names = list(names)
+    with_comma = [other for other in names if name in [part.strip() for part in other.split(",")]]
+    if "," not in name and with_comma:
+        return f' Did you mean "{with_comma[0]}"? On the command line {_HOW}.'
+    return near(name, names)
+
+
+def _from_json(text: str) -> list[str] | None:
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    good = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if good else None
