@@ -15,12 +15,12 @@ from .config import DataConfig, ModelConfig, RunConfig, RunPaths, TrainConfig
 from .data import open_dataset
 from .engine.run import train
 from .methods.base import make_method
-from .model.store import load_model
 from .predict import Predictor
 from .protocol import Summary, summarise
 from .report.demo_page import write_page
 from .report.figures import Example, curves, qualitative
 from .scenario import build_scenario
+from .stored import load_with_method
 
 DEFINITION = "foreground"
 
@@ -161,8 +161,7 @@ def _predictors(folder: Path, steps: int) -> list[Predictor]:
     """One a step; a shared base step is read as the method that trained it reads it."""
     predictors = []
     for step in range(steps):
-        model, meta = load_model(RunPaths(folder).model(step))
-        method = make_method(meta["method"]["name"], meta["method"]["fields"])
+        model, meta, method = load_with_method(RunPaths(folder).model(step), allow_code=False)
         crop = meta["protocol"]["crop"]
         predictors.append(Predictor(model, method.scores, meta["class_names"], crop=crop))
     return predictors

@@ -155,14 +155,15 @@ def load(
             not there.
     """
     folder = find_model(Path(model))
-    network, meta, method = load_with_method(folder, allow_code)
+    place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    network, meta, method = load_with_method(folder, allow_code, place)
     protocol = meta["protocol"]
     return Predictor(
         network,
         method.scores,
         meta["class_names"],
         crop=protocol["crop"] if protocol["crop_val"] else None,
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=place,
         precision=precision,
         tile=tile,
         novelty=method.novelty,

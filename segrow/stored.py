@@ -4,10 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
+import torch
+
 from .errors import UserError
 from .methods.base import Method, make_method
 from .model.segmenter import Segmenter
 from .model.store import load_model
+
+METHOD_STATE = "method.safetensors"
+"""The file of a model directory that holds what `Method.state_dict` gave; missing when that was nothing."""
 
 NEEDED = ("step", "class_names", "scenario", "method", "protocol")
 """What the engine writes into model.json, and who uses a model must know."""
@@ -67,8 +74,21 @@ def origin_names(meta: Mapping[str, Any], class_names: Sequence[str]) -> dict[in
     return {raw: mine[name] for raw, name in enumerate(class_names) if raw and name in mine}
 
 
-def load_with_method(folder: Path, allow_code: bool) -> tuple[Segmenter, dict[str, Any], Method]:
-    """A model, its model.json, and the method that knows how its logits become scores.
+def load_with_method(
+    folder: Path,
+    allow_code: bool,
+    device: torch.device | str = "cpu",
+    trusted: Method | None = None,
+) -> tuple[Segmenter, dict[str, Any], Method]:
+    """A model, its model.json, and the method that knows how its logits become scores, with its state.
+
+    Everything that reads a model goes through here: without the state, scores can be other ones.
+
+    Args:
+        folder: The model directory.
+        allow_code: Import a method from outside segrow.
+        device: Where the method's state goes; the model is on the CPU.
+        trusted: A method that is in use already: its name is no code that would have to be allowed.
 
     Raises:
         UserError: When there is no model, its model.json says too little, or its method is code outside
@@ -81,6 +101,26 @@ def load_with_method(folder: Path, allow_code: bool) -> tuple[Segmenter, dict[st
             "import made"
         )
     stored = meta["method"]
-    if "." in stored["name"] and not allow_code:
+    known = trusted is not None and trusted.name == stored["name"]
+    if "." in stored["name"] and not allow_code and not known:
         raise UserError(f"the model's method is code outside segrow ({stored['name']}); give --allow_code")
-    return model, meta, make_method(stored["name"], stored["fields"])
+    method = make_method(stored["name"], stored["fields"])
+    restore_state(method, folder, device)
+    return model, meta, method
+
+
+def restore_state(method: Method, folder: Path, device: torch.device | str) -> None:
+    """Give a method the state that is stored beside the model it trained; none where none is.
+
+    Raises:
+        UserError: When the file cannot be read, or holds what the method does not have.
+    """
+    path = folder / METHOD_STATE
+    if not path.exists():
+        return
+    try:
+        state = safetensors.torch.load_file(path, device=str(device))
+    except safetensors.SafetensorError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not the state of a method ({reason}); copy the model again") from None
+    method.load_state_dict(state)

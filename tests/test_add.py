@@ -405,7 +405,7 @@ def test_the_gate_knows_the_new_class_where_its_images_show_it(
     with Display(quiet=True) as display, torch.no_grad():
         data = _gather(plan, tmp_path, display)
         after.heads[-1].out.bias.fill_(20.0)  # type: ignore[union-attr]
-        verdicts = _judge(plan, after, data, display)
+        verdicts = _judge(plan, after, tmp_path, data, display)
     before = {c.name: c.before for c in verdicts.old}
     assert [c.name for c in verdicts.old] == ["background", "aeroplane", "bicycle"]
     # what the old model says, counted by hand without the pixels of zebra
@@ -487,7 +487,7 @@ def test_the_gate_looks_at_exemplars_that_are_not_replayed(
         after.grow(1, 1)
         with torch.no_grad():
             after.heads[-1].out.bias.fill_(20.0)  # type: ignore[union-attr]
-        verdicts = _judge(plan, after, data, display)
+        verdicts = _judge(plan, after, tmp_path, data, display)
     assert [c.name for c in verdicts.old] == ["background", "aeroplane", "bicycle"]
     assert verdicts.old[0].images == 5
     assert verdicts.old[0].verdict == "fails"

@@ -136,8 +136,14 @@ def test_the_sum_of_one_process_is_the_value_itself() -> None:
 
 def test_every_step_gathers_once_when_all_is_ready(root: Path, tmp_path: Path) -> None:
     assert start(root, tmp_path / "run", *COUNTING, "--train.epochs", "1") == 0
-    # what the previous step's model directory holds is read again: a continued run starts from the same
-    assert Counting.calls == ["begin 0", "gather 0", *(f"{c}" for s in (1, 2) for c in _step(s))]
+    # what the previous step's model directory holds is read again: a continued run starts from the same;
+    # and the method that evaluates a step reads it too
+    assert Counting.calls == [
+        "begin 0",
+        "gather 0",
+        "load",
+        *(c for s in (1, 2) for c in (*_step(s), "load")),
+    ]
 
 
 def _step(step: int) -> list[str]:

@@ -109,7 +109,11 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     Raises:
         UserError: When there is no model or data, or they do not fit.
     """
-    model, meta, method = load_with_method(folder, options.allow_code)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--train.device cuda, but torch sees no GPU; use --train.device cpu")
+    gpu = options.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    model, meta, method = load_with_method(folder, options.allow_code, device)
     origin, protocol = meta["scenario"], meta["protocol"]
     data = open_dataset(options.name or origin["data"], options.root, options.scenes)
     presence = data.presence(options.split, progress)
@@ -137,10 +141,6 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     stored = protocol["crop"] if protocol["crop_val"] else None
     crop = stored if options.crop == "stored" else options.crop
     loader = eval_loader(data, options.split, presence.ids, table, crop, options.batch_size, options.workers)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--train.device cuda, but torch sees no GPU; use --train.device cpu")
-    gpu = options.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if gpu else "cpu")
     matrices = evaluate(
         model.to(device),
         method.scores,

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import yaml
 from lightning_fabric import Fabric
-from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save as tensors_to_bytes
 
 from ..config import RunConfig, RunPaths
@@ -22,16 +21,26 @@ from ..memory import (
     from_json,
     to_json,
 )
-from ..methods.base import Method, StepContext, make_method
+from ..methods.base import Method, StepContext
 from ..model.norm import synchronise_norms
 from ..model.segmenter import Segmenter, build_segmenter
-from ..model.store import load_model, save_model
+from ..model.store import load_model, read_record, save_model
+from ..stored import METHOD_STATE, load_with_method, restore_state
 from .checkpoint import Checkpoint, write_atomic, write_json
 from .cost import Stopwatch, parameter_counts, peak_memory, reset_peak_memory, stored_bytes
 from .exemplars import Chooser
 from .feature_store import FeatureStore
 from .features import keep_features
-from .folder import META, check_base, check_data, check_folder, configuration, images_hash, read_results
+from .folder import (
+    META,
+    check_base,
+    check_data,
+    check_folder,
+    configuration,
+    images_hash,
+    is_model_directory,
+    read_results,
+)
 from .log import Display
 from .machine import Machine
 from .records import KEPT, SHARED, all_remarks, base_remark, empty_results, kept_remarks, model_meta
@@ -124,6 +133,8 @@ class Run:
         """Read what is there, or start the folder (with the base step of another run)."""
         empty = empty_results(self.config, self.method, self.scenario, self.validation.present)
         empty["remarks"] = all_remarks(remarks, self.config, self.method)
+        if base is not None and is_model_directory(base):
+            self._base = base
         there = self.paths.results.exists()
         self.fabric.barrier()  # all processes have looked before the first one writes
         if there:
@@ -172,12 +183,13 @@ class Run:
     def _adopt(self, base: Path, record: dict[str, Any] | None) -> None:
         """Copy the base step; without a record it still has to be evaluated."""
         if self.fabric.is_global_zero:
-            model, meta = load_model(base if record is None else RunPaths(base).model(0))
-            exemplars = self._keep(0, model, ())
-            ours = {key: meta[key] for key in META}
-            save_model(model, self.paths.model(0), ours, {"memory.json": to_json(exemplars)})
+            folder = base if record is None else RunPaths(base).model(0)
+            model, meta = load_model(folder)
+            extra = {"memory.json": to_json(self._keep(0, model, ()))}
+            if (state := folder / METHOD_STATE).exists():
+                extra[METHOD_STATE] = state.read_bytes()
+            save_model(model, self.paths.model(0), {key: meta[key] for key in META}, extra)
         if record is None:
-            self._base = base
             self.fabric.barrier()
             return
         self.results["steps"] = [{**record, "from_base": str(base)}]
@@ -248,7 +260,7 @@ class Run:
                 training["selected"] = selection.record()
             extra = {"memory.json": to_json(stored)}
             if state := dict(self.method.state_dict()):
-                extra["method.safetensors"] = tensors_to_bytes(state)
+                extra[METHOD_STATE] = tensors_to_bytes(state)
             meta = model_meta(self.config, self.method, self.scenario, step, parent, training)
             save_model(model, self.paths.model(step), meta, extra)
 
@@ -279,11 +291,16 @@ class Run:
         return ctx
 
     def _restore_method(self, step: int) -> None:
-        """What the method knew at the end of the previous step, also when this process did not train it."""
-        stored = self.paths.model(step - 1) / "method.safetensors"
-        if step and stored.exists():
-            device = str(self.fabric.device)
-            self.method.load_state_dict(load_tensors(stored, device=device))
+        """What the method knew at the end of the previous step, also when this process did not train it.
+
+        Of a base step that another method trained it takes nothing over.
+        """
+        if not step:
+            return
+        folder = self.paths.model(step - 1)
+        trained_by = read_record(folder).get("method", {}).get("name")
+        if trained_by == self.method.name:
+            restore_state(self.method, folder, self.fabric.device)
 
     def _models(self, step: int) -> tuple[Segmenter, Segmenter | None, str | None, tuple[Exemplar, ...]]:
         """Student and teacher on the device, the teacher's hash, and the exemplars to replay."""
@@ -343,12 +360,15 @@ class Run:
 
     def _evaluate_step(self, step: int) -> None:
         scenario = self.scenario
-        model, meta = load_model(self.paths.model(step))
+        # a base step from elsewhere is read with its own method; a killed run's with the state that it stored
+        model, meta, reader = load_with_method(
+            self.paths.model(step), False, self.fabric.device, trusted=self.method
+        )
         watch = Stopwatch()
         with watch:
             model.to(self.fabric.device)
             val = self.validation.present.ids
-            matrices = self.validation.matrices(step, model, self._reader(meta), val, "evaluation")
+            matrices = self.validation.matrices(step, model, reader, val, "evaluation")
         taught = scenario.steps[step]
         training = meta["training"]
         kept = from_json(self.paths.model(step) / "memory.json")
@@ -379,9 +399,3 @@ class Run:
         remarks = [line for line in self.results["remarks"] if KEPT not in line]
         self.results["remarks"] = [*remarks, *kept_remarks(self.results["steps"])]
         self._write_results()
-
-    def _reader(self, meta: Mapping[str, Any]) -> Method:
-        """The method whose scores a model is read with: of a base from elsewhere its own."""
-        if meta["step"] or self._base is None:
-            return self.method
-        return make_method(meta["method"]["name"], meta["method"]["fields"])

@@ -21,6 +21,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from PIL import Image
 
+from ..argmax import Scores
 from ..class_lists import split_names
 from ..config import RunPaths
 from ..data.base import Presence, SegDataset
@@ -39,13 +40,13 @@ from ..model.lineage import succeed
 from ..model.segmenter import Segmenter
 from ..model.store import load_model, read_record, save_model
 from ..scenario import Scenario, Step, empty_table
-from ..stored import data_names, origin_names
+from ..stored import METHOD_STATE, data_names, origin_names, restore_state
 from ..whole import encoded, write_whole
 from .gate import Matrices, Verdicts, judge_new, judge_old, with_unjudged
 from .options import AddOptions
 from .plan import EXEMPLAR, Images, Plan, plan_addition, rejected_folder
 
-_METHOD_STATE, _MEMORY = "method.safetensors", "memory.json"
+_MEMORY = "memory.json"
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def carry_out(plan: Plan, quiet: bool = False) -> Outcome:
         data = _gather(plan, work, display)
         trained = _train(plan, work, data, display)
         after, record = load_model(trained)
-        verdicts = _judge(plan, after, data, display)
+        verdicts = _judge(plan, after, trained, data, display)
         extra = _extra(trained, from_json(plan.folder / _MEMORY))
         meta = _meta(plan, record, verdicts)
         if read_record(plan.folder)["hashes"] != plan.meta["hashes"]:
@@ -237,7 +238,7 @@ def _train(plan: Plan, work: Path, data: GivenDataset, display: Display) -> Path
     before = paths.model(plan.step - 1)
     if not before.exists():
         memory = [replace(e, image=EXEMPLAR + e.image) for e in plan.exemplars]
-        meta = {"class_names": plan.meta["class_names"], "step": plan.step - 1}
+        meta = {key: plan.meta[key] for key in ("class_names", "step", "method")}
         save_model(plan.network, before, meta, _extra(plan.folder, memory))
     nothing = Presence((), np.zeros((0, len(data.class_names)), np.bool_))
     prepared = Prepared(data, scenario_of(plan, data), nothing, nothing)
@@ -249,8 +250,8 @@ def _train(plan: Plan, work: Path, data: GivenDataset, display: Display) -> Path
 
 def _extra(folder: Path, memory: Sequence[Exemplar]) -> dict[str, bytes]:
     """What goes beside a model: a memory, and the method's state of the model in `folder`."""
-    state = folder / _METHOD_STATE
-    return {_MEMORY: to_json(memory), **({_METHOD_STATE: state.read_bytes()} if state.exists() else {})}
+    state = folder / METHOD_STATE
+    return {_MEMORY: to_json(memory), **({METHOD_STATE: state.read_bytes()} if state.exists() else {})}
 
 
 def scenario_of(plan: Plan, data: GivenDataset) -> Scenario:
@@ -285,8 +286,20 @@ def scenario_of(plan: Plan, data: GivenDataset) -> Scenario:
 # --- the gate -----------------------------------------------------------------------------------------------
 
 
-def _judge(plan: Plan, after: Segmenter, data: GivenDataset, display: Display) -> Verdicts:
-    """Old classes on --check or on exemplars that were not replayed, new ones on what was held out."""
+def _judge(plan: Plan, after: Segmenter, trained: Path, data: GivenDataset, display: Display) -> Verdicts:
+    """Old classes on --check or on exemplars that were not replayed, new ones on what was held out.
+
+    Each model is read as whoever loads it later will read it.
+
+    Args:
+        after: The new model.
+        trained: Its directory.
+    """
+    device = make_fabric(plan.config.train)[0].device
+    readers = [make_method(**described) for described in (plan.meta["method"], _method_after(plan))]
+    for reader, folder in zip(readers, (plan.folder, trained), strict=True):
+        restore_state(reader, folder, device)
+    models = [(m.to(device), r.scores) for m, r in zip((plan.network, after), readers, strict=True)]
     options, names, known = plan.options, plan.names, len(plan.meta["class_names"])
     old, new = Verdicts().old, Verdicts().new
     images, judged = plan.check, []
@@ -305,20 +318,20 @@ def _judge(plan: Plan, after: Segmenter, data: GivenDataset, display: Display) -
         table[first : first + known - 1] = np.arange(1, known)
         judged = sorted({0, *(c for e in plan.judged for c in e.classes)})
     if images is not None:
-        before, later = _matrices(plan, (plan.network, after), images, table, "old classes", display)
+        before, later = _matrices(plan, models, images, table, "old classes", display)
         old = judge_old(before, later, names, judged, options.max_drop, options.seed)
     if plan.held is not None:
         table = empty_table(plan.held.data.ignore_id, len(plan.held.data.class_names))
         for name in plan.classes:
             table[plan.held.data.class_names.index(name)] = names.index(name)
-        (later,) = _matrices(plan, (after,), plan.held, table, "new classes", display)
+        (later,) = _matrices(plan, models[1:], plan.held, table, "new classes", display)
         new = judge_new(later, names, known, options.min_new, options.seed)
     return Verdicts(with_unjudged(old, names[:known]), new)
 
 
 def _matrices(
     plan: Plan,
-    models: Sequence[Segmenter],
+    models: Sequence[tuple[Segmenter, Scores]],
     images: Images,
     table: np.ndarray,
     what: str,
@@ -326,21 +339,14 @@ def _matrices(
 ) -> list[Matrices]:
     """A confusion matrix of every image and model, at the scale that the model is evaluated at."""
     train = plan.config.train
-    fabric, _ = make_fabric(train)
-    stored = plan.meta["method"]
-    readers = [make_method(stored["name"], stored["fields"]), plan.method]
-    pairs = [
-        (model.to(fabric.device), reader.scores)
-        for model, reader in zip(models, readers[-len(models) :], strict=True)
-    ]
     crop = train.crop if train.crop_val else None
     loader = eval_loader(images.data, images.split, images.ids, table, crop, train.batch_size, train.workers)
-    one_trunk = len({trunk_hash(model) for model in models}) == 1
+    one_trunk = len({trunk_hash(model) for model, _ in models}) == 1
     return image_matrices(
-        pairs,
+        models,
         loader,
         len(plan.names),
-        fabric.device,
+        models[0][0].mean.device,
         one_trunk=one_trunk,
         channels_last=train.channels_last,
         track=lambda items: display.track(items, what, len(loader)),
@@ -349,17 +355,12 @@ def _matrices(
 
 def _meta(plan: Plan, record: dict[str, Any], verdicts: Verdicts) -> dict[str, Any]:
     """The new model.json without what the store writes."""
-    origin, stored, train = plan.meta["scenario"], plan.meta["method"], plan.config.train
-    # what this step alone changed (no saliency, a frozen trunk) says nothing of the next one
-    method = _described(plan)
-    if stored["name"] == plan.method.name:
-        given = {k: v for k, v in method["fields"].items() if k == "gives_way"}
-        method = {"name": stored["name"], "fields": {**stored["fields"], **given}}
+    origin, train = plan.meta["scenario"], plan.config.train
     return {
         "step": plan.step,
         "class_names": list(plan.names),
         "scenario": {**origin, "classes": list(plan.names)},
-        "method": method,
+        "method": _method_after(plan),
         "protocol": plan.meta["protocol"],
         "views": record["views"],
         "learnt_as": plan.meta.get("learnt_as", {}),
@@ -378,6 +379,15 @@ def _meta(plan: Plan, record: dict[str, Any], verdicts: Verdicts) -> dict[str, A
             "gate": verdicts.as_json(),
         },
     }
+
+
+def _method_after(plan: Plan) -> dict[str, Any]:
+    """The method of the new model: what this step alone changed (no saliency, a frozen trunk) is left out."""
+    stored, method = plan.meta["method"], _described(plan)
+    if stored["name"] != plan.method.name:
+        return method
+    given = {k: v for k, v in method["fields"].items() if k == "gives_way"}
+    return {"name": stored["name"], "fields": {**stored["fields"], **given}}
 
 
 def _described(plan: Plan) -> dict[str, Any]:

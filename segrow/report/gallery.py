@@ -310,9 +310,9 @@ def _draw_pool(folder: Path, source: Source) -> None:
 def _draw_step(folder: Path, source: Source, run: ReportRun, step: int, allow_code: bool) -> None:
     target = folder / f"step_{step:02d}"
     shutil.rmtree(target, ignore_errors=True)
-    model, meta, reader = load_with_method(RunPaths(run.folder).model(step), allow_code)
-    crop = meta["protocol"]["crop"] if meta["protocol"]["crop_val"] else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, meta, reader = load_with_method(RunPaths(run.folder).model(step), allow_code, device)
+    crop = meta["protocol"]["crop"] if meta["protocol"]["crop_val"] else None
     predictor = Predictor(
         model, reader.scores, meta["class_names"], crop=crop, device=device, novelty=reader.novelty
     )
