@@ -20,7 +20,7 @@ DOUBLE = Path(__file__).parent / "double.py"
 def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
     """In float64, to nine digits: in float32 rounding grows with every update, and hides what is wrong.
 
-    After ten epochs a running variance of ssul differs by 0.1 in float32 and by 1e-13 in float64.
+    After eight epochs of a base step a running variance differs by 0.1 in float32 and by 1e-13 in float64.
     """
     root = build_tree(tmp_path / "VOC2012").root
     one, two = tmp_path / "one", tmp_path / "two"
