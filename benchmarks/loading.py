@@ -20,8 +20,9 @@ import torch
 from torch.utils.data import default_collate
 
 from segrow.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from segrow.data.index import Values, cache_folder, index
+from segrow.data.index import cache_folder, index
 from segrow.data.loader import EpochPlan, StepImages, collate, to_device
+from segrow.data.masks import Values
 from segrow.data.voc import NAMES, VocDataset
 from segrow.methods.ssul import Ssul
 from segrow.model.segmenter import Segmenter

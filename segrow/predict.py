@@ -369,7 +369,7 @@ def as_rgb(image: Image_) -> Pixels:
         if 0 in image.size:
             raise UserError(f"got a picture of {image.size} pixels, expected at least one; leave it out")
         try:
-            return np.array(as_upright_rgb(image))
+            return np.array(as_upright_rgb(image)[0])
         except BROKEN as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"the picture cannot be decoded ({reason}); leave it out") from None

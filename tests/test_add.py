@@ -482,7 +482,9 @@ def test_the_gate_looks_at_exemplars_that_are_not_replayed(
     assert {*plan.exemplars, *plan.judged} == set(memory)
     with Display(quiet=True) as display:
         data = _gather(plan, tmp_path, display)
-        assert not {f"memory/{e.image}" for e in plan.judged} & set(scenario_of(plan, data).images(1, "seen"))
+        assert not {f"/memory/{e.image}" for e in plan.judged} & set(
+            scenario_of(plan, data).images(1, "seen")
+        )
         after = copy.deepcopy(network)
         after.grow(1, 1)
         with torch.no_grad():
@@ -546,7 +548,7 @@ def test_exemplars_know_a_renamed_class_by_the_name_of_their_data(
     with Display(quiet=True) as display:
         data = _gather(plan, tmp_path, display)
     for exemplar in plan.exemplars:
-        ours = data.mask("train", f"memory/{exemplar.image}")
+        ours = data.mask("train", f"/memory/{exemplar.image}")
         theirs = plan.old_data.mask("train", exemplar.image)
         for raw in (1, 2):  # aeroplane is still class 1, whatever it is called
             assert ((ours == len(NAMES) + raw - 1) == (theirs == raw)).all()
@@ -766,7 +768,7 @@ def test_an_exemplar_shows_what_it_may_and_nothing_else(
     with Display(quiet=True) as display:
         data = _gather(plan, tmp_path, display)
     for exemplar in plan.exemplars:
-        ours = data.mask("train", f"memory/{exemplar.image}")
+        ours = data.mask("train", f"/memory/{exemplar.image}")
         theirs = plan.old_data.mask("train", exemplar.image)
         assert (ours == 255).sum() == (theirs == 255).sum() > 0
         for raw in range(1, 5):  # aeroplane, bicycle were annotated; bird, boat were not

@@ -226,10 +226,11 @@ def bad_mask(tmp_path: Path, image: Image.Image) -> str:
         (np.full((24, 32), 254, np.uint8), "has value 254, but"),
         (np.full((24, 32), 300, np.uint16), "has value 300; values above 255 are no class"),
         (
-            np.zeros((24, 32, 3), np.uint8),
+            np.full((24, 32, 3), (0, 0, 9), np.uint8),
             "of mode RGB; expected a palette or grey PNG whose pixel values are",
         ),
-        (np.zeros((24, 32, 4), np.uint8), "of mode RGBA; expected a palette or grey PNG"),
+        (np.full((24, 32, 4), (0, 0, 9, 255), np.uint8), "of mode RGBA; expected a palette or grey PNG"),
+        (np.zeros((24, 32, 4), np.uint8), "has transparent pixels, which may be meant as ignored or as"),
         (np.zeros((32, 24), np.uint8), "train0000.png is 32x24 pixels (width x height, upright), its mask"),
     ],
 )

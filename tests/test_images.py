@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from segrow.data import files
+from segrow.data import files, masks
 from segrow.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -124,30 +124,11 @@ def png(depth: int, kind: int, lines: bytes, size: tuple[int, int], interlaced: 
     return b"\x89PNG\r\n\x1a\n" + block(b"IHDR", header) + palette + b"".join(parts) + block(b"IEND", b"")
 
 
-@pytest.mark.parametrize(("depth", "kind"), [(8, 3), (8, 0), (1, 0), (1, 3), (2, 3), (4, 0), (16, 0)])
-@pytest.mark.parametrize("width", [1, 7, 8, 13])
-def test_masks_that_are_read_without_pil_are_what_pil_reads(
-    tmp_path: Path, depth: int, kind: int, width: int
-) -> None:
-    path, row = tmp_path / "a.png", (width * depth + 7) // 8
-    for filters in (b"\0\0\0", b"\0\1\2"):
-        body = RNG.integers(0, 256, (3, row), dtype=np.uint8)
-        lines = b"".join(bytes([f]) + line.tobytes() for f, line in zip(filters, body, strict=True))
-        path.write_bytes(png(depth, kind, lines, (width, 3)))
-        ignore = 255 if depth < 16 else 65535
-        with Image.open(path) as image:
-            expected = np.asarray(image).astype(np.uint16)
-        np.testing.assert_array_equal(files.read_mask(path, ignore), expected)
-        np.testing.assert_array_equal(files.read_saliency(path), expected != 0)
-        simple = (depth, kind) in ((8, 3), (8, 0), (1, 0)) and not any(filters)
-        assert (files._plain_png(path) is not None) == simple
-
-
 def test_a_mask_whose_header_was_damaged_is_refused(tmp_path: Path) -> None:
     content = bytearray(png(1, 0, b"\0\xff\0\xff", (8, 2)))
     content[19] = 7  # the width; the row still has one byte
     (tmp_path / "a.png").write_bytes(content)
-    for read in (files.read_saliency, lambda path: files.read_mask(path, 255)):
+    for read in (files.read_saliency, lambda path: masks.read_mask(path, masks.Values(21, 255))):
         with pytest.raises(UserError, match="cannot be decoded"):
             read(tmp_path / "a.png")
 
@@ -166,7 +147,7 @@ def test_damaged_files_give_an_array_or_one_line(tmp_path: Path, kind: str, data
         files.read_image,
         files.read_saliency,
         files.upright_size,
-        lambda p: files.read_mask(p, 255),
+        lambda p: masks.read_mask(p, masks.Values(21, 255)),
     ):
         message = str(path)
         try:

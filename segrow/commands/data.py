@@ -10,6 +10,7 @@ from ..data.given import open_given
 from ..data.saliency import SaliencyMaker, write_map
 from ..errors import UserError
 from ..terminal import Terminal
+from .notes import say_notes
 from .parser import OneLineParser
 
 
@@ -26,6 +27,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--again", action="store_true", help="also replace the maps that are there")
     args = parser.parse_args(list(argv))
     data = open_given(Path(args.folder), "folder")
+    say_notes(data.notes)
     made, there = make_maps(data, SaliencyMaker(args.model), args.again)
     line = f"{data.root}: {made} saliency maps written, {there} were there"
     Terminal().say(line)

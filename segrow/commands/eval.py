@@ -20,6 +20,7 @@ from ..report.tables import percent
 from ..scenario import empty_table
 from ..stored import data_names, find_model, load_with_method, origin_names
 from ..terminal import Terminal
+from .notes import say_notes
 from .parser import OneLineParser
 
 
@@ -116,7 +117,10 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     model, meta, method = load_with_method(folder, options.allow_code, device)
     origin, protocol = meta["scenario"], meta["protocol"]
     data = open_dataset(options.name or origin["data"], options.root, options.scenes)
-    presence = data.presence(options.split, progress)
+    try:
+        presence = data.presence(options.split, progress)
+    finally:
+        say_notes(data.notes)
     known = model.n_classes
     columns = _columns(meta, data)
     if not columns:
@@ -161,6 +165,7 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
         "n_images": len(presence.ids),
         "unlabelled": unlabelled,
         "remarks": [_remark(unlabelled)] if unlabelled else [],
+        "notes": list(data.notes),
         "steps": [{**record, "matrix": matrices.all.tolist(), "matrix_known": matrices.known.tolist()}],
     }
 

@@ -10,6 +10,7 @@ from ..data import open_dataset
 from ..errors import UserError
 from ..scenario import Scenario, build_scenario
 from ..terminal import Terminal
+from .notes import say_notes
 from .parser import OneLineParser
 
 
@@ -33,7 +34,10 @@ def main(argv: Sequence[str]) -> int:
     if args.order_seed is not None and args.order_seed < 0:
         raise UserError(f"--data.order_seed is {args.order_seed}, expected 0 or more")
     data = open_dataset(args.name, args.root, args.scenes)
-    presence = data.presence("train", progress=not args.json)
+    try:
+        presence = data.presence("train", progress=not args.json)
+    finally:
+        say_notes(data.notes)
     classes = split_names(args.classes, "--data.classes") if args.classes else None
     scenario = build_scenario(
         args.name,

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import UserError
-from .files import open_image, read_image, read_mask, read_saliency, upright_size
-from .index import Presence, Values, index
+from .files import IMAGE_SUFFIXES, open_image, read_image, read_saliency, upright_size
+from .index import Presence, index
+from .masks import Values, read_mask
 
 __all__ = ["IMAGE_SUFFIXES", "Presence", "SegDataset", "Split", "find_root", "list_stems", "match_pairs"]
 
 Split = Literal["train", "val"]
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
 
 class SegDataset(abc.ABC):
@@ -27,12 +27,17 @@ class SegDataset(abc.ABC):
         root: Its folder.
         class_names: Names by raw id; the first is background.
         ignore_id: Raw value of pixels that count nowhere: 255, or 65535 where masks are 16 bit.
+        known_values: Number of classes that the mask files were made for, where classes were added to theirs.
+        notes: What was left out, or decided where the files do not say it, a sentence each. `presence` adds
+            those on the masks and images that it reads. Who opens a data set shows them.
     """
 
     name: str
     root: Path
     class_names: tuple[str, ...]
     ignore_id: int
+    known_values: int | None = None
+    notes: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def ids(self, split: Split) -> tuple[str, ...]:
@@ -75,7 +80,11 @@ class SegDataset(abc.ABC):
         Raises:
             UserError: A file that is missing, cannot be decoded or is no mask.
         """
-        return read_mask(self.mask_path(split, image_id), self.ignore_id)
+        return read_mask(self.mask_path(split, image_id), self._legal())
+
+    @final
+    def _legal(self) -> Values:
+        return Values(self.known_values or len(self.class_names), self.ignore_id)
 
     @final
     def saliency(self, split: Split, image_id: str, size: tuple[int, ...] | None = None) -> NDArray[np.uint8]:
@@ -132,8 +141,9 @@ class SegDataset(abc.ABC):
         """
         ids = self.ids(split)
         pairs = [(str(self.image_path(split, i)), str(self.mask_path(split, i))) for i in ids]
-        values = Values(len(self.class_names), self.ignore_id)
-        return index(self.name, self.root, split, ids, pairs, values, progress)
+        found = index(self.name, self.root, split, ids, pairs, self._legal(), progress)
+        self.notes = tuple(dict.fromkeys((*self.notes, *found.notes)))
+        return found
 
 
 def find_root(root: Path, name: str, needed: tuple[str, ...]) -> Path:

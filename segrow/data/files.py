@@ -1,11 +1,15 @@
-"""Reading one image, mask or saliency file: what PIL opens becomes a plain array, the rest one error."""
+"""Reading one image or saliency file: what PIL opens becomes a plain array, the rest one error.
+
+Masks are read by `masks.py`.
+"""
 
 import os
 import struct
+import threading
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import UserError
+from .taken import Taken
 
 # What PIL's decoders raise for broken files.
 BROKEN = (
@@ -27,6 +32,17 @@ BROKEN = (
     struct.error,
     Image.DecompressionBombError,
 )
+FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "DIB", "GIF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA")
+"""What is decoded, whatever a file is called. Not all that PIL knows: of an EPS it would run a program."""
+# fmt: off
+IMAGE_SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".avif",
+    ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga",
+})
+# fmt: on
+MAX_PIXELS = 1 << 28
+"""Pixels of the largest image that is read: 16,384 x 16,384, or 0.8 GB as RGB."""
+LIMIT = "SEGROW_MAX_PIXELS"
 GREY_16 = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = {
@@ -38,6 +54,11 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_OPENING = threading.Lock()
+
+
+class Refused(ValueError):
+    """A file that PIL reads and segrow does not; says why and what to do, without the name of the file."""
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -50,157 +71,147 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """An image as RGB, decoded, for those who resize it with PIL.
-
-    The EXIF orientation is applied; grey, palette and CMYK become RGB, alpha is dropped, of 16-bit values
-    the upper eight bits are kept; of 32-bit ones that stay below 256 all.
+    """An image as RGB, decoded, for those who resize it with PIL. See `decode_image`.
 
     Raises:
         UserError: A file that is missing or cannot be decoded.
     """
-    with _opened(path, "image") as image:
-        return as_upright_rgb(image)  # an RGB image is handed on as it is, and the file closes here
+    return decode_image(path)[0]
 
 
-def as_upright_rgb(image: Image.Image) -> Image.Image:
-    """What `open_image` makes of an opened file; also of a picture that never was one."""
-    turn = UPRIGHT.get(_orientation(image))
-    if image.mode in GREY_16:
-        # PIL's own conversion would clip at 255 instead of scaling
-        values = np.asarray(image).astype(np.int64)
-        if image.mode != "I" or values.max(initial=0) > 255:  # 32 bits may hold values of 8
-            values >>= 8
-        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
-    elif image.mode == "P":
-        image = image.convert("RGBA")
-    image.load()
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    return image if turn is None else image.transpose(turn)
+def decode_image(path: Path) -> tuple[Image.Image, Taken]:
+    """An image as RGB, upright, and how it was taken.
 
-
-def read_mask(path: Path, ignore_id: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """A mask: raw ids.
-
-    Args:
-        path: Palette or grey image, 8 or 16 bit; the palette index counts, not its colour.
-        ignore_id: 255 for 8-bit data sets, 65535 for 16-bit ones; decides the type of the result.
-
-    Returns:
-        H x W, uint8 or uint16.
+    The EXIF orientation is applied; grey, palette and CMYK become RGB, alpha is dropped; for more than eight
+    bits see `_as_8_bits`.
 
     Raises:
-        UserError: A file that is missing, cannot be decoded or holds colours instead of class numbers.
+        UserError: A file that is missing, cannot be decoded or holds numbers of unknown range.
     """
-    plain = _plain_png(path)
-    if plain is not None:
-        return plain if ignore_id < 256 else plain.astype(np.uint16)
-    with _opened(path, "mask") as image:
-        if image.mode not in {"1", "L", "P"} | GREY_16:
-            raise UserError(
-                f"mask {path} is an image of mode {image.mode}; "
-                f"expected a palette or grey PNG whose pixel values are class numbers"
+    with opened(path, "image") as image:
+        first = Taken.FIRST if has_frames(image) else Taken.PLAIN
+        rgb, taken = as_upright_rgb(image)  # an RGB image is handed on as it is, and the file closes here
+        return rgb, taken | first
+
+
+def as_upright_rgb(image: Image.Image) -> tuple[Image.Image, Taken]:
+    """What `decode_image` makes of an opened file; also of a picture that never was one.
+
+    Raises:
+        Refused: Its numbers have no range that is known.
+    """
+    turn = UPRIGHT.get(orientation(image))
+    wide = ";16" in raw_mode(image)
+    image.load()
+    image, taken = _as_8_bits(image)
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema()[0] != 255:
+            taken |= Taken.SEE_THROUGH
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    if wide and not taken and np.asarray(image).max(initial=0) < 16:
+        taken |= Taken.DARK
+    return (image if turn is None else image.transpose(turn)), taken
+
+
+def _as_8_bits(image: Image.Image) -> tuple[Image.Image, Taken]:
+    """Grey of 16 bits, 32 bits and floating point as grey of 8 bits (PIL would clip); others as they are.
+
+    Whole numbers: all at most 255 are taken as they are, at most 4095 as those of 12 bits, else as those of
+    16, of which the upper eight bits are kept. Floating point: 0..1 is scaled, 0..255 is rounded.
+
+    Raises:
+        Refused: Negative numbers, larger ones than 65535, or floating-point ones than 255.
+    """
+    if image.mode not in GREY_16 | {"F"}:
+        return image, Taken.PLAIN
+    values = np.asarray(image)
+    taken = Taken.PLAIN
+    if image.mode == "F":
+        if not np.isfinite(values).all():
+            values, taken = np.where(np.isfinite(values), values, 0), Taken.NAN
+        low, high = float(values.min()), float(values.max())
+        if low < 0 or high > 255:
+            raise Refused(
+                f"holds numbers from {low:g} to {high:g}; expected 0 to 1 or 0 to 255: scale them, or save "
+                "it with 8 bits"
             )
-        mask = np.array(image)
-    if image.mode in GREY_16:
-        highest = int(mask.max(initial=0))
-        if int(mask.min(initial=0)) < 0 or highest > ignore_id:
-            raise UserError(
-                f"mask {path} has value {highest}; values above {ignore_id} are no class of the data set"
+        taken |= Taken.UNIT if high <= 1 else Taken.FLOAT
+        values = np.rint(values * 255 if high <= 1 else values)
+    else:
+        values = values.astype(np.int64)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 65535:
+            raise Refused(
+                f"holds numbers from {low} to {high}; expected 0 to 255 or 0 to 65535: scale them, or save "
+                "it with 8 bits"
             )
-    if ignore_id < 256:
-        return mask.astype(np.uint8, copy=False)
-    return mask.astype(np.uint16, copy=False)
+        shift = 0 if high <= 255 else 4 if high <= 4095 else 8
+        if high and shift < 8:
+            taken = Taken.TWELVE if shift else Taken.EIGHT
+        values >>= shift
+    return Image.fromarray(values.astype(np.uint8)), taken
+
+
+def examine_image(path: Path) -> tuple[tuple[int, int], Taken]:
+    """Height and width of an image after the EXIF orientation, and how it is taken; reads all of the file.
+
+    A JPEG is decoded at an eighth of its size, which finds one that is cut off too.
+
+    Raises:
+        UserError: As `decode_image`.
+    """
+    with opened(path, "image") as image:
+        height, width = image.height, image.width
+        turned = orientation(image) >= 5
+        first = Taken.FIRST if has_frames(image) else Taken.PLAIN
+        image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
+        taken = as_upright_rgb(image)[1] | first
+        return ((width, height) if turned else (height, width)), taken
 
 
 def read_saliency(path: Path) -> NDArray[np.uint8]:
     """A saliency map.
 
     Returns:
-        uint8 H x W; 1 where any channel is not 0.
+        uint8 H x W; 1 where any channel is not 0. Of a palette of greys the grey counts, else the index.
 
     Raises:
         UserError: A file that is missing or cannot be decoded.
     """
-    plain = _plain_png(path)
-    if plain is not None:
-        return _nonzero(plain)
-    with _opened(path, "saliency map") as image:
+    with opened(path, "saliency map") as image:
         opaque = {"LA": "L", "RGBA": "RGB", "PA": "P"}.get(image.mode)  # alpha says nothing of saliency
         values = np.asarray(image.convert(opaque) if opaque else image)
+        if image.mode == "P" and (greys := grey_palette(image)) is not None and values.max() < len(greys):
+            values = greys[values]
     if values.ndim == 3:
         values = values.max(axis=2)
     # of bits the bytes: comparing them is many times faster
-    return _nonzero(values.view(np.uint8) if values.dtype == np.bool_ else values)
-
-
-def _nonzero(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    shown: NDArray[np.bool_] = np.not_equal(values, 0)
+    shown: NDArray[np.bool_] = np.not_equal(values.view(np.uint8) if values.dtype == np.bool_ else values, 0)
     return shown.view(np.uint8)
 
 
-_LARGE = 1 << 26  # pixels; beyond that PIL's own checks speak
-_PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def _plain_png(path: Path) -> NDArray[np.uint8] | None:
-    """Pixel values of a PNG of the simplest kind, which nearly all masks are: H x W.
-
-    Palette or grey, one or eight bits, not interlaced, no row predicted from another. That is one call of
-    zlib, where PIL's decoder goes through Python several times.
-
-    Returns:
-        None for anything else, and for a file that is missing or broken: PIL reads it, or says what is wrong.
-    """
-    try:
-        data = path.read_bytes()
-        if data[:8] != _PNG or data[12:16] != b"IHDR":
-            return None
-        width, height, depth, kind, _, _, interlaced, check = struct.unpack(">IIBBBBBI", data[16:33])
-        if check != zlib.crc32(data[12:29]) or interlaced or width * height > _LARGE:
-            return None
-        if (depth, kind) not in ((8, 0), (8, 3), (1, 0)):
-            return None
-        parts, at, name = [], 8, b""
-        while name != b"IEND":
-            length, name = struct.unpack(">I4s", data[at : at + 8])
-            if name == b"IDAT":
-                parts.append(data[at + 8 : at + 8 + length])
-            elif name == b"acTL":  # an animation
-                return None
-            at += 12 + length
-        row = 1 + (width * depth + 7) // 8
-        rows = zlib.decompress(b"".join(parts), bufsize=height * row)
-    except (OSError, struct.error, zlib.error):
+def grey_palette(image: Image.Image) -> NDArray[np.uint8] | None:
+    """The grey of each index of a palette image, uint8 [n]; None when the palette has a colour."""
+    colours = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+    if not len(colours) or (colours != colours[:, :1]).any():
         return None
-    if not height or len(rows) != height * row:
-        return None
-    lines = np.frombuffer(rows, np.uint8).reshape(height, row)
-    if lines[:, 0].any():  # how each row was predicted; 0 = it was not
-        return None
-    return lines[:, 1:].copy() if depth == 8 else np.unpackbits(lines[:, 1:], axis=1, count=width)
+    return colours[:, 0]
 
 
-def upright_size(path: Path, what: str = "image", decode: bool = False) -> tuple[int, int]:
-    """Height and width after the EXIF orientation.
-
-    Args:
-        decode: Also decode the file, to find one that is cut off (a JPEG at an eighth of its size, which
-            reads all of it); otherwise the header alone is read.
+def upright_size(path: Path, what: str = "image") -> tuple[int, int]:
+    """Height and width after the EXIF orientation; the header alone is read.
 
     Raises:
-        UserError: A file that is missing, has no header that PIL knows, or cannot be decoded.
+        UserError: A file that is missing or has no header that PIL knows.
     """
-    with _opened(path, what) as image:
-        height, width = image.height, image.width
-        turned = _orientation(image) >= 5
-        if decode:
-            image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
-            image.load()
-        return (width, height) if turned else (height, width)
+    with opened(path, what) as image:
+        turned = orientation(image) >= 5
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """EXIF orientation 1 to 8; a broken EXIF block is none."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
@@ -209,19 +220,88 @@ def _orientation(image: Image.Image) -> int:
     return value if value in UPRIGHT else 1
 
 
+def has_frames(image: Image.Image) -> bool:
+    """Whether an opened file holds several pictures, of which the first is not known to be the one meant.
+
+    Of a JPEG (MPO) it is: cameras put previews and depth maps behind it.
+    """
+    return image.format != "MPO" and int(getattr(image, "n_frames", 1)) > 1
+
+
+def raw_mode(image: Image.Image) -> str:
+    """How the file holds its values, before PIL makes 8 bits of them: "L;4", "RGB;16B" …; "" if not known."""
+    tiles = getattr(image, "tile", None)
+    if not tiles:
+        return ""
+    arguments = tiles[0][3]
+    mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return mode if isinstance(mode, str) else ""
+
+
+def max_pixels() -> int:
+    """Pixels of the largest image that is read: $SEGROW_MAX_PIXELS, or MAX_PIXELS.
+
+    Raises:
+        UserError: The variable is no number of pixels.
+    """
+    chosen = os.environ.get(LIMIT)
+    if not chosen:
+        return MAX_PIXELS
+    if not chosen.isdecimal() or not int(chosen):
+        raise UserError(f"{LIMIT} is {chosen}, expected a whole number of pixels such as {2 * MAX_PIXELS}")
+    return int(chosen)
+
+
 @contextmanager
-def _opened(path: Path, what: str) -> Iterator[Image.Image]:
+def opened(path: Path, what: str) -> Iterator[Image.Image]:
+    """A file opened by PIL; what goes wrong with it, here or in the block, becomes one line.
+
+    Args:
+        path: The file.
+        what: What to call it.
+
+    Raises:
+        UserError: The file is missing, broken, too large, or was refused.
+    """
     try:
-        # a large image is no mistake; PIL's own error at twice that size stays
-        large = Image.DecompressionBombWarning
-        # a name, for of a path an older PIL follows the links itself
-        name = os.fspath(path)
-        with warnings.catch_warnings(action="ignore", category=large), Image.open(name) as image:
+        with _open(os.fspath(path)) as image:  # a name, for of a path an older PIL follows the links itself
             yield image
     except UserError:
         raise
     except FileNotFoundError:
         raise UserError(f"{what} {path} is missing") from None
+    except Refused as error:
+        raise UserError(f"{what} {path} {error}") from None
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"{what} {path} is too large ({_reason(error)}) If the file can be trusted, set the environment "
+            f"variable {LIMIT} to more than its number of pixels"
+        ) from None
     except BROKEN as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{what} {path} cannot be decoded ({reason}); replace or remove the file") from None
+        raise UserError(
+            f"{what} {path} cannot be decoded ({_reason(error)}); replace or remove the file"
+        ) from None
+
+
+def _open(name: str) -> Image.Image:
+    limit = max_pixels()
+    with _OPENING:  # the limit is PIL's global variable, which others may have set for themselves
+        before = Image.MAX_IMAGE_PIXELS
+        if before is not None:
+            Image.MAX_IMAGE_PIXELS = limit // 2  # PIL warns there, and stops at twice that number
+        try:
+            with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+                return Image.open(name, formats=_formats())
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this PIL was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

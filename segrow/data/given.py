@@ -31,14 +31,21 @@ class GivenDataset(SegDataset):
         class_names: Names by raw id, background first.
         ignore_id: 255 or 65535.
         files: By image id.
+        known_values: Number of classes that the files of masks were made for, where classes were added.
     """
 
     name = "given"
 
     def __init__(
-        self, root: Path, class_names: tuple[str, ...], ignore_id: int, files: Mapping[str, Files]
+        self,
+        root: Path,
+        class_names: tuple[str, ...],
+        ignore_id: int,
+        files: Mapping[str, Files],
+        known_values: int | None = None,
     ) -> None:
         self.root, self.class_names, self.ignore_id = root, class_names, ignore_id
+        self.known_values = known_values
         self._files = dict(files)
 
     def ids(self, split: Split) -> tuple[str, ...]:

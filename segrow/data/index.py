@@ -24,15 +24,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..errors import UserError
 from ..terminal import Terminal
-from .files import read_mask, upright_size
+from .files import examine_image
+from .masks import Values, decode_mask
+from .taken import Taken, taken_notes
 
-FORMAT = 1
+FORMAT = 2
 CHUNK = 64  # pairs a process reads at a time
 SERIAL = 256  # fewer pairs than this are read sooner than processes start
 
 Pair = tuple[str, str]  # image file, mask file
 Bits = NDArray[np.bool_]
 Stamps = NDArray[np.int64]
+Flags = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,23 +45,12 @@ class Presence:
     Attributes:
         ids: Image ids in the order of the data set.
         present: bool, images x raw ids: whether the mask shows the raw id.
+        notes: How files were taken that do not say plainly what their numbers mean, a sentence per kind.
     """
 
     ids: tuple[str, ...]
     present: Bits
-
-
-@dataclass(frozen=True)
-class Values:
-    """The mask values that are legal.
-
-    Attributes:
-        n_raw: Number of classes: values 0 to n_raw - 1.
-        ignore_id: The value that is no class.
-    """
-
-    n_raw: int
-    ignore_id: int
+    notes: tuple[str, ...] = ()
 
 
 def cache_folder() -> Path:
@@ -91,40 +83,49 @@ def index(
         UserError: The first pair, in order, that is missing, cannot be read, has values that are no class
             or an image and a mask of different size.
     """
-    key = hashlib.sha256(f"{root.resolve()}\n{split}".encode()).hexdigest()[:16]
+    place = os.fsencode(root.resolve())  # a path need not be UTF-8
+    key = hashlib.sha256(place + f"\n{split}".encode()).hexdigest()[:16]
     path = cache_folder() / "presence" / f"{name}-{split}-{key}.npz"
     stamps = _stamp(pairs)
     present = np.zeros((len(ids), values.n_raw), dtype=np.bool_)
-    valid = _recall(path, ids, stamps, values, present)
-    todo = np.flatnonzero(~valid).tolist()
-    if not todo:
-        return Presence(tuple(ids), present)
-    try:
-        done = 0
-        for bits in _read_all([pairs[i] for i in todo], values, f"{name} {split} masks", progress):
-            rows = todo[done : done + len(bits)]
-            present[rows] = bits
-            valid[rows] = True
-            done += len(bits)
-    finally:  # what was read before a broken file need not be read again
-        _store(
-            path, [i for i, ok in zip(ids, valid, strict=True) if ok], stamps[valid], values, present[valid]
+    taken = np.zeros(len(ids), dtype=np.int64)
+    valid = _recall(path, ids, stamps, values, present, taken)
+    if todo := np.flatnonzero(~valid).tolist():
+        try:
+            done = 0
+            for bits, flags in _read_all([pairs[i] for i in todo], values, f"{name} {split} masks", progress):
+                rows = todo[done : done + len(bits)]
+                present[rows], taken[rows] = bits, flags
+                valid[rows] = True
+                done += len(bits)
+        finally:  # what was read before a broken file need not be read again
+            good = [i for i, ok in zip(ids, valid, strict=True) if ok]
+            _store(path, good, stamps[valid], values, present[valid], taken[valid])
+    _check_annotated(root, split, values, present, taken)
+    return Presence(tuple(ids), present, taken_notes(taken, ids, split))
+
+
+def _check_annotated(root: Path, split: str, values: Values, present: Bits, taken: Flags) -> None:
+    """Refuses a split in which no mask shows a class, for the class was written as the ignored value."""
+    if (taken & Taken.ONLY_IGNORED).any() and not present[:, 1:].any():
+        raise UserError(
+            f"the masks of {root} ({split}) hold 0 and {values.ignore_id} only, and {values.ignore_id} means "
+            '"ignore", so nothing is annotated; write the class as 1'
         )
-    return Presence(tuple(ids), present)
 
 
-def check_pair(pair: Pair, values: Values) -> Bits:
+def check_pair(pair: Pair, values: Values) -> tuple[Bits, Taken]:
     """Reads a pair and checks it.
 
     Returns:
-        bool [n_raw]: which raw ids the mask shows.
+        bool [n_raw]: which raw ids the mask shows; and how the two files were taken.
 
     Raises:
         UserError: See `index`.
     """
     image, mask_file = Path(pair[0]), Path(pair[1])
-    mask = read_mask(mask_file, values.ignore_id)
-    size = upright_size(image, decode=True)
+    mask, taken = decode_mask(mask_file, values)
+    size, of_image = examine_image(image)
     if mask.shape != size:
         raise UserError(
             f"image {image} is {size[1]}x{size[0]} pixels (width x height, upright), "
@@ -132,6 +133,7 @@ def check_pair(pair: Pair, values: Values) -> Bits:
         )
     shown = np.zeros(256 if values.ignore_id < 256 else 65536, dtype=np.bool_)
     shown[mask.ravel()] = True
+    ignored = bool(shown[values.ignore_id])
     shown[values.ignore_id] = False
     if shown[values.n_raw :].any():
         wrong = values.n_raw + int(np.argmax(shown[values.n_raw :]))
@@ -139,7 +141,9 @@ def check_pair(pair: Pair, values: Values) -> Bits:
             f"mask {mask_file} has value {wrong}, but the data set has the classes 0 (background) to "
             f"{values.n_raw - 1} and {values.ignore_id} for pixels to ignore"
         )
-    return shown[: values.n_raw]
+    if ignored and not shown[1:].any():
+        taken |= Taken.ONLY_IGNORED
+    return shown[: values.n_raw], taken | of_image
 
 
 def _stamp(pairs: Sequence[Pair]) -> Stamps:
@@ -157,14 +161,16 @@ def _stamp(pairs: Sequence[Pair]) -> Stamps:
     return stamps
 
 
-def _recall(path: Path, ids: Sequence[str], stamps: Stamps, values: Values, present: Bits) -> Bits:
-    """Fills `present` from the cache; returns which rows are still right."""
+def _recall(
+    path: Path, ids: Sequence[str], stamps: Stamps, values: Values, present: Bits, taken: Flags
+) -> Bits:
+    """Fills `present` and `taken` from the cache; returns which rows are still right."""
     valid = np.zeros(len(ids), dtype=np.bool_)
     try:
         with open(path, "rb") as file, np.load(file) as stored:
             if stored["head"].tolist() != [FORMAT, values.n_raw, values.ignore_id]:
                 return valid
-            old_ids, old_stamps = stored["ids"].tolist(), stored["stamps"]
+            old_ids, old_stamps, old_taken = stored["ids"].tolist(), stored["stamps"], stored["taken"]
             old = np.unpackbits(stored["present"], axis=1, count=values.n_raw).astype(np.bool_)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return valid  # none yet, or broken: read everything again
@@ -175,11 +181,13 @@ def _recall(path: Path, ids: Sequence[str], stamps: Stamps, values: Values, pres
         rows = np.array([where.get(image, -1) for image in ids], dtype=np.int64)
     known = rows >= 0
     valid[known] = (old_stamps[rows[known]] == stamps[known]).all(axis=1)
-    present[valid] = old[rows[valid]]
+    present[valid], taken[valid] = old[rows[valid]], old_taken[rows[valid]]
     return valid
 
 
-def _store(path: Path, ids: Sequence[str], stamps: Stamps, values: Values, present: Bits) -> None:
+def _store(
+    path: Path, ids: Sequence[str], stamps: Stamps, values: Values, present: Bits, taken: Flags
+) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
@@ -190,6 +198,7 @@ def _store(path: Path, ids: Sequence[str], stamps: Stamps, values: Values, prese
                 ids=np.array(ids, dtype=np.str_),
                 stamps=stamps,
                 present=np.packbits(present, axis=1),
+                taken=taken,
             )
         os.replace(temporary, path)
     except OSError as error:
@@ -200,7 +209,9 @@ def _store(path: Path, ids: Sequence[str], stamps: Stamps, values: Values, prese
         )
 
 
-def _read_all(pairs: Sequence[Pair], values: Values, what: str, progress: bool) -> Iterator[Bits]:
+def _read_all(
+    pairs: Sequence[Pair], values: Values, what: str, progress: bool
+) -> Iterator[tuple[Bits, Flags]]:
     """The rows of all pairs, a chunk at a time, in order."""
     chunks = [pairs[i : i + CHUNK] for i in range(0, len(pairs), CHUNK)]
     columns = (
@@ -214,12 +225,14 @@ def _read_all(pairs: Sequence[Pair], values: Values, what: str, progress: bool) 
     shown = progress and console.is_terminal  # elsewhere it would leave an empty line
     with Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not shown) as bar:
         task = bar.add_task(what, total=len(pairs))
-        for bits in _read_chunks(chunks, len(pairs), values):
-            yield bits
+        for bits, flags in _read_chunks(chunks, len(pairs), values):
+            yield bits, flags
             bar.update(task, advance=len(bits), refresh=True)
 
 
-def _read_chunks(chunks: Sequence[Sequence[Pair]], n_pairs: int, values: Values) -> Iterator[Bits]:
+def _read_chunks(
+    chunks: Sequence[Sequence[Pair]], n_pairs: int, values: Values
+) -> Iterator[tuple[Bits, Flags]]:
     workers = min(_cores(), len(chunks))
     if n_pairs < SERIAL or workers < 2:
         for chunk in chunks:
@@ -232,8 +245,9 @@ def _read_chunks(chunks: Sequence[Sequence[Pair]], n_pairs: int, values: Values)
         pool.shutdown(cancel_futures=True)
 
 
-def _read_chunk(pairs: Sequence[Pair], values: Values) -> Bits:
-    return np.stack([check_pair(pair, values) for pair in pairs])
+def _read_chunk(pairs: Sequence[Pair], values: Values) -> tuple[Bits, Flags]:
+    read = [check_pair(pair, values) for pair in pairs]
+    return np.stack([bits for bits, _ in read]), np.array([int(flags) for _, flags in read], np.int64)
 
 
 def _cores() -> int:

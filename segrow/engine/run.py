@@ -80,12 +80,13 @@ def train(
     plain = configuration(config, method, base)
     check_folder(out, plain)
     # before the other processes of a data-parallel run are started, so that a mistake is reported once
-    prepared = prepare(config, method, progress=is_first_process())
+    first = is_first_process()
+    prepared = prepare(config, method, progress=first, say=Display(quiet=not first).say)
     fabric, precision = make_fabric(config.train)
     with Display(quiet=not fabric.is_global_zero) as display:
         machine = Machine(fabric, precision, config.train, config.seed, out, display)
         run = Run(config, method, prepared, machine)
-        run.begin(plain, base, remarks)
+        run.begin(plain, base, (*remarks, *prepared.data.notes))
         for step in prepared.scenario.steps[: config.steps]:
             news = run.step(step.index)
             if news and after_step and fabric.is_global_zero:

@@ -1,6 +1,6 @@
 """Everything that is decided, and can fail, before a run writes its first file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +35,19 @@ class Prepared:
     val: Presence
 
 
-def prepare(config: RunConfig, method: Method, progress: bool = True) -> Prepared:
+def prepare(
+    config: RunConfig,
+    method: Method,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> Prepared:
     """Open the data, index it, build the scenario, and check that the options fit it.
+
+    Args:
+        config: What to do.
+        method: How.
+        progress: Show a bar on stderr while masks are read.
+        say: Gets a line per note on the data.
 
     Raises:
         UserError: For anything that would fail later.
@@ -44,8 +55,12 @@ def prepare(config: RunConfig, method: Method, progress: bool = True) -> Prepare
     data = open_dataset(config.data.name, config.data.root, config.data.scenes)
     if "saliency" in method.aux:
         data.require_saliency()
-    train = data.presence("train", progress)
-    val = data.presence("val", progress)
+    try:
+        train = data.presence("train", progress)
+        val = data.presence("val", progress)
+    finally:  # what was left out may be why an image is missing
+        for note in data.notes:
+            say(f"note: {note}")
     if not val.ids:
         raise UserError(f"{data.root} has no validation images; every step is evaluated on them")
     scenario = build_scenario(

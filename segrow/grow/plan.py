@@ -31,7 +31,7 @@ from .options import AUTO, BATCH, NONE, REMBG, UPDATES, AddOptions, check_option
 HELD_OUT = 5
 """Every fifth image of a class is held out where --min-new asks for a measurement;
 of its exemplars every fifth for the gate."""
-EXEMPLAR = "memory/"  # first part of the id of an exemplar, apart from ids of the new images
+EXEMPLAR = "/memory/"  # begins the id of an exemplar; ids of the new images never begin with a slash
 
 # of the settings that a method was published with, those that do not depend on the size of its data
 _PUBLISHED = (
@@ -190,7 +190,7 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
         maker,
         config,
         options,
-        (*notes, *more, *remark),
+        (*dataset.notes, *(check.data.notes if check else ()), *notes, *more, *remark),
     )
 
 

@@ -206,7 +206,8 @@ def _gather(plan: Plan, work: Path, display: Display) -> GivenDataset:
                 write_map(plan.maker.map(own.image), path)
             files[i] = own._replace(saliency=path)
     class_names = (*source.data.class_names, *(f"old {name}" for name in names[1:] if plan.exemplars))
-    return GivenDataset(source.data.root, class_names, source.data.ignore_id, files)
+    known = len(source.data.class_names)
+    return GivenDataset(source.data.root, class_names, source.data.ignore_id, files, known)
 
 
 def _exemplar_files(plan: Plan, old: SegDataset, masks: Path) -> dict[str, Files]:

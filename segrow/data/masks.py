@@ -1,0 +1,177 @@
+"""Reading one mask: a file's numbers become class numbers, or one error says why they do not.
+
+The table of what each format, mode and depth becomes is tests/test_mask_forms.py.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .files import GREY_16, Refused, grey_palette, has_frames, opened, orientation, raw_mode
+from .taken import Taken
+
+MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".pgm", ".pnm"})
+"""Formats that keep numbers as they are."""
+LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "WEBP": "WebP", "AVIF": "AVIF", "JPEG2000": "JPEG 2000"}
+_STEP = {"L;2": 85, "L;4": 17}  # PIL stretches grey of 2 and 4 bits to 0..255
+
+Mask = NDArray[np.uint8] | NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class Values:
+    """The mask values that are legal.
+
+    Attributes:
+        n_raw: Number of classes: values 0 to n_raw - 1.
+        ignore_id: The value that is no class; 255 makes masks uint8, 65535 uint16.
+    """
+
+    n_raw: int
+    ignore_id: int
+
+
+def read_mask(path: Path, values: Values) -> Mask:
+    """A mask: raw ids, H x W, uint8 or uint16. See `decode_mask`.
+
+    Raises:
+        UserError: A file that is missing, cannot be decoded, or does not say class numbers.
+    """
+    return decode_mask(path, values)[0]
+
+
+def decode_mask(path: Path, values: Values) -> tuple[Mask, Taken]:
+    """A mask, H x W, and how it was taken.
+
+    Grey counts as it is stored, whatever its depth; of a palette the index counts, unless the palette is of
+    greys that are classes. Grey that was saved as RGB or with an opaque alpha channel is grey.
+
+    Args:
+        path: The file.
+        values: The legal ones; a palette of greys is judged by them. They are not checked otherwise, but for
+            being at most `ignore_id`.
+
+    Raises:
+        UserError: A file that is missing, cannot be decoded, or does not say class numbers.
+    """
+    numbers: NDArray[Any]
+    with opened(path, "mask") as image:
+        _check_form(image)
+        if image.mode == "P":
+            numbers, taken = _of_palette(image, values)
+        elif image.mode in ("LA", "RGB", "RGBA"):
+            numbers, taken = _of_channels(image)
+        elif image.mode == "F":
+            numbers, taken = _whole(np.asarray(image)), Taken.FLOAT_MASK
+        elif image.mode in {"1", "L"} | GREY_16:
+            step = _STEP.get(raw_mode(image), 1)  # gone once the pixels are loaded
+            numbers, taken = np.array(image), Taken.PLAIN
+            if step > 1:
+                numbers //= np.uint8(step)
+        else:
+            raise Refused(_other_mode(image))
+        if "transparency" in image.info and image.mode in ("1", "L", "P"):
+            taken |= Taken.CLEAR_VALUE
+        _check_range(numbers, values.ignore_id)
+    if values.ignore_id < 256:
+        return numbers.astype(np.uint8, copy=False), taken
+    return numbers.astype(np.uint16, copy=False), taken
+
+
+def _check_form(image: Image.Image) -> None:
+    """Refuses what may have changed the numbers on their way, or has more than one reading."""
+    packed = str(image.info.get("compression", "")) if image.format == "TIFF" else ""
+    if image.format in LOSSY or packed in ("jpeg", "webp"):
+        name = LOSSY.get(image.format or "", f"TIFF compressed as {packed}")
+        raise Refused(f"is a {name}, which changes values; save masks as PNG from their source")
+    if has_frames(image):
+        raise Refused("holds several pictures (frames or pages); save one picture of class numbers as PNG")
+    if orientation(image) != 1:
+        raise Refused(
+            "has an EXIF orientation, so its pixels may be meant turned or as they are; save it upright, "
+            "without EXIF"
+        )
+    stored = raw_mode(image)
+    if image.mode not in GREY_16 and ";16" in stored:
+        raise Refused("has 16 bits per channel with colours or alpha; save it as plain grey")
+    if stored.startswith("L;") and "I" in stored:
+        raise Refused("stores white as 0 (TIFF WhiteIsZero); save it as PNG")
+
+
+def _of_palette(image: Image.Image, values: Values) -> tuple[NDArray[np.uint8], Taken]:
+    """The index of a palette image, or its grey where the palette is of greys that are classes.
+
+    Tools that save grey as an indexed PNG put the greys into a palette in an order of their own. Others
+    give the classes greys to look at, spread from 0 to 255.
+    """
+    index = np.array(image)
+    greys = grey_palette(image)
+    if greys is None or (greys == np.arange(len(greys))).all():
+        return index, Taken.PLAIN
+    used = np.unique(index)
+    if used[-1] >= len(greys) or (greys[used] == used).all():
+        return index, Taken.PLAIN
+    shown = greys[used].astype(np.int64)
+    if len(np.unique(shown)) == len(shown) and (_are_classes(shown, values) or _are_classes(greys, values)):
+        return greys[index], Taken.GREYS
+    if (np.diff(shown) >= 0).all():
+        return index, Taken.INDEX
+    pairs = ", ".join(f"{i} is {g}" for i, g in list(zip(used.tolist(), shown.tolist(), strict=True))[:4])
+    raise Refused(
+        f"has a palette of greys (index {pairs}), so a class may be the index or the grey; save it as a grey "
+        "PNG whose values are class numbers"
+    )
+
+
+def _are_classes(greys: NDArray[np.generic], values: Values) -> bool:
+    """All are legal, and one at least is a class."""
+    numbers = np.asarray(greys, np.int64)
+    a_class = numbers < values.n_raw
+    return bool((a_class | (numbers == values.ignore_id)).all() and (a_class & (numbers > 0)).any())
+
+
+def _of_channels(image: Image.Image) -> tuple[NDArray[np.uint8], Taken]:
+    """Grey that was saved with colours or alpha."""
+    pixels = np.asarray(image)
+    taken = Taken.PLAIN
+    if image.mode in ("LA", "RGBA"):
+        if pixels[..., -1].min(initial=255) < 255:
+            raise Refused(
+                "has transparent pixels, which may be meant as ignored or as the value under them; remove "
+                "the alpha channel"
+            )
+        pixels, taken = pixels[..., :-1], Taken.ALPHA
+    if image.mode == "LA":
+        return pixels[..., 0].copy(), taken
+    if (pixels != pixels[..., :1]).any():
+        raise Refused(_other_mode(image))
+    return pixels[..., 0].copy(), taken | Taken.COLOURS
+
+
+def _whole(numbers: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Floating-point class numbers."""
+    if not np.isfinite(numbers).all() or (numbers != np.rint(numbers)).any() or np.abs(numbers).max() > 2**24:
+        raise Refused("holds floating-point numbers that are not whole; save class numbers as a grey PNG")
+    return numbers.astype(np.int64)
+
+
+def _check_range(numbers: NDArray[np.generic], ignore_id: int) -> None:
+    if numbers.dtype.itemsize == 1 or not numbers.size:
+        return
+    values = np.asarray(numbers, np.int64)
+    low, high = int(values.min()), int(values.max())
+    if low < 0:
+        raise Refused(f"has value {low}; values below 0 are no class of the data set")
+    if high > ignore_id:
+        raise Refused(f"has value {high}; values above {ignore_id} are no class of the data set")
+
+
+def _other_mode(image: Image.Image) -> str:
+    return (
+        f"is an image of mode {image.mode}; expected a palette or grey PNG whose pixel values are class "
+        "numbers"
+    )

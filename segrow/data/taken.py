@@ -1,0 +1,71 @@
+"""How files were taken that do not say plainly what their numbers mean, and the sentences that tell it.
+
+A file has flags (`Taken`); `taken_notes` sums the files of a split up, one sentence per flag.
+"""
+
+import enum
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Taken(enum.IntFlag):
+    """What was decided for a file. The numbers stand in the cache of the index: append, never renumber."""
+
+    PLAIN = 0
+    # masks
+    GREYS = 1 << 0
+    INDEX = 1 << 1
+    COLOURS = 1 << 2
+    ALPHA = 1 << 3
+    FLOAT_MASK = 1 << 4
+    CLEAR_VALUE = 1 << 5
+    ONLY_IGNORED = 1 << 6
+    # images
+    UNIT = 1 << 16
+    FLOAT = 1 << 17
+    NAN = 1 << 18
+    EIGHT = 1 << 19
+    TWELVE = 1 << 20
+    DARK = 1 << 21
+    FIRST = 1 << 22
+    SEE_THROUGH = 1 << 23
+
+
+SAYS: dict[Taken, str] = {
+    Taken.GREYS: "masks have a palette of greys, and the grey is taken as the value, not the index; where "
+    "the index is the class, save them as grey",
+    Taken.INDEX: "masks have a palette of greys that are no classes, so the index is taken as the value",
+    Taken.COLOURS: "masks have three equal colour channels and are taken as grey",
+    Taken.ALPHA: "masks have an alpha channel; it is opaque and left out",
+    Taken.FLOAT_MASK: "masks hold floating-point numbers; all are whole and are taken as they are",
+    Taken.CLEAR_VALUE: "masks show a value as transparent; it counts as any other value",
+    Taken.ONLY_IGNORED: 'masks hold only 0 and the value that means "ignore", so nothing is annotated in '
+    "them; where that value is a class, write it as 1",
+    Taken.UNIT: "images hold floating-point numbers from 0 to 1, which are scaled to 0..255",
+    Taken.FLOAT: "images hold floating-point numbers above 1, which are taken as 0..255",
+    Taken.NAN: "images have pixels that are no number, which are taken as black",
+    Taken.EIGHT: "images have more than 8 bits per value but nothing above 255, and are taken as 8-bit",
+    Taken.TWELVE: "images have more than 12 bits per value but nothing above 4095, and are taken as 12-bit",
+    Taken.DARK: "images have 16 bits per colour but nothing above 4095, and are seen nearly black; save them "
+    "with 8 bits",
+    Taken.FIRST: "images hold several pictures (frames or pages), of which the first is taken",
+    Taken.SEE_THROUGH: "images have transparent pixels; alpha is left out, and the colour under it counts",
+}
+
+
+def taken_notes(rows: NDArray[np.int64], names: Sequence[str], where: str) -> tuple[str, ...]:
+    """A sentence for every flag that a file has.
+
+    Args:
+        rows: The flags of each file.
+        names: What to call each file.
+        where: Begins the sentence: the split, such as "train".
+    """
+    notes = []
+    for flag, text in SAYS.items():
+        hits = np.flatnonzero(rows & flag)
+        if len(hits):
+            notes.append(f"{where}: {len(hits)} of {len(rows)} {text} (first {names[hits[0]]})")
+    return tuple(notes)
