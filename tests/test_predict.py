@@ -186,8 +186,8 @@ def test_a_pil_image_is_taken_as_its_file(tmp_path: Path) -> None:
         assert picture.mode == mode
         assert (as_rgb(picture)[:, :, 0] == wide >> 8).all()
     dark = np.arange(256, dtype=np.int32).reshape(16, 16)
-    assert (as_rgb(Image.fromarray(dark))[:, :, 1] == dark).all()  # 32 bits, values of 8
-    assert (as_rgb(Image.fromarray(dark.astype(np.uint16))) == 0).all()  # 16 bits, nearly black
+    for kind in (np.int32, np.uint16):  # values of 8 bits in files of more
+        assert (as_rgb(Image.fromarray(dark.astype(kind)))[:, :, 1] == dark).all()
     (tmp_path / "cut.png").write_bytes((tmp_path / "turned.png").read_bytes()[:300])
     with Image.open(tmp_path / "cut.png") as picture, pytest.raises(UserError, match="cannot be decoded"):
         as_rgb(picture)
