@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import LeakError, UserError
+from .documents import JSON_BYTES, parse_json, read_bytes
+from .errors import LeakError
 from .scenario import IGNORE, UNKNOWN, Scenario
+from .shapes import Shape
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,10 @@ def check_memory(exemplars: Sequence[Exemplar], scenario: Scenario, step: int) -
             )
 
 
+_INDEX = range(1 << 16)
+_SHAPE: Shape = {"exemplars": [{"image": str, "step": _INDEX, "classes": [_INDEX]}]}
+
+
 def to_json(exemplars: Sequence[Exemplar]) -> bytes:
     """Content of memory.json."""
     return json.dumps({"format": 1, "exemplars": [asdict(e) for e in exemplars]}, indent=1).encode()
@@ -146,7 +152,7 @@ def from_json(path: Path) -> tuple[Exemplar, ...]:
     Raises:
         UserError: It holds something else.
     """
-    return from_json_bytes(path.read_bytes(), str(path)) if path.exists() else ()
+    return from_json_bytes(read_bytes(path, "memory", JSON_BYTES), f"memory {path}") if path.exists() else ()
 
 
 def from_json_bytes(content: bytes, where: str = "memory.json") -> tuple[Exemplar, ...]:
@@ -159,8 +165,5 @@ def from_json_bytes(content: bytes, where: str = "memory.json") -> tuple[Exempla
     Raises:
         UserError: It holds something else.
     """
-    try:
-        stored = json.loads(content)["exemplars"]
-        return tuple(Exemplar(str(e["image"]), int(e["step"]), tuple(e["classes"])) for e in stored)
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{where} is damaged; restore it, or train the step again") from None
+    stored = parse_json(content, where, _SHAPE, fix="restore it, or train the step again")
+    return tuple(Exemplar(e["image"], e["step"], tuple(e["classes"])) for e in stored["exemplars"])

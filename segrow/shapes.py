@@ -5,7 +5,8 @@ expect(value, {"steps": [{"step": range(1000), "classes": [str], "seconds?": flo
 
 import json
 import math
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import UserError
 
@@ -21,7 +22,7 @@ def expect(value: Any, shape: Shape, where: str, fix: str = "restore it") -> Non
     """Refuse a value that is not of a shape.
 
     Args:
-        value: Plain values, as the readers above give them.
+        value: Plain values, as the readers of `documents.py` give them.
         shape: See `Shape`.
         where: The file, for errors.
         fix: What to do about a damaged one.
@@ -29,51 +30,53 @@ def expect(value: Any, shape: Shape, where: str, fix: str = "restore it") -> Non
     Raises:
         UserError: Naming the first place that differs, what it holds and what was expected.
     """
-    if found := _mismatch(value, shape, ""):
-        place, held, expected = found
-        raise UserError(f"{where} holds {_shown(held)}{place and f' at {place}'}, expected {expected}; {fix}")
+    if found := _difference(value, shape, ""):
+        place, what = found
+        raise UserError(f"{where}{place and f': {place}'} {what}; {fix}")
 
 
-def _mismatch(value: Any, shape: Shape, place: str) -> tuple[str, Any, str] | None:
-    """Place, value and expectation of the first difference; None when there is none."""
+Difference = tuple[str, str] | None
+"""Where a value differs, such as `steps[1].cost`, and in what; None where it does not."""
+
+
+def _difference(value: Any, shape: Shape, place: str) -> Difference:
     if isinstance(shape, tuple):
-        if any(_mismatch(value, each, place) is None for each in shape):
+        if any(_difference(value, each, place) is None for each in shape):
             return None
         # of several kinds of mapping or list the one meant is told by the kind of value
         same = [s for s in shape if isinstance(s, dict | list) and isinstance(value, type(s))]
-        return _mismatch(value, same[0], place) if same else (place, value, _named(shape))
-    if isinstance(shape, dict):
-        return _mapping_mismatch(value, shape, place)
-    if isinstance(shape, list):
-        if not isinstance(value, list):
-            return place, value, _named(shape)
-        found = (_mismatch(item, shape[0], f"{place}[{k}]") for k, item in enumerate(value))
-        return None if _all_plain(value, shape[0]) else next((f for f in found if f), None)
-    return None if _fits(value, shape) else (place, value, _named(shape))
-
-
-def _mapping_mismatch(value: Any, shape: dict[Any, Shape], place: str) -> tuple[str, Any, str] | None:
-    if not isinstance(value, dict):
-        return place, value, _named(shape)
-    if str in shape:
-        found = (_mismatch(item, shape[str], f"{place}.{key}".lstrip(".")) for key, item in value.items())
+        return _difference(value, same[0], place) if same else (place, _holds(value, shape))
+    if isinstance(shape, dict) and isinstance(value, dict):
+        return _in_mapping(value, shape, place)
+    if isinstance(shape, list) and isinstance(value, list):
+        if _all_fit(value, shape[0]):
+            return None
+        found = (_difference(item, shape[0], f"{place}[{k}]") for k, item in enumerate(value))
         return next((f for f in found if f), None)
+    return None if _fits(value, shape) else (place, _holds(value, shape))
+
+
+def _in_mapping(value: dict[str, Any], shape: dict[Any, Shape], place: str) -> Difference:
+    before = place and f"{place}."
+    if str in shape:
+        found = (_difference(item, shape[str], f"{before}{key[:40]}") for key, item in value.items())
+        return next((f for f in found if f), None)
+    if lacking := [name for name in shape if not name.endswith("?") and name not in value]:
+        return place, f"lacks {', '.join(lacking)}"
     for name, each in shape.items():
         key = name.removesuffix("?")
-        if key not in value:
-            if key == name:
-                return place, value, f'"{key}" in it'
-        elif bad := _mismatch(value[key], each, f"{place}.{key}".lstrip(".")):
-            return bad
+        if key in value and (found_in := _difference(value[key], each, f"{before}{key}")):
+            return found_in
     return None
 
 
-def _all_plain(values: list[Any], shape: Shape) -> bool:
+def _all_fit(values: list[Any], shape: Shape) -> bool:
     """Whether many numbers fit, without looking at each: confusion matrices have millions."""
     if not values or not (shape in (int, float) or isinstance(shape, range)):
         return False
     if not {type(v) for v in values} <= ({int, float} if shape is float else {int}):
         return False
+    # NaN is in no order
     return _fits(min(values), shape) and _fits(max(values), shape) and all(v == v for v in values)
 
 
@@ -84,12 +87,12 @@ def _fits(value: Any, shape: Shape) -> bool:
         return type(value) is int and value in shape
     if isinstance(shape, frozenset):
         return isinstance(value, str) and value in shape
+    if isinstance(shape, dict | list):
+        return False  # of that kind it was looked into
     if shape is int:
         return type(value) is int and abs(value) <= _EXACT
     if shape is float:
-        return (type(value) is int and abs(value) <= _EXACT) or (
-            type(value) is float and math.isfinite(value)
-        )
+        return _fits(value, int) or (type(value) is float and math.isfinite(value))
     return isinstance(value, shape)
 
 
@@ -104,6 +107,10 @@ _NAMES: dict[Any, str] = {
 }
 
 
+def _holds(value: Any, shape: Shape) -> str:
+    return f"holds {_shown(value)}, expected {_named(shape)}"
+
+
 def _named(shape: Shape) -> str:
     if isinstance(shape, tuple):
         return " or ".join(dict.fromkeys(_named(each) for each in shape))
@@ -111,15 +118,32 @@ def _named(shape: Shape) -> str:
         return f"a whole number from {shape.start} to {shape.stop - 1}"
     if isinstance(shape, frozenset):
         return " or ".join(sorted(shape))
-    if isinstance(shape, dict | list):
-        return _NAMES[type(shape)]
-    return _NAMES.get(shape, "something else")
+    return _NAMES[type(shape) if isinstance(shape, dict | list) else shape]
 
 
 def _shown(value: Any) -> str:
     """A value for an error, in its first characters."""
     if isinstance(value, dict | list):
-        return f"{_NAMES[type(value)]} of {len(value)} entries"
+        return f"{_NAMES[type(value)]} of {len(value)}"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _EXACT:
         return "a whole number that is too large"
     return json.dumps(value, ensure_ascii=False)[:40]
+
+
+def shape_of(kind: type) -> dict[str, Shape]:
+    """The shape of a dataclass's fields as JSON or YAML stores them; each may be left out.
+
+    Its fields are annotated with int, float, str, bool, None, `Literal` of words, tuples, unions of these.
+    """
+    return {f"{name}?": _annotated(hint) for name, hint in get_type_hints(kind).items()}
+
+
+def _annotated(hint: Any) -> Shape:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return frozenset(inner)
+    if origin in (Union, UnionType):
+        return tuple(_annotated(each) for each in inner)
+    if origin is tuple:
+        return [_annotated(inner[0])]
+    return None if hint is NoneType else hint

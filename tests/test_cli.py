@@ -260,7 +260,7 @@ def test_the_default_folder_names_the_run(
         (["train", "--train.scale", "1,x"], "expected floats separated by commas, got 1,x"),
         (
             ["train", "--config", "nowhere.yaml"],
-            "cannot read --config nowhere.yaml: No such file or directory",
+            "--config nowhere.yaml is missing; check the path",
         ),
         (["train", "--train.lr"], "--train.lr: expected one argument"),
         (["train", "--recipe"], "--recipe: expected one argument"),
@@ -297,8 +297,8 @@ def test_a_mistake_is_one_line(
         ("trian: {lr: 3}", 'Did you mean "--train.lr"?'),
         ("method: {name: ssul, thresold: 3}", 'Did you mean "--method.threshold"?'),
         ("method: sul", 'Did you mean "ssul"?'),
-        ("- 3", "should hold options by name, got list"),
-        ("a: [", "is not YAML: "),
+        ("- 3", "mine.yaml holds a list of 1, expected a mapping; correct it"),
+        ("a: [", "is not YAML (did not find expected node content, line "),
     ],
 )
 def test_a_mistake_in_a_config_file(text: str, expected: str, tmp_path: Path) -> None:

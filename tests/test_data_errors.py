@@ -89,7 +89,7 @@ def test_voc_lists_that_are_useless(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train_aug.txt lists no image"):
         VocDataset(tree.root)
     file.write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(UserError, match=r"train_aug.txt is no text"):
+    with pytest.raises(UserError, match=r"train_aug.txt is not UTF-8 text"):
         VocDataset(tree.root)
     file.unlink()
     for image_id in tree.ids("train"):
@@ -180,7 +180,8 @@ def test_one_image_in_two_files(tmp_path: Path) -> None:
         ("background\napple\n\npear\n", "has nothing in line 3"),
         ("background\napple\npear\napple\n", 'has "apple" in lines 2 and 4'),
         ("void\napple\nbackground\n", 'has "background" in lines 1 and 3'),
-        (b"\xff\xfe\x00a", "is no UTF-8 text"),
+        (b"\xff\xfe\x00a", "is UTF-16 text"),
+        (b"a\xff", "is not UTF-8 text"),
     ],
 )
 def test_useless_classes_txt(tmp_path: Path, content: str | bytes, expected: str) -> None:

@@ -5,8 +5,9 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -15,7 +16,7 @@ from segrow import plain_yaml
 from segrow.documents import TEXT_BYTES, YAML_BYTES, read_json, read_text, read_yaml
 from segrow.errors import UserError
 from segrow.plain_yaml import DEPTH
-from segrow.shapes import expect
+from segrow.shapes import expect, shape_of
 
 Reader = Callable[[Path, str], Any]
 READERS: tuple[Reader, ...] = (read_text, read_json, read_yaml)
@@ -301,28 +302,27 @@ GOOD = {"step": 1, "names": ["a"], "loss": {"kd": 0.5, "bce": None}, "more": 1}
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ([], "holds a list of 0 entries, expected a mapping; train again"),
+        ([], "results.json holds a list of 0, expected a mapping; train again"),
         (None, "holds null, expected a mapping"),
-        ({}, 'holds a mapping of 0 entries, expected "step" in it'),
-        ({**GOOD, "step": "1"}, 'holds "1" at step, expected a whole number from 0 to 9'),
-        ({**GOOD, "step": True}, "holds true at step"),
-        ({**GOOD, "step": 1.0}, "holds 1.0 at step"),
-        ({**GOOD, "step": -1}, "holds -1 at step"),
-        ({**GOOD, "step": 10**400}, "holds a whole number that is too large at step"),
-        ({**GOOD, "seconds": float("nan")}, "holds NaN at seconds, expected a finite number"),
-        ({**GOOD, "seconds": float("-inf")}, "holds -Infinity at seconds"),
-        ({**GOOD, "seconds": 10**400}, "holds a whole number that is too large at seconds"),
-        ({**GOOD, "seconds": None}, "holds null at seconds"),
-        ({**GOOD, "names": "a"}, 'holds "a" at names, expected a list'),
-        ({**GOOD, "names": ["a", 2]}, "holds 2 at names[1], expected text"),
-        ({**GOOD, "loss": {"kd": "x"}}, 'holds "x" at loss.kd, expected a finite number or null'),
+        ({}, "results.json lacks step, names, loss; train again"),
+        ({**GOOD, "step": "1"}, 'results.json: step holds "1", expected a whole number from 0 to 9'),
+        ({**GOOD, "step": True}, "step holds true"),
+        ({**GOOD, "step": 1.0}, "step holds 1.0"),
+        ({**GOOD, "step": -1}, "step holds -1"),
+        ({**GOOD, "step": 10**400}, "step holds a whole number that is too large"),
+        ({**GOOD, "seconds": float("nan")}, "seconds holds NaN, expected a finite number"),
+        ({**GOOD, "seconds": float("-inf")}, "seconds holds -Infinity"),
+        ({**GOOD, "seconds": 10**400}, "seconds holds a whole number that is too large"),
+        ({**GOOD, "seconds": None}, "seconds holds null"),
+        ({**GOOD, "names": "a"}, 'names holds "a", expected a list'),
+        ({**GOOD, "names": ["a", 2]}, "names[1] holds 2, expected text"),
+        ({**GOOD, "loss": {"kd": "x"}}, 'loss.kd holds "x", expected a finite number or null'),
     ],
 )
 def test_a_value_of_another_shape_is_one_line(value: object, expected: str) -> None:
     line = line_of(lambda: expect(value, STEP, "results.json", "train again"))
-    assert line.startswith("results.json holds ")
     assert expected in line
-    assert "at steps[1]" in line_of(lambda: expect([GOOD, value], [STEP], "x")).replace("[1]", "steps[1]", 1)
+    assert line_of(lambda: expect([GOOD, value], [STEP], "x")).startswith("x: [1]")
 
 
 def test_a_value_of_the_shape_passes() -> None:
@@ -334,17 +334,40 @@ def test_a_value_of_the_shape_passes() -> None:
 
 @pytest.mark.parametrize("bad", [-1, 1.5, True, "1", 1 << 60, float("nan")])
 def test_many_numbers_are_checked_as_one_is(bad: object) -> None:
-    assert "at [2]" in line_of(lambda: expect([1, 2, bad, 3], [range(10)], "x"))
+    assert "x: [2] holds" in line_of(lambda: expect([1, 2, bad, 3], [range(10)], "x"))
     expect([1, 2, 3], [range(10)], "x")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), True, "1", 1 << 60])
 def test_many_floats_are_checked_as_one_is(bad: object) -> None:
-    assert "at [2]" in line_of(lambda: expect([1, 0.5, bad, 3.5], [float], "x"))
+    assert "x: [2] holds" in line_of(lambda: expect([1, 0.5, bad, 3.5], [float], "x"))
 
 
 def test_of_alternatives_the_one_of_its_kind_tells_the_difference() -> None:
     line = line_of(lambda: expect({"step": "x"}, (None, {"step": int}), "x"))
-    assert 'holds "x" at step' in line
+    assert 'x: step holds "x"' in line
     assert "expected text or null" in line_of(lambda: expect(3, (str, None), "x"))
     assert 'holds "c", expected a or b' in line_of(lambda: expect("c", frozenset("ab"), "x"))
+
+
+@dataclass
+class Options:
+    width: int = 3
+    rate: float = 0.1
+    rates: tuple[int, ...] | None = None
+    form: Literal["conv", "linear"] = "conv"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"width": 1.5}, "width holds 1.5, expected a whole number"),
+        ({"rate": "x"}, "rate holds "),
+        ({"rates": [1, "x"]}, 'rates[1] holds "x"'),
+        ({"form": "round"}, 'form holds "round", expected conv or linear'),
+    ],
+)
+def test_a_dataclass_says_what_its_fields_may_be(change: dict[str, Any], expected: str) -> None:
+    assert expected in line_of(lambda: expect({"width": 1, **change}, shape_of(Options), "model.json"))
+    expect({"width": 1, "rate": 1, "rates": None, "form": "conv"}, shape_of(Options), "model.json")
+    expect({"rates": [1, 2]}, shape_of(Options), "model.json")

@@ -75,14 +75,22 @@ def test_memory_for_joint_is_refused(root: Path, tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("name", "content"), [("results.json", "{"), ("config.yaml", "a: [")])
+@pytest.mark.parametrize(
+    ("name", "content", "why"), [("results.json", "{", "is not JSON"), ("config.yaml", "a: [", "is not YAML")]
+)
 def test_damaged_files_of_a_run(
-    name: str, content: str, root: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    content: str,
+    why: str,
+    root: Path,
+    done: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(done, out)
     (out / name).write_text(content)
-    refused(capsys, start(root, out, "--train.epochs", "1"), name, "is damaged")
+    refused(capsys, start(root, out, "--train.epochs", "1"), name, why, "train again")
 
 
 def test_out_below_a_file(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,6 +105,7 @@ CONFIG: dict[str, Any] = {
     "setting": "overlap",
     "seed": 1,
     "data": {"name": "digits", "root": "/nowhere", "classes": None, "order_seed": None, "scenes": 9},
+    "model": {"name": "deeplabv3_resnet50"},
     "memory": {"size": 0},
     "train": {"epochs": 3, "lr": 0.1},
     "method": {"name": "ssul"},
@@ -790,28 +791,48 @@ def test_a_step_that_lacks_something_is_one_line(
     for command in commands:
         assert cli.main([command, str(folder)]) == 2
         said = capsys.readouterr().err
-        assert f"1 of results lacks {lost};" in said or f"step 1 in results.json lacks {lost};" in said
+        assert f"1 of results lacks {lost};" in said or f"results.json: steps[1] lacks {lost};" in said
         assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(
     ("file", "change", "expected"),
     [
-        ("config.yaml", lambda c: {"a": 1}, "config.yaml lacks data, task, setting, seed;"),
-        ("config.yaml", lambda c: {**c, "data": "voc"}, "config.yaml holds data = 'voc';"),
-        ("config.yaml", lambda c: {**c, "data": {}}, "data in config.yaml lacks name;"),
-        ("results.json", lambda r: {**r, "evaluation": None}, "results.json holds evaluation = 'None';"),
-        ("results.json", lambda r: {**r, "evaluation": {}}, "evaluation in results.json lacks images, crop,"),
-        ("results.json", lambda r: {**r, "steps": [3]}, "record 0 of results is no step;"),
-        ("results.json", lambda r: with_step(r, cost=None), "step 1 in results.json holds cost = 'None';"),
-        ("results.json", lambda r: with_step(r, cost={"train_s": "x"}), "has train_s 'x';"),
-        ("results.json", lambda r: {**r, "steps": 3}, "results have no step yet;"),
+        ("config.yaml", lambda c: {"a": 1}, "config.yaml lacks task, setting, seed, data, model,"),
+        ("config.yaml", lambda c: {**c, "data": "voc"}, 'config.yaml: data holds "voc", expected a mapping;'),
+        ("config.yaml", lambda c: {**c, "data": {}}, "config.yaml: data lacks name;"),
+        (
+            "results.json",
+            lambda r: {**r, "evaluation": None},
+            "results.json: evaluation holds null, expected a mapping;",
+        ),
+        (
+            "results.json",
+            lambda r: {**r, "evaluation": {}},
+            "results.json: evaluation lacks images, crop, crop_val;",
+        ),
+        (
+            "results.json",
+            lambda r: {**r, "steps": [3]},
+            "results.json: steps[0] holds 3, expected a mapping;",
+        ),
+        (
+            "results.json",
+            lambda r: with_step(r, cost=None),
+            "results.json: steps[1].cost holds null, expected a mapping;",
+        ),
+        (
+            "results.json",
+            lambda r: with_step(r, cost={"train_s": "x"}),
+            'steps[1].cost.train_s holds "x", expected a finite number or null;',
+        ),
+        ("results.json", lambda r: {**r, "steps": 3}, "results.json: steps holds 3, expected a list;"),
         ("results.json", lambda r: with_step(r, known="3"), "step 1 knows 3 of 4 classes"),
         ("results.json", lambda r: with_step(r, matrix=[["x"] * 4] * 4), "matrix holds something else than"),
         ("results.json", lambda r: with_step(r, matrix=[[-1] * 4] * 4), "matrix holds something else than"),
         ("results.json", lambda r: with_step(r, matrix=None), "matrix holds something else than"),
-        ("steps/00/model/memory.json", lambda _: {}, "memory.json is damaged;"),
-        ("steps/00/model/memory.json", lambda _: {"exemplars": [1]}, "memory.json is damaged;"),
+        ("steps/00/model/memory.json", lambda _: {}, "memory.json lacks exemplars;"),
+        ("steps/00/model/memory.json", lambda _: {"exemplars": [1]}, "memory.json: exemplars[0] holds 1,"),
     ],
 )
 def test_a_damaged_file_is_one_line(

@@ -18,6 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ..class_lists import split_names
 from ..config import RunConfig
+from ..documents import read_yaml
 from ..errors import UserError, near
 from ..methods.base import Method, make_method, method_class, method_names
 from ..recipes import Reference, merge, published_settings, read_recipe, references
@@ -47,14 +48,7 @@ class RunOptions:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"cannot read --config {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path} should hold options by name, got {type(values).__name__}")
+    values: dict[str, Any] = read_yaml(Path(path), "--config", dict)
     values.pop("segrow", None)  # a run's own config.yaml can be given
     return values
 

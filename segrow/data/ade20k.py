@@ -8,6 +8,7 @@ ADEChallengeData2016/images/{training,validation}/*.jpg
 
 from pathlib import Path
 
+from ..documents import read_text
 from ..errors import UserError
 from .base import SegDataset, Split, find_root, match_pairs
 
@@ -84,7 +85,7 @@ def _names(info: Path) -> tuple[str, ...]:
     """The first synonym of every class, from objectInfo150.txt (tab-separated, name last) if there."""
     if not info.is_file():
         return default_names()
-    rows = [line.split("\t") for line in info.read_text("utf-8-sig").splitlines()[1:] if line.strip()]
+    rows = [line.split("\t") for line in read_text(info, "class list").splitlines()[1:] if line.strip()]
     numbers = [row[0].strip() for row in rows]
     if numbers != [str(number) for number in range(1, 151)]:
         raise UserError(f"{info} does not number its classes from 1 to 150; restore it or remove it")

@@ -11,6 +11,7 @@ Without train and val, images/*, masks/*.png and saliency/*.png are all training
 from pathlib import Path
 
 from ..class_lists import plain_name
+from ..documents import read_text
 from ..errors import UserError
 from .base import IMAGE_SUFFIXES, SegDataset, Split, list_stems, match_pairs
 
@@ -81,10 +82,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; it names the classes, one a line, background first")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no UTF-8 text; save it as UTF-8, one class name a line") from None
+    lines = read_text(path, "class list").rstrip().splitlines()
     names = ("background", *map(plain_name, lines[1:]))
     if len(names) < 2 or len(names) > 65535:
         raise UserError(

@@ -8,6 +8,7 @@ VOC2012/JPEGImages/*.jpg
 
 from pathlib import Path
 
+from ..documents import read_text
 from ..errors import UserError
 from .base import IMAGE_SUFFIXES, SegDataset, Split, find_root, list_stems
 
@@ -96,10 +97,7 @@ def _read_list(path: Path) -> tuple[str, ...]:
     """Ids of a list: its first column, be it an id or a path of an image; each id once."""
     if not path.is_file():
         raise UserError(f"{path} is missing; it lists image ids, one a line")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no text; expected image ids, one a line") from None
+    lines = read_text(path, "image list").splitlines()
     names = [line.split()[0].replace("\\", "/").rpartition("/")[2] for line in lines if line.strip()]
     ids = dict.fromkeys(_stem(name) for name in names)
     if not ids:

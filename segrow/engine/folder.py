@@ -1,20 +1,19 @@
 """What a run folder says of itself, and whether it may be continued, or its base step shared."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .. import __version__
 from ..config import RunConfig, RunPaths
+from ..documents import read_json, read_yaml
 from ..errors import UserError
 from ..methods.base import Method, make_method
 from ..model.store import RECORD, load_model
 from ..scenario import Scenario
+from ..shapes import Shape
 
 # may change between a run and its continuation: they do not change what is learnt
 FREE = frozenset(
@@ -39,6 +38,34 @@ BEFORE: dict[str, Any] = {
     "model.norm_eps": None,
     "model.refine": False,
 }
+
+_NAMES = [str]
+_INDEX = range(1 << 16)
+# what is read of config.yaml and of results.json; runs of an earlier segrow lack some of it
+CONFIG: Shape = {
+    "task": str,
+    "setting": str,
+    "seed": int,
+    "data": {
+        "name": str,
+        "root?": (str, None),
+        "classes?": (_NAMES, None),
+        "order_seed?": (int, None),
+        "scenes?": int,
+    },
+    "model": {str: (str, bool, float, [float], None)},
+    "memory?": {"size?": int},
+    "train": {"epochs": int, "step0_epochs?": (int, None)},
+    "method": {"name": str},
+}
+RESULTS: Shape = {
+    "classes?": _NAMES,
+    "remarks?": _NAMES,
+    "unlabelled?": _NAMES,
+    "evaluation?": dict,
+    "steps": [{"classes?": _NAMES, "images_hash?": str, "cost?": {"features?": ({"views": _INDEX}, None)}}],
+}
+_AGAIN = "restore it, or delete the folder and train again"
 
 # what the engine writes into model.json; the rest is the model's own
 META = ("step", "class_names", "scenario", "method", "protocol", "training", "parent")
@@ -109,12 +136,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = RunPaths(folder).config
     if not path.exists():
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
-    try:
-        loaded = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        loaded = None
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path} is damaged; restore it, or delete the folder and train again")
+    loaded: dict[str, Any] = read_yaml(path, "configuration", CONFIG, fix=_AGAIN)
     return loaded
 
 
@@ -127,12 +149,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     path = RunPaths(folder).results
     if not path.exists():
         raise UserError(f"{folder} has no results.json; give the folder of a run that finished a step")
-    try:
-        loaded = json.loads(path.read_text())
-    except (OSError, ValueError):
-        loaded = None
-    if not isinstance(loaded, dict) or "steps" not in loaded:
-        raise UserError(f"{path} is damaged; restore it, or delete the folder and train again")
+    loaded: dict[str, Any] = read_json(path, "results", RESULTS, fix=_AGAIN)
     return loaded
 
 
@@ -152,7 +169,7 @@ def check_data(stored: Mapping[str, Any], ours: Mapping[str, Any], scenario: Sce
         if stored.get(key) != ours[key]
     ]
     for record, step in zip(stored["steps"], scenario.steps, strict=False):
-        if record["images_hash"] != images_hash(step.images):
+        if record.get("images_hash") != images_hash(step.images):
             found.append(f"step {step.index}: other training images")
     if found:
         raise UserError(f"the data have changed since the run began ({'; '.join(found)}); use another --out")

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,11 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from ..config import RunPaths
-from ..errors import shown
+from ..documents import read_text
+from ..errors import UserError, shown
 from ..terminal import Terminal
 from .checkpoint import write_atomic
 
 T = TypeVar("T")
+_LOG_BYTES = 1 << 28
 COLUMNS = ("step", "epoch", "iteration", "lr", "iterations_per_second", "total", "terms")
 
 
@@ -36,8 +39,7 @@ class RunLog:
         self._path = RunPaths(root).log
         rows = []
         if self._path.exists():
-            with self._path.open(newline="") as file:
-                rows = [r for r in csv.DictReader(file) if (int(r["step"]), int(r["epoch"])) < (step, epoch)]
+            rows = [row for row in _rows(self._path) if (int(row["step"]), int(row["epoch"])) < (step, epoch)]
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, COLUMNS)
         writer.writeheader()
@@ -161,3 +163,30 @@ class TrainingBar:
     def close(self) -> None:
         """Take the bar away."""
         self._progress.remove_task(self._bar)
+
+
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The rows of log.csv; a last one that a kill cut off is left out.
+
+    Raises:
+        UserError: Something else is in the file.
+    """
+    text = read_text(path, "log", _LOG_BYTES)
+    lines = text.splitlines()
+    if text and not text.endswith(("\n", "\r")):
+        lines = lines[:-1]
+    rows: list[dict[str, str]] = []
+    try:
+        for cells in list(csv.reader(lines))[1:]:
+            row = dict(zip(COLUMNS, cells, strict=True))
+            if not (_NUMBER.fullmatch(row["step"]) and _NUMBER.fullmatch(row["epoch"])):
+                raise ValueError
+            rows.append(row)
+    except (ValueError, csv.Error):
+        raise UserError(
+            f"log {path} is damaged in line {len(rows) + 2}; restore it, or delete it to go on without it"
+        ) from None
+    return rows

@@ -19,15 +19,17 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ..config import RunPaths
+from ..config import DataConfig, RunPaths
 from ..data import open_dataset
 from ..data.base import SegDataset
+from ..documents import read_json
 from ..engine.folder import images_hash
 from ..errors import UserError
 from ..memory import from_json
 from ..palette import voc_palette
 from ..predict import Predictor
 from ..scenario import Scenario, build_scenario
+from ..shapes import Shape
 from ..stored import load_with_method
 from ..whole import encoded, write_whole
 from .figures import outline
@@ -121,10 +123,10 @@ def open_source(run: ReportRun, root: str | None, pool: int) -> Source:
         UserError: The data are not there, or are not those the run was trained and tested on.
     """
     options = run.config["data"]
-    where = root or options["root"]
+    where = root or options.get("root")
     if root is None and where is not None and not Path(where).is_dir():
         raise UserError(f"its data were in {where}, which is not there; give --data.root DIR")
-    data = open_dataset(options["name"], where, options["scenes"])
+    data = open_dataset(options["name"], where, options.get("scenes", DataConfig.scenes))
     train, val = data.presence("train", False), data.presence("val", False)
     scenario = build_scenario(
         options["name"],
@@ -133,8 +135,8 @@ def open_source(run: ReportRun, root: str | None, pool: int) -> Source:
         train,
         run.config["task"],
         run.config["setting"],
-        options["classes"],
-        options["order_seed"],
+        options.get("classes"),
+        options.get("order_seed"),
         run.config["seed"],
     )
     tested = images_hash(val.ids)
@@ -191,7 +193,7 @@ def update_gallery(
         "classes": list(source.scenario.classes),
         "palette": source.palette.tolist(),
     }
-    stored = _read(folder / _POOL)
+    stored = _read(folder / _POOL, _ABOUT)
     if stored is None or not _is_whole(folder, stored) or any(stored.get(k) != v for k, v in about.items()):
         _clear(folder)
         _draw_pool(folder, source)
@@ -212,7 +214,7 @@ def stored_gallery(run: ReportRun) -> Gallery:
         UserError: There are none, or not of every step.
     """
     folder = run.folder / "pictures"
-    about = _read(folder / _POOL)
+    about = _read(folder / _POOL, _ABOUT)
     if about is None or not _is_whole(folder, about) or not {"images", "of", "palette"} <= about.keys():
         raise UserError(f"{run.name} has no pictures from an earlier report")
     images = tuple(about["images"])
@@ -226,6 +228,8 @@ def stored_gallery(run: ReportRun) -> Gallery:
 
 _POOL, _SCORES = "pool.json", "scores.json"
 """What says of a folder what it holds; the file of a step goes into that step's folder."""
+_ABOUT: Shape = {"images?": [str], "of?": int, "palette?": [[range(256)]], "bytes?": {str: int}}
+_SEEN: Shape = {"model?": str, "scores?": [(float, None)], "bytes?": {str: int}}
 # what a report may throw away; the last are hidden, left by a kill or by a desktop
 _OURS = re.compile(r"step_\d+|\d+\.(jpg|png)|pool\.json|\..*")
 
@@ -255,7 +259,7 @@ def _step(folder: Path, step: int, model: str | None, images: int) -> list[float
         images: How many there should be.
     """
     place = folder / f"step_{step:02d}"
-    stored = _read(place / _SCORES)
+    stored = _read(place / _SCORES, _SEEN)
     if stored is None or not _is_whole(place, stored) or model not in (None, stored.get("model")):
         return None
     scores = stored.get("scores")
@@ -282,19 +286,19 @@ def _clear(folder: Path) -> None:
 
 
 def _hash(model: Path) -> str:
-    stored = _read(model / "model.json")
+    stored = _read(model / "model.json", {"hashes": {"model": str}})
     if stored is None:
         raise UserError(f"{model} is not there; pictures need the model of every step")
     return str(stored["hashes"]["model"])
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON file; None where there is none that can be read."""
+def _read(path: Path, shape: Shape) -> dict[str, Any] | None:
+    """A JSON file; None where there is none that can be read: the pictures are drawn again."""
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        loaded: dict[str, Any] = read_json(path, "pictures", shape)
+    except UserError:
         return None
-    return loaded if isinstance(loaded, dict) else None
+    return loaded
 
 
 def _draw_pool(folder: Path, source: Source) -> None:

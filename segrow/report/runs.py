@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..engine.folder import BEFORE, FREE, read_config, read_results
-from ..errors import UserError
 from ..protocol import StepSummary, Summary, summarise
 from ..recipes import Cell, cells, flatten, show
+from ..shapes import Shape, expect
 
 Number = Literal["old", "new", "all", "harmonic", "forgetting"]
 NUMBERS: tuple[Number, ...] = ("old", "new", "all", "harmonic", "forgetting")
@@ -18,21 +18,24 @@ NUMBERS: tuple[Number, ...] = ("old", "new", "all", "harmonic", "forgetting")
 # runs that differ in nothing else repeat one experiment: another seed, another class order
 _REPEATS = (FREE | {"seed", "base", "task", "data.order_seed", "data.classes"}) - {"train.feature_budget"}
 
-# what the page reads of results.json and config.yaml, and of which type it is
-_RESULTS: dict[str, type] = {
-    "data": str,
-    "task": str,
-    "setting": str,
-    "method": str,
-    "seed": int,
-    "segrow": str,
-    "evaluation": dict,
-}
-_STEP: dict[str, type] = {"classes": list, "images": int, "exemplars": int, "cost": dict}
-_EVALUATION: dict[str, type] = {"images": int, "crop": int, "crop_val": int}
-_CONFIG: dict[str, type] = {"data": dict, "task": str, "setting": str, "seed": int}
-_CONFIG_DATA: dict[str, type] = {"name": str}
+# what the page reads of results.json
 _COSTS = ("train_s", "eval_s", "peak_memory_bytes", "trainable", "parameters", "stored_bytes", "iterations")
+_COUNT = range(1 << 53)
+_RESULTS: Shape = {
+    **dict.fromkeys(("data", "task", "setting", "method", "segrow"), str),
+    "seed": int,
+    "memory?": _COUNT,
+    "evaluation": {"images": _COUNT, "crop": _COUNT, "crop_val": bool},
+    "steps": [
+        {
+            "classes": [str],
+            "images": _COUNT,
+            "exemplars": _COUNT,
+            "cost": {f"{key}?": (float, None) for key in _COSTS},
+            "from_base": (str, None),
+        }
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ def read_runs(folders: Sequence[Path], definition: str) -> list[ReportRun]:
         results = read_results(folder)
         config = read_config(folder)
         summary = summarise(results, definition)
-        _check(folder, results, config)
+        # what is counted was checked where it is
+        expect(results, _RESULTS, f"results {folder / 'results.json'}", "restore it, or run again")
         name = first = folder.resolve().name
         count = 1
         while name in taken:
@@ -136,33 +140,6 @@ def read_runs(folders: Sequence[Path], definition: str) -> list[ReportRun]:
         taken.add(name)
         runs.append(ReportRun(name, folder, results, config, summary))
     return runs
-
-
-def _check(folder: Path, results: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Refuse a run whose files lack what the page shows; what is counted is checked where it is."""
-    _expect(f"{folder}: results.json", results, _RESULTS)
-    _expect(f"{folder}: evaluation in results.json", results["evaluation"], _EVALUATION)
-    for number, record in enumerate(results["steps"]):
-        where = f"{folder}: step {number} in results.json"
-        _expect(where, record, _STEP)
-        if "from_base" not in record:
-            raise UserError(f"{where} lacks from_base; restore the file, or run again")
-        for key in _COSTS:
-            if not isinstance(record["cost"].get(key), int | float | None):
-                raise UserError(f"{where} has {key} {record['cost'][key]!r}; restore the file, or run again")
-    _expect(f"{folder}: config.yaml", config, _CONFIG)
-    _expect(f"{folder}: data in config.yaml", config["data"], _CONFIG_DATA)
-
-
-def _expect(what: str, part: Any, types: Mapping[str, type]) -> None:
-    """Refuse what lacks a key, or has something else there."""
-    if not isinstance(part, Mapping):
-        raise UserError(f"{what} holds {str(part)[:40]!r}; restore the file, or run again")
-    if lacking := [key for key in types if key not in part]:
-        raise UserError(f"{what} lacks {', '.join(lacking)}; restore the file, or run again")
-    for key, kind in types.items():
-        if not isinstance(part[key], kind):
-            raise UserError(f"{what} holds {key} = {str(part[key])[:40]!r}; restore the file, or run again")
 
 
 def group_runs(runs: Sequence[ReportRun]) -> list[Group]:
