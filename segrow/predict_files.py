@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from .atomic import write_atomic
 from .errors import UserError
 from .palette import voc_palette
+from .pictures import encoded
 from .predict import Labels, Predictor
-from .whole import encoded, write_whole
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -159,10 +160,10 @@ def _one(
     try:
         write_prediction(seen.labels, target, palette)
         if painted is not None:
-            write_whole(painted, encoded(seen.overlay(), "JPEG", quality=92))
+            write_atomic(painted, encoded(seen.overlay(), "JPEG", quality=92))
         if unknown:
             grey = np.rint(255 * seen.unknown).astype(np.uint8)
-            write_whole(_beside(target, "_unknown.png"), encoded(Image.fromarray(grey), "PNG"))
+            write_atomic(_beside(target, "_unknown.png"), encoded(Image.fromarray(grey), "PNG"))
     except OSError as error:
         if error.errno is None:  # what the format cannot hold, such as a JPEG of 70,000 pixels
             return Prediction(image, None, None, {}, f"{image}: its result cannot be written ({error})")
@@ -186,7 +187,7 @@ def write_prediction(labels: Labels, path: Path, palette: npt.NDArray[np.uint8])
         picture.putpalette(palette[:256].tobytes())
     else:
         picture = Image.fromarray(labels.astype(np.uint16))
-    write_whole(path, encoded(picture, "PNG"))
+    write_atomic(path, encoded(picture, "PNG"))
 
 
 def _beside(target: Path, ending: str) -> Path:

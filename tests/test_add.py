@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from locks import locked_elsewhere
 from PIL import Image
 from runs import build_tree, only_line, snapshot, start
 from trees import folder_tree, random_mask, save_mask, voc_tree
@@ -33,7 +34,7 @@ from segrow.errors import NonFiniteLossError, UserError
 from segrow.grow import AddOptions, carry_out, plan_addition
 from segrow.grow import plan as plan_module
 from segrow.grow.plan import _hold_out, for_the_gate
-from segrow.grow.step import _alone, _fingerprint, _gather, _judge, scenario_of
+from segrow.grow.step import _fingerprint, _gather, _judge, scenario_of
 from segrow.memory import Exemplar, from_json, to_json
 from segrow.methods.base import make_method
 from segrow.model.lineage import remove_class, rename_class, rollback, versions
@@ -706,7 +707,7 @@ def test_a_model_that_was_changed_meanwhile_is_not_replaced(model: Path, photos:
 def test_two_calls_at_once(model: Path, photos: Path) -> None:
     plan = plan_addition(model, photos, ["zebra"], AddOptions(workers=0, device="cpu", epochs=1))
     before = snapshot(model)
-    with _alone(model.resolve()), pytest.raises(UserError, match="another segrow add works on"):
+    with locked_elsewhere(model), pytest.raises(UserError, match="is being written by segrow test"):
         carry_out(plan, quiet=True)
     assert snapshot(model) == before
     assert carry_out(plan, quiet=True).passed

@@ -939,7 +939,7 @@ def test_a_folder_that_may_only_be_read(run: Path, tmp_path: Path, monkeypatch: 
 
     copy = shutil.copytree(run, tmp_path / "copy")
     shutil.rmtree(copy / "pictures")
-    monkeypatch.setattr(gallery_module, "write_whole", fail)
+    monkeypatch.setattr(gallery_module, "write_atomic", fail)
     (one,) = read_runs([copy], "ssul")
     pictures = Pictures()
     page_module._draw(one, None, 64, False, None, pictures)

@@ -10,9 +10,9 @@ import torch
 from rich.progress import track
 from rich.table import Table
 
+from ..atomic import write_json
 from ..data import open_dataset
 from ..data.base import SegDataset
-from ..engine.checkpoint import write_json
 from ..errors import UserError
 from ..evaluate import eval_loader, evaluate
 from ..protocol import definition, summarise

@@ -9,8 +9,6 @@ overlap the smaller one is on top. Masks are drawn once and kept in the user's c
 
 import hashlib
 import json
-import os
-import shutil
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
+from ..atomic import appear, new_folder
 from ..errors import UserError
 from ..terminal import Terminal
 from .base import SegDataset, Split
@@ -116,16 +115,13 @@ class CocoDataset(SegDataset):
         """All masks into the cache, in a folder that appears when it is complete."""
         if self._folder.is_dir():
             return
-        temporary = self._folder.with_name(f"{self._folder.name}.{os.getpid()}.tmp")
-        temporary.mkdir(parents=True, exist_ok=True)
-        try:
+        with new_folder(self._folder) as temporary:
             self._draw_into(temporary, images, by_image)
-            os.rename(temporary, self._folder)
-        except OSError:
-            if not self._folder.is_dir():  # else another process was faster
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            try:
+                appear(temporary, self._folder)
+            except OSError:
+                if not self._folder.is_dir():  # else another process was faster
+                    raise
 
     def _draw_into(
         self,

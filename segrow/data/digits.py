@@ -9,8 +9,6 @@ split depends on (seed, split, i) alone, so the first 300 of 1,200 scenes are th
 """
 
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import Progress
 
+from ..atomic import appear, new_folder
 from ..errors import UserError
 from ..terminal import Terminal
 from .base import Split
@@ -135,24 +134,20 @@ def _ensure(root: Path, what: Composition) -> None:
     root = root.expanduser().resolve()
     if _holds(root, what):
         return
-    temporary = root.parent / f".{root.name}-{os.getpid()}.tmp"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write(temporary, what)
-        try:
-            os.replace(temporary, root)
-        except OSError:
-            # another process may have finished the same scenes meanwhile
-            if not _holds(root, what):
-                raise
+        with new_folder(root) as temporary:
+            _write(temporary, what)
+            try:
+                appear(temporary, root)
+            except OSError:
+                # another process may have finished the same scenes meanwhile
+                if not _holds(root, what):
+                    raise
     except OSError as error:
         raise UserError(
             f"the digit scenes cannot be written to {root} ({error.strerror}); "
             f"choose another folder with --data.root or SEGROW_CACHE"
         ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _holds(root: Path, what: Composition) -> bool:

@@ -10,7 +10,6 @@ import hashlib
 import multiprocessing
 import os
 import sys
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..atomic import new_file, tidy
 from ..errors import UserError
 from ..terminal import Terminal
 from .files import examine_image
@@ -189,9 +189,8 @@ def _store(
     path: Path, ids: Sequence[str], stamps: Stamps, values: Values, present: Bits, taken: Flags
 ) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
+        tidy(path.parent)
+        with new_file(path) as file:
             np.savez(
                 file,
                 head=np.array([FORMAT, values.n_raw, values.ignore_id]),
@@ -200,7 +199,6 @@ def _store(
                 present=np.packbits(present, axis=1),
                 taken=taken,
             )
-        os.replace(temporary, path)
     except OSError as error:
         warnings.warn(
             f"the index of the masks cannot be kept in {path.parent} ({error.strerror}) and will be read "

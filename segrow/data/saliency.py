@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..atomic import write_atomic
 from ..errors import UserError
-from ..whole import encoded, write_whole
+from ..pictures import encoded
 from .files import open_image
 
 THRESHOLD = 0.5
@@ -58,7 +59,7 @@ class SaliencyMaker:
 
 def write_map(salient: NDArray[np.bool_], path: Path) -> None:
     """A 1-bit PNG; it appears whole or not at all."""
-    write_whole(path, encoded(Image.fromarray(salient.astype(np.uint8) * 255).convert("1"), "PNG"))
+    write_atomic(path, encoded(Image.fromarray(salient.astype(np.uint8) * 255).convert("1"), "PNG"))
 
 
 def _from_file(path: Path) -> Callable[[Image.Image], NDArray[np.float32]]:

@@ -6,7 +6,6 @@ Every step of every published task has at least 4 images in the overlap and in t
 can be learnt from it that is worth a number.
 """
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..atomic import appear, new_folder
 from .voc import NAMES
 
 SIZE = (72, 84)  # height, width: a crop of 64 fits
@@ -38,10 +38,9 @@ def compose(root: Path, layout: str) -> Path:
         raise ValueError(f'layout "{layout}", expected voc or ade20k')
     if root.is_dir():
         return root
-    unfinished = root.with_name(f"{root.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (_write_voc if layout == "voc" else _write_ade)(unfinished)
-    unfinished.rename(root)
+    with new_folder(root) as unfinished:
+        (_write_voc if layout == "voc" else _write_ade)(unfinished)
+        appear(unfinished, root)
     return root
 
 

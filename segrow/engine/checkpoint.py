@@ -1,29 +1,13 @@
-"""Files that a run can be continued from. Everything is written beside its place and renamed."""
+"""The file that a step is continued from."""
 
-import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..atomic import new_file
 from ..errors import UserError
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a kill, never meets half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically."""
-    write_atomic(path, json.dumps(value, indent=1).encode())
 
 
 @dataclass(frozen=True)
@@ -54,9 +38,8 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Write atomically."""
-        temporary = path.with_name(path.name + ".tmp")
-        torch.save(vars(self), temporary)
-        os.replace(temporary, path)
+        with new_file(path) as file:
+            torch.save(vars(self), file)
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint | None":

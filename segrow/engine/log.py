@@ -13,11 +13,11 @@ from typing import TypeVar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from ..atomic import write_atomic
 from ..config import RunPaths
 from ..documents import read_text
 from ..errors import UserError, shown
 from ..terminal import Terminal
-from .checkpoint import write_atomic
 
 T = TypeVar("T")
 _LOG_BYTES = 1 << 28

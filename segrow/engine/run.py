@@ -11,6 +11,7 @@ import yaml
 from lightning_fabric import Fabric
 from safetensors.torch import save as tensors_to_bytes
 
+from ..atomic import write_atomic, write_json
 from ..config import RunConfig, RunPaths
 from ..data.augment import Augmentation
 from ..data.loader import StepImages
@@ -26,7 +27,7 @@ from ..model.norm import synchronise_norms
 from ..model.segmenter import Segmenter, build_segmenter
 from ..model.store import load_model, read_record, save_model
 from ..stored import METHOD_STATE, load_with_method, restore_state
-from .checkpoint import Checkpoint, write_atomic, write_json
+from .checkpoint import Checkpoint
 from .cost import Stopwatch, parameter_counts, peak_memory, reset_peak_memory, stored_bytes
 from .exemplars import Chooser
 from .feature_store import FeatureStore

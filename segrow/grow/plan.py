@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..atomic import locked
 from ..class_lists import name_hint, plain_name
 from ..config import MemoryConfig, RunConfig, TrainConfig
 from ..data import open_dataset
@@ -23,7 +24,7 @@ from ..memory import Exemplar, from_json
 from ..methods.base import Method, make_method
 from ..model.lineage import check_history, version_of
 from ..model.segmenter import Segmenter
-from ..model.store import replaceable, settle
+from ..model.store import replaceable, settle, standing
 from ..recipes import published_settings
 from ..stored import data_names, find_model, load_with_method, origin_names, step_of_run
 from .options import AUTO, BATCH, NONE, REMBG, UPDATES, AddOptions, check_options
@@ -139,7 +140,9 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
     Raises:
         UserError: For the first thing that would go wrong.
     """
-    settle(model)
+    if standing(model) != model:  # a writer was killed
+        with locked(model, "segrow add"):
+            settle(model)
     folder = find_model(model)
     check_history(folder)
     target = _target(model, folder, options.out)

@@ -12,16 +12,16 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from PIL import Image
 
 from ..argmax import Scores
+from ..atomic import locked, write_atomic
 from ..class_lists import split_names
 from ..config import RunPaths
 from ..data.base import Presence, SegDataset
@@ -39,9 +39,9 @@ from ..methods.base import make_method
 from ..model.lineage import succeed
 from ..model.segmenter import Segmenter
 from ..model.store import load_model, read_record, save_model
+from ..pictures import encoded
 from ..scenario import Scenario, Step, empty_table
 from ..stored import METHOD_STATE, data_names, origin_names, restore_state
-from ..whole import encoded, write_whole
 from .gate import Matrices, Verdicts, judge_new, judge_old, with_unjudged
 from .options import AddOptions
 from .plan import EXEMPLAR, Images, Plan, plan_addition, rejected_folder
@@ -128,7 +128,7 @@ def _work_folder(plan: Plan) -> Iterator[Path]:
     place = plan.target.resolve()
     work = place.with_name(f".{place.name}.add-{_fingerprint(plan)}")
     place.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(place):
+    with locked(place, "segrow add"):
         for other in place.parent.glob(f".{place.name}.add-*"):
             if other != work:
                 shutil.rmtree(other)
@@ -141,23 +141,6 @@ def _work_folder(plan: Plan) -> Iterator[Path]:
             shutil.rmtree(work)
             raise
         shutil.rmtree(work)
-
-
-@contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """No other call works on this model; a lock that ends with the process, however it ends."""
-    path = place.with_name(f".{place.name}.lock")
-    try:
-        with FileLock(path, timeout=0):
-            try:
-                yield
-            finally:
-                with suppress(PermissionError):  # Windows: who holds a file cannot remove it
-                    path.unlink(missing_ok=True)
-    except Timeout:
-        if not path.exists():
-            raise UserError(f"{place.parent} takes no file; give --out elsewhere") from None
-        raise UserError(f"another segrow add works on {place}; wait for it, or give another --out") from None
 
 
 def _fingerprint(plan: Plan) -> str:
@@ -221,7 +204,7 @@ def _exemplar_files(plan: Plan, old: SegDataset, masks: Path) -> dict[str, Files
             if index in exemplar.classes:
                 table[raw] = len(new.class_names) + index - 1
         path = masks / f"{number}.png"
-        write_whole(path, encoded(Image.fromarray(table[old.mask("train", exemplar.image)]), "PNG"))
+        write_atomic(path, encoded(Image.fromarray(table[old.mask("train", exemplar.image)]), "PNG"))
         files[EXEMPLAR + exemplar.image] = Files(
             old.image_path("train", exemplar.image), path, old.saliency_path("train", exemplar.image)
         )

@@ -26,7 +26,7 @@ from ..class_lists import name_hint, one_name
 from ..errors import UserError
 from ..memory import Exemplar, from_json_bytes, to_json
 from .segmenter import Group, Head, Segmenter
-from .store import OURS, RECORD, exchanged, load_model, model_files, read_record, save_model, settle
+from .store import OURS, RECORD, exchanged, load_model, model_files, read_record, save_model, settle, standing
 
 HISTORY = "history"
 
@@ -66,7 +66,7 @@ def versions(directory: Path) -> list[Version]:
     Raises:
         UserError: No model, or a model.json of any version that was changed.
     """
-    settle(directory)
+    directory = standing(directory)
     folders = [*_stored(directory), directory]
     records = [read_record(folder) for folder in folders]
     by_hash = {record["hashes"]["model"]: record for record in records}

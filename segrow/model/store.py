@@ -20,6 +20,7 @@ import timm
 import torch
 
 from .. import __version__
+from ..atomic import appear, discard, locked, new_folder, sync_folder
 from ..config import ModelConfig
 from ..errors import UserError
 from .segmenter import Group, Segmenter
@@ -89,9 +90,7 @@ def load_model(directory: Path) -> tuple[Segmenter, dict[str, Any]]:
         UserError: When there is no model, it was written by a newer segrow, or a file was changed, cut
             off or lost.
     """
-    directory = Path(directory)
-    if not directory.exists() and _backup(directory).exists():
-        directory = _backup(directory)  # the writer was stopped between two renames
+    directory = standing(Path(directory))
     if not (directory / RECORD).is_file():
         raise UserError(f"no model in {directory}: expected a folder with {RECORD} and {WEIGHTS}")
     record = _read_record(directory / RECORD)
@@ -213,36 +212,44 @@ def exchanged(directory: Path) -> Iterator[Path]:
     directory or the new one, which `load_model` finds; the next writer tidies up.
 
     Raises:
-        UserError: When `directory` is something else than a model directory.
+        UserError: When `directory` is something else than a model directory, or another process writes it.
     """
     directory = Path(directory).resolve()
-    backup = _backup(directory)
-    if backup.exists():
-        _settle(directory, backup)
-    if directory.exists() and not replaceable(directory):
-        raise UserError(f"{directory} exists and is not a model directory; give another place for the model")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a writer that was killed
-    try:
-        temporary.mkdir()
-        yield temporary
-        for written in (entry for entry in temporary.rglob("*") if entry.is_file()):
-            with written.open("rb") as file:
-                os.fsync(file.fileno())
-        if directory.exists():
-            os.rename(directory, backup)
-        os.rename(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    if backup.exists():
-        _settle(directory, backup)
+    with locked(directory, "segrow"):
+        settle(directory)
+        if directory.exists() and not replaceable(directory):
+            raise UserError(
+                f"{directory} exists and is not a model directory; give another place for the model"
+            )
+        try:
+            with new_folder(directory) as temporary:
+                yield temporary
+                sync_folder(temporary)
+                if directory.exists():
+                    os.rename(directory, _backup(directory))
+                appear(temporary, directory)
+        finally:
+            settle(directory)
+
+
+def standing(directory: Path) -> Path:
+    """Where a model is to be read: it may wait beside its place, when a writer was killed, or is at work."""
+    waiting = _backup(directory.resolve())
+    return waiting if not directory.exists() and _waits(waiting) else directory
+
+
+def _waits(backup: Path) -> bool:
+    """Whether a directory waits there; a link is none."""
+    return backup.is_dir() and not backup.is_symlink()
 
 
 def settle(directory: Path) -> None:
-    """End an exchange that was killed between its renames: the old directory stands again, or the new one."""
+    """End an exchange that was killed between its renames: the old directory stands again, or the new one.
+
+    For writers, who hold the lock.
+    """
     directory = Path(directory).resolve()
-    if _backup(directory).exists():
+    if _waits(_backup(directory)):
         _settle(directory, _backup(directory))
 
 
@@ -260,7 +267,7 @@ def _settle(directory: Path, backup: Path) -> None:
     for entry in backup.iterdir():
         if entry.name not in ours and not (directory / entry.name).exists():
             os.rename(entry, directory / entry.name)
-    shutil.rmtree(backup)
+    discard(backup)
 
 
 def _written(path: Path) -> set[str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..atomic import write_atomic
 from ..protocol import Summary
-from ..whole import write_whole
 from .tables import Summaries, n_steps, notes, percent, rows
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -52,7 +52,7 @@ def write_page(
         costs=_costs({name: results[name] for name in names}),
         figures=[(caption, _embedded(file)) for caption, file in figures.items()],
     )
-    write_whole(path, text.encode())
+    write_atomic(path, text.encode())
 
 
 def _embedded(file: Path) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ..whole import write_whole
+from ..atomic import write_atomic
 from .charts import axis_of, drift_series, drifts, miou_series
 from .figures import LINES, MARKERS
 from .findings import DRIFTS, matrix_of
@@ -97,7 +97,7 @@ def _figure(stem: Path, inches: tuple[float, float]) -> "Iterator[Figure]":
         for kind in ("png", "svg"):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
-            write_whole(stem.with_name(f"{stem.name}.{kind}"), buffer.getvalue())
+            write_atomic(stem.with_name(f"{stem.name}.{kind}"), buffer.getvalue())
 
 
 def _csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -105,7 +105,7 @@ def _csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> No
     writer = csv.writer(buffer)
     writer.writerow(header)
     writer.writerows([["" if cell is None else cell for cell in row] for row in rows])
-    write_whole(path, buffer.getvalue().encode())
+    write_atomic(path, buffer.getvalue().encode())
 
 
 # ---- curves

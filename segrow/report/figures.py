@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ..atomic import write_atomic
 from ..palette import voc_palette
-from ..whole import write_whole
 from .tables import Summaries, definition_of, n_steps
 
 if TYPE_CHECKING:
@@ -204,4 +204,4 @@ def _figure(path: Path, inches: tuple[float, float]) -> "Iterator[Figure]":
     yield figure
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    write_whole(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from ..atomic import write_atomic
 from ..config import DataConfig, RunPaths
 from ..data import open_dataset
 from ..data.base import SegDataset
@@ -27,11 +28,11 @@ from ..engine.folder import images_hash
 from ..errors import UserError
 from ..memory import from_json
 from ..palette import voc_palette
+from ..pictures import encoded
 from ..predict import Predictor
 from ..scenario import Scenario, build_scenario
 from ..shapes import Shape
 from ..stored import load_with_method
-from ..whole import encoded, write_whole
 from .figures import outline
 from .runs import ReportRun, tested_on
 
@@ -236,7 +237,7 @@ _OURS = re.compile(r"step_\d+|\d+\.(jpg|png)|pool\.json|\..*")
 
 def _close(folder: Path, name: str, about: Mapping[str, Any]) -> None:
     """Write what a folder holds, with the sizes of its pictures: what has it, and agrees, is whole."""
-    write_whole(folder / name, json.dumps({**about, "bytes": _sizes(folder)}, indent=1).encode())
+    write_atomic(folder / name, json.dumps({**about, "bytes": _sizes(folder)}, indent=1).encode())
 
 
 def _is_whole(folder: Path, about: Mapping[str, Any]) -> bool:
@@ -282,7 +283,7 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
         shutil.rmtree(aside)
-    write_whole(folder / _POOL, b"{}")  # what follows is a report's, even after a kill
+    write_atomic(folder / _POOL, b"{}")  # what follows is a report's, even after a kill
 
 
 def _hash(model: Path) -> str:
@@ -306,9 +307,9 @@ def _draw_pool(folder: Path, source: Source) -> None:
     for k, image_id in enumerate(source.pool):
         photo = Image.fromarray(source.data.image("val", image_id))
         photo.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        write_whole(folder / f"{k:04d}.jpg", encoded(photo, "JPEG", quality=85))
+        write_atomic(folder / f"{k:04d}.jpg", encoded(photo, "JPEG", quality=85))
         truth = table[source.data.mask("val", image_id)]
-        write_whole(folder / f"{k:04d}.png", label_png(truth, photo.size, palette))
+        write_atomic(folder / f"{k:04d}.png", label_png(truth, photo.size, palette))
 
 
 def _draw_step(folder: Path, source: Source, run: ReportRun, step: int, allow_code: bool) -> None:
@@ -328,10 +329,10 @@ def _draw_step(folder: Path, source: Source, run: ReportRun, step: int, allow_co
         values.append(image_iou(truth, seen.labels, len(meta["class_names"])))
         with Image.open(folder / f"{k:04d}.jpg") as photo:
             size = photo.size
-        write_whole(target / f"{k:04d}.png", label_png(seen.labels, size, palette))
+        write_atomic(target / f"{k:04d}.png", label_png(seen.labels, size, palette))
         grey = Image.fromarray(np.rint(255 * seen.unknown).astype(np.uint8))
         grey.thumbnail((UNKNOWN_SIDE, UNKNOWN_SIDE))
-        write_whole(target / f"{k:04d}.jpg", encoded(grey, "JPEG", quality=75))
+        write_atomic(target / f"{k:04d}.jpg", encoded(grey, "JPEG", quality=75))
     _thumbnails(target / "seen.jpg", source.data, source.scenario.images(step, reader.sees))
     if step and run.records[step]["exemplars"]:
         kept = from_json(RunPaths(run.folder).model(step - 1) / "memory.json")
@@ -399,7 +400,7 @@ def _thumbnails(path: Path, data: SegDataset, images: Sequence[str]) -> None:
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
         square = picture.crop((left, top, left + side, top + side))
         row.paste(square.resize((THUMB, THUMB), Image.Resampling.LANCZOS), (k * THUMB, 0))
-    write_whole(path, encoded(row, "JPEG", quality=80))
+    write_atomic(path, encoded(row, "JPEG", quality=80))
 
 
 def choose(scores: Sequence[Sequence[float | None]], n: int = SHOWN) -> list[tuple[int, str]]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..atomic import write_atomic
 from ..errors import UserError
-from ..whole import write_whole
 from .charts import Chart, axis_of, drift_series, line_chart, miou_series
 from .export import export
 from .findings import DRIFTS, Warned, warnings
@@ -83,7 +83,7 @@ def write_report(
         figures = out.with_name(f"{out.stem}_figures")
         export(figures, groups, definition, same, chosen)
         text = render(groups, definition, pictures, same, chosen, figures.name)
-        write_whole(out, text.encode())
+        write_atomic(out, text.encode())
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror or error}); use another --out") from None
     return figures
