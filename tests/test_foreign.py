@@ -424,3 +424,22 @@ def test_conversion_alone(file: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "is a model of 3 classes" in " ".join(capsys.readouterr().out.split())
     assert cli.main(words) == 2
     assert "is there already" in only_line(capsys.readouterr().err)
+
+
+def test_the_normalisation_that_a_file_holds_is_used(tmp_path: Path) -> None:
+    state = {"model." + n: v for n, v in smp.DeepLabV3("resnet18", **SMALL).state_dict().items()}
+    own = {"mean": torch.full((1, 3, 1, 1), 0.4), "std": torch.full((1, 3, 1, 1), 0.2)}
+    torch.save({"state_dict": state | own}, tmp_path / "net.ckpt")
+    model = read_foreign(tmp_path / "net.ckpt", NAMES)
+    assert model.mean.flatten().tolist() == pytest.approx([0.4] * 3)
+    torch.save({**state, "mean": torch.ones(4)}, tmp_path / "net.ckpt")
+    with pytest.raises(UserError, match="holds a mean or std that is not of three channels"):
+        read_foreign(tmp_path / "net.ckpt", NAMES)
+
+
+def test_what_is_left_out_is_said(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = {"model." + n: v for n, v in torch.load(file).items()}
+    torch.save({"state_dict": {**state, "criterion.weight": torch.ones(4)}}, file)
+    words = ["add", "--from", str(file), "--names", ",".join(NAMES), "--out", str(tmp_path / "model")]
+    assert cli.main(words) == 0
+    assert f"note: {file}: left out beside the network: criterion.weight" in capsys.readouterr().out

@@ -172,13 +172,13 @@ def written(path: Path, content: object) -> Path:
 def test_checkpoints_of_another_layout(tmp_path: Path) -> None:
     resnet = torchvision.models.resnet18(weights=None).state_dict()
     line = refused(written(tmp_path / "tv.pth", resnet))
-    assert "expected an entry model_state, got conv1.weight, bn1.weight" in line
+    assert "expected names such as classifier.head.0.3.weight, got conv1.weight, bn1.weight" in line
     assert "--model.weights file:PATH" in line
     mib = {"module.body.mod1.conv1.weight": torch.ones(1), "module.head.map_convs.0.weight": torch.ones(1)}
     line = refused(written(tmp_path / "mib.pth", {"model_state": mib, "epoch": 3}))
-    assert "expected names such as classifier.head.0.3.weight, got body.mod1.conv1.weight" in line
-    assert "got no tensor" in refused(written(tmp_path / "empty.pth", {"model_state": {"a": 1}}))
-    assert "got a list" in refused(written(tmp_path / "list.pth", [torch.ones(1)]))
+    assert "expected names such as classifier.head.0.3.weight, got module.body.mod1.conv1.weight" in line
+    assert "got model_state" in refused(written(tmp_path / "empty.pth", {"model_state": {"a": 1}}))
+    assert "holds a list" in refused(written(tmp_path / "list.pth", [torch.ones(1)]))
     assert "no checkpoint" in refused(tmp_path / "absent.pth")
     assert "no checkpoint" in refused(tmp_path)
 
@@ -195,7 +195,7 @@ def test_truncated_checkpoints(tmp_path: Path, small: Path) -> None:
             assert "copy it again" in line
             assert "weights_only" not in line  # torch's text advises to run the file's code
     (tmp_path / "text.pth").write_text("<html>Not found</html>")
-    assert "cannot read checkpoint" in refused(tmp_path / "text.pth")
+    assert "is a web page or XML, not weights" in refused(tmp_path / "text.pth")
 
 
 class Trap:

@@ -53,7 +53,9 @@ def _from_elsewhere(args: argparse.Namespace) -> int:
         alone = args.data is None and not args.dry_run
         model = out if alone else Path(folder) / out.name
         form = (args.arch, args.output_stride, _rates(args.rates))
-        known = adopt(Path(args.origin), split_names(args.names, "--names"), model, *form)
+        note = Terminal(stderr=args.json, wide=True).say
+        names = split_names(args.names, "--names")
+        known = adopt(Path(args.origin), names, model, *form, report=lambda line: note(f"note: {line}"))
         if args.data is not None:
             return _teach_converted(model, args)
     verb = "would be" if args.dry_run else "is"

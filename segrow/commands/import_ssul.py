@@ -111,7 +111,7 @@ def import_checkpoint(
         raise UserError(f"task {task} has steps 0 to {len(sizes) - 1}, got --step {step}")
     plus = model.startswith("deeplabv3plus")
     config = ModelConfig(model, "none", output_stride, separable=separable and plus)
-    network = read_reference_checkpoint(path, config, sizes[: step + 1])
+    network = read_reference_checkpoint(path, config, sizes[: step + 1], report)
     classes = ["background", *(names[i] for i in raw)]
     meta = {
         "step": step,

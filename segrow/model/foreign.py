@@ -2,7 +2,7 @@
 
 DeepLabV3 of torchvision, DeepLabV3 and V3+ of segmentation_models_pytorch (smp).
 
-A file holds a state dict, or a training checkpoint with one in it (`state_dict` or `model`). Its first
+A file holds a state dict, or a training checkpoint with one in it (`model/state_dicts.py`). Its first
 channel is background. What stands before the last layer becomes that of two heads, background and the rest.
 
 What weights do not tell is taken as the library builds it by default: output stride and dilations.
@@ -22,7 +22,8 @@ from ..errors import UserError
 from .backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, normalisation, split_name
 from .decoder import LOW_LEVEL
 from .segmenter import Group, Segmenter
-from .weights import fill_whole, listed, read_tensors
+from .state_dicts import find_network, listed, read_file
+from .weights import fill_whole
 
 RATES = (12, 24, 36)
 """Dilations of the ASPP in both libraries."""
@@ -36,6 +37,9 @@ _RESNETS: dict[tuple[int, ...], tuple[str, ...]] = {
 }
 """By blocks of each stage; where there are two the second has three convolutions a block."""
 _TORCHVISION_LAST, _SMP_LAST = "classifier.4.", "segmentation_head.0."
+_MARKS = ((f"{_TORCHVISION_LAST}weight",), (f"{_SMP_LAST}weight",))
+_NORMALISATION = ("mean", "std")
+"""What a module that trains such a network may hold of its inputs, beside it."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +88,17 @@ def read_foreign(
     arch: str | None = None,
     output_stride: int | None = None,
     rates: Sequence[int] | None = None,
+    report: Callable[[str], None] = print,
 ) -> Segmenter:
     """The network of a state dict, every tensor of both accounted for by name and shape.
 
     Args:
-        path: .safetensors, .pth or .pt; nothing in it is run.
+        path: A file of safetensors or torch.save, in any wrapping; nothing in it is run.
         names: Its classes in the order of its channels, with background first or without it.
         arch: The network's name here, such as deeplabv3_resnet50; None: as its names show.
         output_stride: 8 or 16; None: as its library builds it by default.
         rates: Dilations of the ASPP; None: RATES.
+        report: Gets a line about what is left out beside the network.
 
     Returns:
         The model on the CPU in evaluation mode, with heads background and base.
@@ -100,7 +106,8 @@ def read_foreign(
     Raises:
         UserError: For a file that cannot be read or holds another network, or names that do not fit.
     """
-    tensors = _older_names(_stripped(read_tensors(path)))
+    content = read_file(path, "weights file")
+    tensors = _older_names(find_network(path, content, _MARKS, report, beside=_NORMALISATION))
     rates = tuple(rates or RATES)
     if f"{_TORCHVISION_LAST}weight" in tensors:
         foreign = _torchvision(path, tensors, arch, output_stride, rates)
@@ -114,7 +121,7 @@ def read_foreign(
     channels = int(tensors[f"{foreign.last}weight"].shape[0])
     check_names(path, names, channels)
     layout = (Group("background", 0, 1, "conv", 0), Group("base", 1, channels, "conv", 0))
-    mean, std = foreign.normalisation
+    mean, std = _inputs(path, tensors, foreign)
     with torch.random.fork_rng(devices=[]):
         model = Segmenter(foreign.config, layout, False, mean, std)
     fill_whole(
@@ -249,14 +256,19 @@ def _mobilenet_names(arch: str) -> dict[str, str]:
 # --- tensors ------------------------------------------------------------------------------------------------
 
 
-def _stripped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without what a wrapper put before them; it may also hold the normalisation of its inputs."""
-    found = dict(tensors)
-    for prefix in ("module.", "_orig_mod.", "model."):
-        inside = [name for name in found if name not in ("mean", "std")]
-        if inside and all(name.startswith(prefix) for name in inside):
-            found = {name.removeprefix(prefix): found[name] for name in inside}
-    return found
+def _inputs(
+    path: Path, tensors: dict[str, Tensor], foreign: Foreign
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the inputs: the library's, or the file's own, which are taken out."""
+    own = [tensors.pop(name, None) for name in _NORMALISATION]
+    mean, std = (None if value is None else value.flatten().tolist() for value in own)
+    if mean is None and std is None:
+        return foreign.normalisation
+    if mean is None or std is None or len(mean) != 3 or len(std) != 3:
+        raise UserError(
+            f"{path} holds a mean or std that is not of three channels; remove both from the file"
+        )
+    return tuple(mean), tuple(std)
 
 
 def _older_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

