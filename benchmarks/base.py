@@ -19,6 +19,7 @@ from segrow.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from segrow.methods.ssul import Ssul
 
 from .data import ANIMALS, animals, few
+from .machine import has_bf16
 from .ours import LABELS, Precision, make_run, train_step
 from .process import spawned
 from .reference import ReferenceStep, train_reference
@@ -45,17 +46,18 @@ ON_GPU = Case("resnet101", 32, 513, 256, {"16": 2.5, "bf16": 2.5})
 def run(options: Options) -> list[Row]:
     """As in animals-4-1-ssul, or, on a GPU, as published and in mixed precision; the batches of one epoch."""
     case = ON_GPU if options.on_gpu else ON_CPU
+    targets = {p: t for p, t in case.targets.items() if options.on_gpu or p == "32" or has_bf16()}
     root = animals(options, "base", few(case.images, case.batch, of="person"), val=8).resolve()
     words = (root, options.device, options.seed, torch.get_num_threads())
     variants: dict[str, Callable[[], float]] = {
         name: partial(spawned, f"base step of {root}", "benchmarks.base", name, *words)
-        for name in ("reference", *case.targets)
+        for name in ("reference", *targets)
     }
     rounds = options.rounds or (5 if options.full else 3)
     found = alternate(variants, rounds, options.say, "base")
     speeds = {name: median(each) for name, each in found.items()}
     rows = []
-    for precision, target in case.targets.items():
+    for precision, target in targets.items():
         name = LABELS[precision]
         what = f"base step, {case.name}, batch {case.batch}, {case.crop} px"
         gain = (speeds["reference"], speeds[precision])

@@ -25,6 +25,7 @@ from segrow.scenario import UNKNOWN
 
 from .data import animals, few
 from .increment import Case, Measurement, configuration
+from .machine import has_bf16
 from .ours import ExactStep, random_network, save_before
 from .reference import ReferenceStep, train_reference
 from .report import Options, Row
@@ -83,7 +84,7 @@ def _resnet(options: Options) -> list[Row]:
     reference.train_mode()
     exact = {
         name: ExactStep(copy.deepcopy(model), copy.deepcopy(teacher), step, bf16=name == "bf16")
-        for name in ("fp32", "bf16")
+        for name in (("fp32", "bf16") if has_bf16() else ("fp32",))
     }
     images = torch.randint(0, 256, (batch, 3, crop, crop), dtype=torch.uint8)
     labels = torch.randint(0, 2, (batch, crop, crop)) * (model.n_classes - 1)

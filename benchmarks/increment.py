@@ -24,6 +24,7 @@ from segrow.engine.validate import Validation
 from segrow.methods.ssul import Ssul
 
 from .data import ANIMALS, animals, few
+from .machine import has_bf16
 from .ours import (
     DEFAULT_VIEWS,
     LABELS,
@@ -77,8 +78,10 @@ class Case:
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """Ours: the reference's own, then the best."""
-        return ("16", "bf16") if self.device == "cuda" else ("32", "bf16")
+        """Ours: the reference's own, then the best that the device computes in."""
+        if self.device == "cuda":
+            return ("16", "bf16")
+        return ("32", "bf16") if has_bf16() else ("32",)
 
 
 @dataclass(frozen=True)

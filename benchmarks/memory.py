@@ -15,6 +15,7 @@ from segrow.data.tiny import compose
 from segrow.methods.ssul import Ssul
 
 from .child import Result, Work, configuration, spawn
+from .machine import has_bf16
 from .ours import random_network, save_before
 from .report import Options, Row, less
 
@@ -47,18 +48,19 @@ def run(options: Options) -> list[Row]:
     save_before(network, config, Ssul(unknown="background"), STEP - 1, work / "before")
     del network
     found: dict[str, Result] = {}
+    targets = {name: target for name, target in TARGETS.items() if has_bf16() or "bf16" not in name}
     variants = {
         "reference": replace(shared, variant="reference"),
         "exact fp32": shared,
         "cached fp32": replace(shared, variant="cached"),
         "cached bf16": replace(shared, variant="cached", precision="bf16"),
     }
-    for name, work_of in variants.items():
+    for name in ("reference", *targets):
         options.say(f"memory: {name}")
-        found[name] = spawn(work_of)
+        found[name] = spawn(variants[name])
     rows = []
     note = "memory: one view of five images is kept; each is 1 MiB, in memory or in a file, as asked for"
-    for name, target in TARGETS.items():
+    for name, target in targets.items():
         what = f"peak memory, {KNOWN} classes, resnet101, batch 2, 513 px"
         theirs, ours = found["reference"], found[name]
         key = f"memory.{{}}.{name.replace(' ', '-')}"

@@ -170,6 +170,6 @@ class ExactStep:
         self.optimizer.zero_grad()
 
 
-def with_views(train: TrainConfig, views: int, precision: Precision = "32") -> TrainConfig:
+def with_views(train: TrainConfig, views: int, precision: Precision | Literal["auto"] = "32") -> TrainConfig:
     """The same options in the exact mode (0 views) or in the cached mode."""
     return replace(train, precision=precision, feature_views=views)

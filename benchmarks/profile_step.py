@@ -24,6 +24,7 @@ from segrow.model.kernels import accelerate
 from segrow.model.segmenter import Segmenter, build_segmenter
 from segrow.scenario import UNKNOWN
 
+from .machine import has_bf16
 from .reference import ReferenceStep
 from .timing import alternate
 
@@ -86,7 +87,7 @@ def variants(name: str, batch: int, crop: int) -> dict[str, Callable[[], object]
         "reference": partial(step.update, model.normalise(images).contiguous(), shifted)
     }
     for kind, plain in (("", False), (" plain", True)):
-        for precision in ("fp32", "bf16"):
+        for precision in ("fp32", "bf16") if has_bf16() else ("fp32",):
             out[precision + kind] = Update(network(name), ours, precision == "bf16", plain)
     return out
 
@@ -111,6 +112,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     updates = variants(arguments.model, arguments.batch, arguments.crop)
     if arguments.operators:
+        if arguments.operators not in updates:
+            parser.error(f"--operators {arguments.operators}: expected one of {', '.join(updates)}")
         update = updates[arguments.operators]
         update()
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as found:

@@ -206,6 +206,5 @@ def real(options: Options) -> RunConfig:
             batch_size=16,
             crop=193,
             device="cpu",
-            precision="bf16",
         ),
     )

@@ -43,7 +43,7 @@ from segrow.grow import AddOptions, carry_out, plan_addition
 from segrow.methods.ssul import Ssul
 from segrow.model.store import read_record
 
-from .machine import describe, has_bf16, versions
+from .machine import describe, versions
 
 BASE = ("person", "chair", "cat", "dog")
 NEW = "horse"
@@ -238,7 +238,6 @@ def train_base(root: Path, weights: str, out: Path, size: Size) -> dict[str, flo
             epochs=size.epochs,
             batch_size=size.batch,
             crop=size.crop,
-            precision="bf16" if has_bf16() else "32",
             device="cpu",
         ),
     )

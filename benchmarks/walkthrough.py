@@ -55,7 +55,7 @@ model:
 method: {name: ssul}
 train:
   {epochs: 12, batch_size: 16, step0_lr: 0.1, step0_backbone_lr: 0.1, crop: 96, scale: [0.8, 1.25], flip: 0.0,
-   precision: bf16, workers: 1, device: cpu}
+   workers: 1, device: cpu}
 """
 
 GATE = "--check old_photos --min-new 30"

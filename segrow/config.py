@@ -117,7 +117,8 @@ class TrainConfig:
             defect 3). Only to chase its published numbers: those images are also the test images.
         crop_val: Evaluate on the centre crop of the resized image instead of the whole image.
         val_batch_size: Images of one evaluation batch (with crop_val).
-        precision: 32, bf16 or 16 (mixed precision in training; evaluation is always 32).
+        precision: 32, bf16 or 16 (mixed precision in training; evaluation is always 32), or auto: bf16 where
+            the processor or GPU computes in it, else 32.
         device: auto, cpu or cuda.
         devices: Number of processes, one a device (data parallel).
         workers: Loader processes of each device.
@@ -156,7 +157,7 @@ class TrainConfig:
     select: Literal["last", "best"] = "last"
     crop_val: bool = True
     val_batch_size: int = 16
-    precision: Literal["32", "bf16", "16"] = "32"
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
     workers: int = 2

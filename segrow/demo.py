@@ -93,7 +93,6 @@ def demo_config(size: DemoSize, seed: int, task: str) -> RunConfig:
             scale=(0.8, 1.25),
             flip=0.0,  # a mirrored digit is none
             feature_views=0,  # the three methods see the same views
-            precision="bf16",
             workers=1,
         ),
     )
@@ -163,7 +162,7 @@ def _predictors(folder: Path, steps: int) -> list[Predictor]:
     for step in range(steps):
         model, meta, method = load_with_method(RunPaths(folder).model(step), allow_code=False)
         crop = meta["protocol"]["crop"]
-        predictors.append(Predictor(model, method.scores, meta["class_names"], crop=crop))
+        predictors.append(Predictor(model, method.scores, meta["class_names"], crop=crop, precision="32"))
     return predictors
 
 

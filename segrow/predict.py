@@ -5,6 +5,7 @@ seen = predictor("photo.jpg")
 seen.labels, seen.probability, seen.unknown, seen.overlay()      # all in the size of the photo
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ from .methods.base import unsure
 from .model.fused import fuse
 from .model.segmenter import Segmenter, SegOutput
 from .palette import voc_palette
+from .precision import PrecisionWarning, choose
 from .report.figures import overlay
 from .stored import find_model, load_with_method
 
@@ -137,7 +139,7 @@ def load(
     model: Path | str,
     *,
     device: torch.device | str | None = None,
-    precision: Literal["32", "bf16"] = "32",
+    precision: Literal["auto", "32", "bf16"] = "auto",
     tile: int | None = None,
     allow_code: bool = False,
 ) -> "Predictor":
@@ -150,6 +152,9 @@ def load(
         tile: As in `Predictor`.
         allow_code: Import a method from outside segrow, if that is what the model was trained with.
 
+    Warns:
+        PrecisionWarning: bf16 was asked for where the device emulates it.
+
     Raises:
         UserError: When there is no model, it was changed, its method may not be imported, or the device is
             not there.
@@ -158,7 +163,7 @@ def load(
     place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network, meta, method = load_with_method(folder, allow_code, place)
     protocol = meta["protocol"]
-    return Predictor(
+    predictor = Predictor(
         network,
         method.scores,
         meta["class_names"],
@@ -168,6 +173,9 @@ def load(
         tile=tile,
         novelty=method.novelty,
     )
+    if predictor.precision.emulated:
+        warnings.warn(str(predictor.precision.line), PrecisionWarning, stacklevel=2)
+    return predictor
 
 
 @final
@@ -181,11 +189,14 @@ class Predictor:
         crop: Side of the crop if the model was evaluated on resized crops: images then have their short
             side resized to it. None: images keep their size.
         device: Where the copy runs.
-        precision: 32, or bf16: faster where the processor has it, but where classes are close a pixel can get
-            another one.
+        precision: 32; bf16, faster where the device computes in it, but where classes are close a pixel can
+            get another one; or auto: bf16 there, else 32.
         tile: Side in pixels of square tiles, for large images: they then keep their size, whatever `crop`
             says, and go through the network piece by piece. Tiles overlap by a quarter and are blended.
         novelty: The method's `novelty`; None: 1 - the best score.
+
+    Attributes:
+        precision: The one that is used, and why.
 
     Raises:
         UserError: A tile that is too small, another precision, or a device that is not there.
@@ -200,7 +211,7 @@ class Predictor:
         *,
         crop: int | None = None,
         device: torch.device | str = "cpu",
-        precision: Literal["32", "bf16"] = "32",
+        precision: Literal["auto", "32", "bf16"] = "auto",
         tile: int | None = None,
         novelty: Scores | None = None,
     ) -> None:
@@ -208,10 +219,12 @@ class Predictor:
             raise ValueError(f"{len(classes)} class names for a model of {model.n_classes} classes")
         if tile is not None and (not isinstance(tile, int) or tile < 4 * STRIDE):
             raise UserError(f"tile is {tile}, expected a whole number of pixels, {4 * STRIDE} or more")
-        if precision not in ("32", "bf16"):
-            raise UserError(f'precision is {precision!r}, expected "32" or "bf16"')
+        if precision not in ("auto", "32", "bf16"):
+            raise UserError(f'precision is {precision!r}, expected "auto", "32" or "bf16"')
         self.device = _device(device)
-        self.model = fuse(model).to(self.device, torch.bfloat16 if precision == "bf16" else None)
+        self.precision = choose(precision, self.device.type)
+        number = torch.bfloat16 if self.precision.used == "bf16" else None
+        self.model = fuse(model).to(self.device, number)
         self.scores = scores
         self.novelty = novelty or (lambda logits, unknown: unsure(scores(logits, unknown)))
         self.classes = tuple(classes)

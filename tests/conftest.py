@@ -10,9 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from segrow import precision
+
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # the few real subprocesses too
 
+_NATIVE_BF16 = precision.native_bf16
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -22,6 +25,20 @@ def _no_rembg() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "rembg", None)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _float32() -> Iterator[None]:
+    """Precision auto is 32 on every machine, so all tests compute alike; `machine_bf16` takes it back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "native_bf16", lambda device: (False, f"the tests say so of {device}"))
+        yield
+
+
+@pytest.fixture
+def machine_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Precision auto is what this machine has."""
+    monkeypatch.setattr(precision, "native_bf16", _NATIVE_BF16)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -308,7 +308,7 @@ def test_backbone_rate_of_increments_defaults_to_a_tenth(
 
 def test_fp16_on_a_cpu_is_refused(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert start(root, tmp_path / "run", "--train.precision", "16") == 2
-    assert "precision 16 needs a GPU; on a CPU use --train.precision bf16" in only_line(
+    assert "precision 16 needs a GPU; on a CPU use --train.precision auto" in only_line(
         capsys.readouterr().err
     )
     assert not (tmp_path / "run").exists()

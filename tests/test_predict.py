@@ -559,7 +559,7 @@ def test_a_tile_that_is_too_small(model: Segmenter) -> None:
 
 
 def test_what_is_asked_for_must_be_there(model: Segmenter) -> None:
-    with pytest.raises(UserError, match=r"precision is '16', expected \"32\" or \"bf16\""):
+    with pytest.raises(UserError, match=r"precision is '16', expected \"auto\", \"32\" or \"bf16\""):
         Predictor(model, scores, NAMES, precision="16")  # type: ignore[arg-type]
     for device in ("meta", "gpu7", 1.5):
         with pytest.raises(UserError, match=f"device is {device}"):

@@ -143,12 +143,12 @@ def test_ssul_recipes_are_published_with_float16(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     words = ["--recipe", "voc-15-1-ssul"]
     assert run(*words).config.train.precision == "16"
-    assert run(*words, "--train.device", "cpu").config.train.precision == "32"
+    assert run(*words, "--train.device", "cpu").config.train.precision == "auto"
     assert run(*words, "--train.device", "cpu", "--train.precision", "16").config.train.precision == "16"
-    assert run("--method", "ssul").config.train.precision == "32"
-    assert run("--recipe", "voc-15-1-mib").config.train.precision == "32"
+    assert run("--method", "ssul").config.train.precision == "auto"
+    assert run("--recipe", "voc-15-1-mib").config.train.precision == "auto"
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert run(*words).config.train.precision == "32"
+    assert run(*words).config.train.precision == "auto"
 
 
 # --- the lowest of four layers ----------------------------------------------------------------------------
@@ -374,7 +374,7 @@ def test_recipes_shows_one_in_full(capsys: pytest.CaptureFixture[str]) -> None:
         "definition  ssul",
         "--train.epochs 50",
         "--memory.size 100",
-        "--train.precision 16 (on a CPU, which cannot train with it: 32)",
+        "--train.precision 16 (on a CPU, which cannot train with it: auto)",
         "synchronised over devices",
         "--memory.unshifted true: exemplar labels are not shifted",
         "segrow reproduce voc-15-1-ssul-m --data.root DIR",
@@ -391,7 +391,7 @@ def test_the_settings_it_shows_are_those_that_run(capsys: pytest.CaptureFixture[
         assert cli.main(["recipes", name]) == 0
         block = capsys.readouterr().out.split("settings\n")[1].split("\n\n")[0]
         words = [word for line in block.splitlines() for word in line.split("(")[0].split()]
-        words += ["--train.precision", "32"]
+        words += ["--train.precision", "auto"]
         assert run(*words).config == run("--recipe", name).config
         assert run(*words).method == run("--recipe", name).method
 

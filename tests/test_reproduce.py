@@ -185,7 +185,7 @@ def test_a_changed_option_is_named_beside_the_number(trees: dict[str, Path]) -> 
         return list(reproduce.comments(found, options, quick=False))
 
     usual = [line for line in said() if line.startswith("settings differ")]
-    assert usual == ["settings differ from the published ones: train.precision 32 instead of 16"]
+    assert usual == ["settings differ from the published ones: train.precision auto instead of 16"]
     changed = said(
         "--train.clip", "1", "--method.threshold", "0.5", "--data.root", "D", "--train.workers", "7"
     )

@@ -98,7 +98,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         "train.weight_decay": 0.01,
         "seed": 3,
     },
-    "--amp --print_interval 1": {"train.precision": "bf16", "train.log_every": 1},
+    "--amp --print_interval 1": {"train.precision": "auto", "train.log_every": 1},
     "--freeze --lr 0.02 --lr_policy poly": {"train.lr": 0.02, "train.policy": "poly"},
     "--lr_policy step --step_size 2": {"train.policy": "step", "train.step_size": 2},
     "--crop_val --val_batch_size 3": {"train.crop_val": True, "train.val_batch_size": 3},
@@ -189,7 +189,7 @@ def test_the_printed_command_is_the_same_run(
     assert {key: value for key, value in config.items() if key != "steps"} == stored(out)
     assert options.out == out.relative_to(tmp_path)
     assert "main.py: no GPU here: on the CPU" in shown.out or torch.cuda.is_available()
-    assert "--amp is bf16" in shown.out or torch.cuda.is_available()
+    assert "--amp is --train.precision auto" in shown.out or torch.cuda.is_available()
     assert "learning rate, step 0: backbone 0.001, decoder and heads 0.01" in shown.out
     assert "new head and unknown head 1e-05, background head 1e-09" in shown.out
     assert shown.err.startswith("main.py: --num_classes has no effect: follows from the task\n")

@@ -187,7 +187,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "--separable_conv": {},
     "--output_stride 8": {"model.output_stride": 8},
-    "--amp": {"train.precision": "bf16"},
+    "--amp": {"train.precision": "auto"},
     "--train_epoch 7": {"train.epochs": 7},
     "--lr 0.05": {},  # everything trains at 0.001 and 0.01 without --freeze
     "--lr 1e-05 --freeze": {"train.lr": 1e-5, "method.freeze": "old_heads"},

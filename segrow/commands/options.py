@@ -87,7 +87,7 @@ def parse_run(
     draft, _, _ = _build(parser, name, values, rest)
     if low.get("train", {}).get("precision") == "16" and not _on_gpu(draft):
         # float16 trains on a GPU only; whoever asks for it in a file or by a flag is told so by the engine
-        values, _, _ = _join(merge(low, {"train": {"precision": "32"}}), high, early.method)
+        values, _, _ = _join(merge(low, {"train": {"precision": "auto"}}), high, early.method)
     values = merge(published_settings(name, draft.data.name, draft.task), values)
     chosen = None
     if early.reference:

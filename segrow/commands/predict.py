@@ -1,10 +1,12 @@
 """`segrow predict`."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.progress import track
 
+from ..precision import PrecisionWarning
 from ..predict import load
 from ..predict_files import find_images, predict_files
 from ..terminal import Terminal
@@ -39,13 +41,18 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--precision",
-        choices=("32", "bf16"),
-        default="32",
-        help="bf16: faster where the processor has it; where classes are close a pixel can get another one",
+        choices=("auto", "32", "bf16"),
+        default="auto",
+        help="bf16: faster where the processor computes in it, but where classes are close a pixel can get "
+        "another one; auto (default): bf16 there, else 32",
     )
     parser.add_argument("--allow_code", action="store_true", help="import a method from outside segrow")
     args = parser.parse_args(list(argv))
-    predictor = load(args.model, precision=args.precision, tile=args.tile, allow_code=args.allow_code)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PrecisionWarning)  # the line below says it
+        predictor = load(args.model, precision=args.precision, tile=args.tile, allow_code=args.allow_code)
+    if predictor.precision.line:
+        Terminal(stderr=True).say(predictor.precision.line)
     jobs = find_images(args.images, Path(args.out))
     console = Terminal()
     skipped = []

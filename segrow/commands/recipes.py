@@ -138,8 +138,7 @@ def _flags(options: dict[str, Any]) -> list[str]:
     """Options as flags; the method's own first name is --method."""
     flags = []
     for key, value in flatten(options):
-        also = (
-            " (on a CPU, which cannot train with it: 32)" if (key, value) == ("train.precision", "16") else ""
-        )
+        pinned = (key, value) == ("train.precision", "16")
+        also = " (on a CPU, which cannot train with it: auto)" if pinned else ""
         flags.append(f"--{'method' if key == 'method.name' else key} {show(value)}{also}")
     return flags

@@ -189,8 +189,8 @@ def _announce(seed: Seed, place: Place, base: Base | None, words: Sequence[str])
     console = Terminal()
     console.say(f"{seed.prog}: {place.describe()}")
     if seed.amp:
-        what = "fp16" if place.device == "cuda" else "bf16, since there is no fp16 training on a CPU"
-        console.say(f"{seed.prog}: --amp is {what}")
+        on_cpu = "--train.precision auto, since there is no fp16 training on a CPU"
+        console.say(f"{seed.prog}: --amp is {'fp16' if place.device == 'cuda' else on_cpu}")
     console.say("the same with segrow:")
     if base is not None and base.source is not None:
         from .seed_eval import import_words

@@ -199,7 +199,7 @@ def _data_and_model(parser: argparse.ArgumentParser, model: str) -> None:
 def _training(parser: argparse.ArgumentParser, epochs: int, batch: int) -> None:
     train = parser.add_argument_group("training")
     flag = "store_true"
-    train.add_argument("--amp", action=flag, help="mixed precision: fp16 on a GPU, bf16 on a CPU")
+    train.add_argument("--amp", action=flag, help="mixed precision: fp16 on a GPU, bf16 on a CPU that has it")
     train.add_argument("--test_only", action=flag, help="evaluate what has been trained, train nothing")
     train.add_argument("--train_epoch", type=int, help=f"epochs of every step (default: {epochs})")
     train.add_argument("--curr_itrs", type=int, help="without effect: a stopped run goes on by itself")

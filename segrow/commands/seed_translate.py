@@ -159,7 +159,7 @@ def _method(seed: Seed) -> dict[str, str]:
 
 def _schedule(seed: Seed, place: Place) -> dict[str, str]:
     heads, backbone = STEP0
-    amp = "16" if place.device == "cuda" else "bf16"
+    amp = "16" if place.device == "cuda" else "auto"
     return {
         "--train.epochs": str(seed.train_epoch),
         "--train.batch_size": str(seed.batch_size),

@@ -25,6 +25,7 @@ class Checkpoint:
         method: State of the method.
         seconds: Training time so far.
         selected: State of the choice among the step's weights; empty where it ends with its last ones.
+        precision: What the step was trained in so far (`precision.continued`); empty in older files.
     """
 
     step: int
@@ -35,6 +36,7 @@ class Checkpoint:
     method: dict[str, Any]
     seconds: float
     selected: dict[str, Any] = field(default_factory=dict)
+    precision: str = ""
 
     def save(self, path: Path) -> None:
         """Write atomically."""

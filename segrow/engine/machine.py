@@ -7,6 +7,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import Precision
 
 from ..config import TrainConfig
+from ..precision import Choice, choose
 from .log import Display
 
 
@@ -29,3 +30,8 @@ class Machine:
     seed: int
     root: Path
     display: Display
+
+    @property
+    def numbers(self) -> Choice:
+        """The precision that was chosen, and why."""
+        return choose(self.train.precision, self.fabric.device.type)

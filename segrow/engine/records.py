@@ -8,6 +8,7 @@ from .. import __version__
 from ..config import RunConfig
 from ..data.base import Presence
 from ..methods.base import Method
+from ..precision import mixed_remark
 from ..scenario import Scenario
 from .folder import FREE, differences, images_hash, is_model_directory, read_config
 
@@ -65,6 +66,11 @@ def kept_remarks(steps: Sequence[Mapping[str, Any]]) -> list[str]:
     which = "all increments" if list(kept) == increments else some
     views = " or ".join(map(str, sorted(set(kept.values()))))
     return [f"{which} {KEPT}, {views} an image of the step, not on new ones (train.feature_views)"]
+
+
+def step_remarks(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the training of the steps so far leaves to say."""
+    return [*kept_remarks(steps), *mixed_remark(steps)]
 
 
 def base_remark(base: Path, plain: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from ..methods.base import Method, StepContext
 from ..model.norm import synchronise_norms
 from ..model.segmenter import Segmenter, build_segmenter
 from ..model.store import load_model, read_record, save_model
+from ..precision import MIXED, last
 from ..stored import METHOD_STATE, load_with_method, restore_state
 from .checkpoint import Checkpoint
 from .cost import Stopwatch, parameter_counts, peak_memory, reset_peak_memory, stored_bytes
@@ -44,7 +45,7 @@ from .folder import (
 )
 from .log import Display
 from .machine import Machine
-from .records import KEPT, SHARED, all_remarks, base_remark, empty_results, kept_remarks, model_meta
+from .records import KEPT, SHARED, all_remarks, base_remark, empty_results, model_meta, step_remarks
 from .scan import scan
 from .select import Selection, new_classes_score
 from .setup import Prepared, check_ranges, is_first_process, make_fabric, prepare
@@ -88,6 +89,7 @@ def train(
         machine = Machine(fabric, precision, config.train, config.seed, out, display)
         run = Run(config, method, prepared, machine)
         run.begin(plain, base, (*remarks, *prepared.data.notes))
+        run.say_precision()
         for step in prepared.scenario.steps[: config.steps]:
             news = run.step(step.index)
             if news and after_step and fabric.is_global_zero:
@@ -145,7 +147,7 @@ class Run:
             self.results = read_results(self.paths.root)
             check_data(self.results, empty, self.scenario)
             shared = [line for line in self.results.get("remarks", ()) if line.startswith(SHARED)]
-            self.results["remarks"] = [*empty["remarks"], *shared, *kept_remarks(self.results["steps"])]
+            self.results["remarks"] = [*empty["remarks"], *shared, *step_remarks(self.results["steps"])]
             return
         self.results = empty
         adopted = None if base is None else check_base(base, plain, self.results, self.method, self.scenario)
@@ -166,6 +168,24 @@ class Run:
             write_atomic(self.paths.config, yaml.safe_dump(stored, sort_keys=False).encode())
         if base is not None:
             self._adopt(base, adopted)
+
+    def say_precision(self) -> None:
+        """Which precision the steps to come are trained in, when that was not said by the user."""
+        done = self.results["steps"]
+        if len(done) >= len(self.scenario.steps[: self.config.steps]):
+            return
+        if done:
+            self._say_change("the steps so far were", done[-1]["cost"].get("precision", ""))
+        if line := self.machine.numbers.line:
+            self.machine.display.say(line)
+
+    def _say_change(self, what: str, before: str) -> None:
+        """A line when the run goes on in another precision: `auto`, on another machine."""
+        numbers = self.machine.numbers
+        if before and last(before) != numbers.used:
+            self.machine.display.say(
+                f"{what} trained in {before}; this machine goes on in {numbers.used}, for {numbers.reason}"
+            )
 
     def say_what_is_left(self) -> None:
         """A line when the task goes further than the run."""
@@ -225,6 +245,8 @@ class Run:
         resume = Checkpoint.load(self.paths.checkpoint)
         if resume and resume.step != step:
             resume = None
+        if resume:
+            self._say_change(f"step {step} was", resume.precision)
         self._announce(step, images)
         if resume is None:
             model.eval()
@@ -257,6 +279,7 @@ class Run:
                 "parameters": total,
                 "exemplars": len(exemplars),
                 "features": features.record() if features else None,
+                "precision": trainer.precision,
             }
             if selection:
                 training["selected"] = selection.record()
@@ -398,6 +421,6 @@ class Run:
                 **selected,
             }
         )
-        remarks = [line for line in self.results["remarks"] if KEPT not in line]
-        self.results["remarks"] = [*remarks, *kept_remarks(self.results["steps"])]
+        remarks = [line for line in self.results["remarks"] if KEPT not in line and MIXED not in line]
+        self.results["remarks"] = [*remarks, *step_remarks(self.results["steps"])]
         self._write_results()

@@ -13,6 +13,7 @@ from ..data import open_dataset
 from ..data.base import Presence, SegDataset
 from ..errors import UserError
 from ..methods.base import Method
+from ..precision import choose
 from ..scenario import Scenario, Step, build_scenario
 from .select import check_selection
 from .step import make_precision
@@ -191,7 +192,7 @@ def make_fabric(train: TrainConfig) -> tuple[Fabric, Precision]:
         raise UserError("--train.device cuda, but torch sees no GPU; use --train.device cpu")
     if device == "cuda" and train.devices > torch.cuda.device_count():
         raise UserError(f"--train.devices {train.devices}, but there are {torch.cuda.device_count()} GPUs")
-    precision = make_precision(train.precision, device)
+    precision = make_precision(choose(train.precision, device).used, device)
     fabric = Fabric(
         accelerator=device,
         devices=train.devices,

@@ -26,6 +26,7 @@ from ..errors import LeakError, NonFiniteLossError, UserError
 from ..losses import rate_factor
 from ..methods.base import Method, StepContext
 from ..model.kernels import accelerate
+from ..precision import continued
 from .checkpoint import Checkpoint
 from .cost import Stopwatch
 from .features import StepFeatures
@@ -113,6 +114,7 @@ class StepTrainer:
             weight_decay=train.weight_decay,
             fused=True if fabric.device.type == "cpu" else None,  # there torch has no other fast one
         )
+        self.precision = continued(resume.precision if resume else "", machine.numbers.used)
         self.first = resume.epoch if resume else 0
         self.watch = Stopwatch(resume.seconds if resume else 0.0)
         if resume:
@@ -245,6 +247,7 @@ class StepTrainer:
             method=dict(self.method.state_dict()),
             seconds=self.watch.seconds,
             selected=self.selection.state_dict() if self.selection else {},
+            precision=self.precision,
         )
 
 
@@ -285,7 +288,7 @@ def make_precision(name: str, device_type: str) -> Precision:
         return Precision()
     if name == "16":
         if device_type != "cuda":
-            raise UserError("precision 16 needs a GPU; on a CPU use --train.precision bf16 or 32")
+            raise UserError("precision 16 needs a GPU; on a CPU use --train.precision auto, bf16 or 32")
         return MixedPrecision("16-mixed", "cuda", torch.amp.GradScaler("cuda"))
     return MixedPrecision("bf16-mixed", device_type)
 

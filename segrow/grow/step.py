@@ -228,6 +228,8 @@ def _train(plan: Plan, work: Path, data: GivenDataset, display: Display) -> Path
     prepared = Prepared(data, scenario_of(plan, data), nothing, nothing)
     fabric, precision = make_fabric(plan.config.train)
     machine = Machine(fabric, precision, plan.config.train, plan.config.seed, work, display)
+    if machine.numbers.line:
+        display.say(machine.numbers.line)
     Run(plan.config, plan.method, prepared, machine).train_step(plan.step)
     return paths.model(plan.step)
 

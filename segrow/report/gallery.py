@@ -319,7 +319,13 @@ def _draw_step(folder: Path, source: Source, run: ReportRun, step: int, allow_co
     model, meta, reader = load_with_method(RunPaths(run.folder).model(step), allow_code, device)
     crop = meta["protocol"]["crop"] if meta["protocol"]["crop_val"] else None
     predictor = Predictor(
-        model, reader.scores, meta["class_names"], crop=crop, device=device, novelty=reader.novelty
+        model,
+        reader.scores,
+        meta["class_names"],
+        crop=crop,
+        device=device,
+        precision="32",  # as it was evaluated
+        novelty=reader.novelty,
     )
     palette, table = source.palette, source.scenario.eval_table()
     values: list[float | None] = []
