@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from .. import __version__
 from ..atomic import write_atomic
 from ..protocol import Summary
 from .tables import Summaries, n_steps, notes, percent, rows
+from .template import fill
 
 Results = Mapping[str, Mapping[str, Any]]
 """results.json of each run, by the name its summary has."""
@@ -32,14 +32,9 @@ def write_page(
         UserError: The runs are not counted by the same definition.
         KeyError: A summary has no results of its name.
     """
-    import jinja2
-
-    source = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     names = [name for name, _ in summaries]
-    text = environment.from_string(source).render(
+    text = fill(
+        "page.html",
         title=title,
         command=command,
         version=__version__,

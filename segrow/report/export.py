@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..atomic import write_atomic
 from .charts import axis_of, drift_series, drifts, miou_series
-from .figures import LINES, MARKERS
+from .figures import LINES, MARKERS, legend, plain_figure, words
 from .findings import DRIFTS, matrix_of
 from .gallery import Gallery
 from .runs import NUMBERS, Group, ReportRun, Spread
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _CELL, _GAP = 200, 8  # pixels: width of a picture of the grid, space between two
 _OF_A_RUN = re.compile(r"(iou|confusion|cost|pictures)(-.*)\.(png|svg|csv)")
+_LONGEST = 60  # characters of a run's name in the name of a file, which has 255 bytes
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # what a spreadsheet computes when a cell begins with it
 _NAMED_CELLS = 30  # more classes than this have no names on an axis
 Numbered = Sequence[tuple[str, Sequence[Spread]]]
 
@@ -72,7 +74,7 @@ def slugs_of(names: Sequence[str]) -> list[str]:
     """The names of runs as parts of file names, each another one."""
     slugs: list[str] = []
     for name in names:
-        plain = re.sub(r"[^\w.()-]+", "_", name)
+        plain = re.sub(r"[^\w.()-]+", "_", name)[:_LONGEST]
         free = (f"{plain}_{k}" if k > 1 else plain for k in itertools.count(1))
         slugs.append(next(slug for slug in free if slug.casefold() not in map(str.casefold, slugs)))
     return slugs
@@ -83,15 +85,11 @@ def slugs_of(names: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _figure(stem: Path, inches: tuple[float, float]) -> "Iterator[Figure]":
-    """A figure that is written as stem.png and stem.svg at the end. No pyplot, so no global state."""
+    """A figure that is written as stem.png and stem.svg at the end."""
     from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=inches, layout="constrained")
-    FigureCanvasAgg(figure)
-    yield figure
-    with rc_context({"svg.hashsalt": "segrow", "svg.fonttype": "none"}):
+    with plain_figure(inches) as figure, rc_context({"svg.hashsalt": "segrow", "svg.fonttype": "none"}):
+        yield figure
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # it was laid out; once is enough for both files
         for kind in ("png", "svg"):
@@ -103,9 +101,19 @@ def _figure(stem: Path, inches: tuple[float, float]) -> "Iterator[Figure]":
 def _csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    writer.writerow(header)
-    writer.writerows([["" if cell is None else cell for cell in row] for row in rows])
-    write_atomic(path, buffer.getvalue().encode())
+    writer.writerow([_cell(name) for name in header])
+    writer.writerows([[_cell(value) for value in row] for row in rows])
+    write_atomic(path, buffer.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def _cell(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: a `'` goes before a name that could be one.
+
+    It also goes before a name that begins with `'`, so that whoever drops one has the name again.
+    """
+    if value is None:
+        return ""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 # ---- curves
@@ -139,8 +147,8 @@ def _lines(stem: Path, heading: str, panels: Sequence[tuple[str, Numbered]]) -> 
     with _figure(stem, (3.1 * len(panels), 3.3)) as figure:
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for panel, (title, series) in zip(axes, panels, strict=True):
-            for i, (name, values) in enumerate(series):
-                _line(panel, name, values, i)
+            for i, (_, values) in enumerate(series):
+                _line(panel, values, i)
             panel.set_title(title, fontsize=9)
             panel.set_xlabel("step")
             panel.set_xticks(range(0, steps, max(1, -(-steps // 8))))
@@ -148,16 +156,16 @@ def _lines(stem: Path, heading: str, panels: Sequence[tuple[str, Numbered]]) -> 
             panel.set_ylim(lowest, 100)
             panel.grid(axis="y", color="#dddddd", linewidth=0.8)
             panel.spines[["top", "right"]].set_visible(False)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
+        names = [name for name, _ in panels[0][1]]
+        legend(figure, axes[0].lines, names, ncols=min(len(names), 5))
         figure.suptitle(heading, fontsize=10)
 
 
-def _line(panel: "Axes", name: str, values: Sequence[Spread], i: int) -> None:
+def _line(panel: "Axes", values: Sequence[Spread], i: int) -> None:
     mean = np.array([np.nan if v.mean is None else 100 * v.mean for v in values])
     std = np.array([100 * (v.std or 0.0) for v in values])
     colour = LINES[i % len(LINES)]
-    panel.plot(mean, color=colour, marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=1.6, label=name)
+    panel.plot(mean, color=colour, marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=1.6)
     if std.any():
         panel.fill_between(range(len(mean)), mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
 
@@ -173,7 +181,7 @@ def _iou(stem: Path, run: ReportRun, definition: str) -> None:
         axes = figure.subplots()
         drawn = axes.imshow(100 * values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
         axes.set_xticks(range(len(steps)))
-        axes.set_yticks(range(len(names)), names, fontsize=7)
+        axes.set_yticks(range(len(names)), list(map(words, names)), fontsize=7)
         axes.set_xlabel("step")
         axes.set_title(f"IoU in %, definition {definition}", fontsize=9)
         figure.colorbar(drawn)
@@ -204,8 +212,10 @@ def _confusions(stem: Path, run: ReportRun) -> None:
             panel.set_title(f"step {record['step']}", fontsize=8)
             panel.tick_params(labelsize=5)
             if len(names) <= _NAMED_CELLS:
-                panel.set_yticks(range(len(names)), names)
-                panel.set_xticks(range(matrix.shape[1]), names[: matrix.shape[1]], rotation=90)
+                panel.set_yticks(range(len(names)), list(map(words, names)))
+                panel.set_xticks(
+                    range(matrix.shape[1]), list(map(words, names[: matrix.shape[1]])), rotation=90
+                )
         figure.suptitle("true class (rows, below the line not learnt yet) taken for (columns), %", fontsize=9)
     rows = [
         [record["step"], names[truth], names[got], int(count)]
@@ -268,8 +278,8 @@ def _pictures(stem: Path, run: ReportRun, gallery: Gallery, chosen: Sequence[tup
         names = run.results["classes"]
         palette = np.array(gallery.palette) / 255
         if len(names) <= _NAMED_CELLS:
-            patches = [Patch(color=palette[c], label=names[c]) for c in range(1, len(names))]
-            figure.legend(handles=patches, loc="outside lower center", ncols=8, frameon=False, fontsize=7)
+            patches = [Patch(color=palette[c]) for c in range(1, len(names))]
+            legend(figure, patches, names[1:], ncols=8, fontsize=7)
     rows = [
         [k in dict(chosen), image_id, *(row[k] for row in gallery.scores)]
         for k, image_id in enumerate(gallery.images)

@@ -1,6 +1,7 @@
 """Pictures of results: overlays (numpy), curves per step and grids of predictions (matplotlib, PNG)."""
 
 import io
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,12 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from rich.cells import cell_len, set_cell_size
 
 from ..atomic import write_atomic
+from ..errors import shown
 from ..palette import voc_palette
 from .tables import Summaries, definition_of, n_steps
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -25,6 +29,7 @@ Labels = npt.NDArray[Any]
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _CELL = 1.55  # inches: width of one picture of the grid
+_LONGEST = 24  # columns of a name in a figure; the CSV beside it and the page hold all of it
 _PANELS: tuple[Literal["all", "old", "new"], ...] = ("all", "old", "new")
 
 
@@ -99,7 +104,7 @@ def curves(summaries: Summaries, path: Path) -> Path:
         axes = figure.subplots(1, 3, sharey=True)
         headings = ("all known classes", "base classes", "classes learnt since")
         for panel, key, heading in zip(axes, _PANELS, headings, strict=True):
-            for i, (name, summary) in enumerate(summaries):
+            for i, (_, summary) in enumerate(summaries):
                 values = [_percentage(step[key]) for step in summary["steps"]]
                 panel.plot(
                     range(len(values)),
@@ -108,15 +113,11 @@ def curves(summaries: Summaries, path: Path) -> Path:
                     marker=MARKERS[i % len(MARKERS)],
                     markersize=5,
                     linewidth=1.8,
-                    label=name,
                     clip_on=False,
                 )
             _tidy(panel, heading, n_steps(summaries))
         axes[0].set_ylabel("mIoU (%)")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(len(summaries), 6), frameon=False
-        )
+        legend(figure, axes[0].lines, [name for name, _ in summaries], ncols=min(len(summaries), 6))
         figure.suptitle(f"mIoU after each step, definition {first['definition']}", fontsize=11)
     return path
 
@@ -134,7 +135,7 @@ def qualitative(examples: Sequence[Example], classes: Sequence[str], path: Path)
     palette = voc_palette(len(classes))
     methods = list(examples[0].predictions)
     steps = max(len(maps) for example in examples for maps in example.predictions.values())
-    n_rows, shown = len(examples) * len(methods), _classes_in(examples)
+    n_rows, seen = len(examples) * len(methods), _classes_in(examples)
     heights = [e.image.shape[0] / e.image.shape[1] for e in examples for _ in methods]
     inches = (_CELL * (steps + 2), (_CELL + 0.06) * sum(heights) + 0.7)
     with _figure(path, inches) as figure:
@@ -147,22 +148,16 @@ def qualitative(examples: Sequence[Example], classes: Sequence[str], path: Path)
             top[1].imshow(overlay(example.image, example.truth, palette))
             for m, method in enumerate(methods):
                 row = axes[e * len(methods) + m]
-                _row_label(row[2], method)
+                _row_label(row[2], words(method))
                 for step, labels in enumerate(example.predictions[method]):
                     row[2 + step].imshow(overlay(example.image, labels, palette))
         for panel, heading in zip(
             axes[0], ["image", "truth", *(f"step {s}" for s in range(steps))], strict=True
         ):
             panel.set_title(heading, fontsize=9)
-        patches = [Patch(color=palette[c] / 255, label=classes[c]) for c in shown]
+        patches = [Patch(color=palette[c] / 255) for c in seen]
         if patches:
-            figure.legend(
-                handles=patches,
-                loc="outside lower center",
-                ncols=min(8, len(patches)),
-                frameon=False,
-                fontsize=8,
-            )
+            legend(figure, patches, [classes[c] for c in seen], ncols=min(8, len(patches)), fontsize=8)
     return path
 
 
@@ -193,15 +188,43 @@ def _tidy(panel: "Axes", heading: str, steps: int) -> None:
     panel.spines[["top", "right"]].set_visible(False)
 
 
+def words(name: str) -> str:
+    """A name as it stands in a figure: one line, and no longer than there is room for."""
+    text = shown(name)
+    return text if cell_len(text) <= _LONGEST else f"{set_cell_size(text, _LONGEST - 1)}…"
+
+
+def legend(figure: "Figure", handles: Sequence["Artist"], names: Sequence[str], **options: Any) -> None:
+    """A legend below a figure, with a line for every name, also for one that begins with an underscore."""
+    made = figure.legend(
+        handles, [str(k) for k in range(len(names))], loc="outside lower center", frameon=False, **options
+    )
+    for text, name in zip(made.get_texts(), names, strict=True):
+        text.set_text(words(name))
+
+
 @contextmanager
-def _figure(path: Path, inches: tuple[float, float]) -> "Iterator[Figure]":
-    """A figure that is written to `path` at the end. No pyplot: no global state, no display."""
+def plain_figure(inches: tuple[float, float]) -> "Iterator[Figure]":
+    """A figure whose texts are no formulas, whatever `$` is in them; draw and save it inside.
+
+    No pyplot: no global state, no display. A letter that the font lacks is drawn as a box.
+    """
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=inches, layout="constrained")
-    FigureCanvasAgg(figure)
-    yield figure
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    with rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
+        figure = Figure(figsize=inches, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+
+
+@contextmanager
+def _figure(path: Path, inches: tuple[float, float]) -> "Iterator[Figure]":
+    """A figure that is written to `path` at the end."""
+    with plain_figure(inches) as figure:
+        yield figure
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150)
     write_atomic(path, buffer.getvalue())

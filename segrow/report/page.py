@@ -5,7 +5,6 @@ write_report([Path("runs/ssul"), Path("runs/mib")], Path("compare.html"))
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from .findings import DRIFTS, Warned, warnings
 from .gallery import POOL, SHOWN, Gallery, choose, stored_gallery, update_gallery
 from .runs import NUMBERS, Group, Number, ReportRun, Spread, group_runs, published, read_runs, tested_on
 from .tables import NOT_COUNTED, definition_of, notes, percent, rows
+from .template import fill
 from .views import COST_HEADINGS, LAST, legend, run_view, shots
 
 _HEADINGS: dict[Number, str] = {
@@ -165,16 +165,11 @@ def render(
         chosen: Which of these images, and why.
         figures: Name of the folder of figures beside the page.
     """
-    import jinja2
-
-    source = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     runs = [run for group in groups for run in group.runs]
     steps = max(len(run.records) for run in runs)
     gallery = next(iter(galleries.values()), None)
-    return environment.from_string(source).render(
+    return fill(
+        "report.html",
         title=_title(runs),
         version=__version__,
         rules=definition_of([(run.name, run.summary) for run in runs])["rules"],

@@ -1,11 +1,12 @@
 """Tables of results for the terminal and for Markdown. Every table names the definition it was counted by."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..protocol import StepSummary, Summary
 from ..terminal import stacked
 
@@ -111,8 +112,9 @@ def as_markdown(summaries: Summaries) -> str:
         "|---:|---|" + "---:|" * (len(Row._fields) - 2),
     ]
     for group in rows(summaries):
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in group]
-    return "\n".join([*lines, "", *(f"{note}  " for note in notes(summaries))]).rstrip() + "\n"
+        lines += [_markdown_row(row) for row in group]
+    below = (f"{markdown(note)}  " for note in notes(summaries))
+    return "\n".join([*lines, "", *below]).rstrip() + "\n"
 
 
 def notes(summaries: Summaries) -> list[str]:
@@ -198,4 +200,13 @@ def plain_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]
 def plain_markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """The same as Markdown."""
     rule = ["---", *("---:" for _ in header[1:])]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
+    return "\n".join([_markdown_row(header), f"| {' | '.join(rule)} |", *map(_markdown_row, lines)])
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(markdown, cells))} |"
+
+
+def markdown(text: str) -> str:
+    """A text that Markdown shows as it is, in one line; an underscore inside a word means nothing there."""
+    return re.sub(r"[\\`*\[\]<>|$~&]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", shown(text))
