@@ -112,6 +112,7 @@ def _grow(model: Path, args: argparse.Namespace, say: Callable[[str], str] = str
         workers=args.workers,
         device=args.device,
         allow_code=args.allow_code,
+        strict=args.strict,
     )
     plan = plan_addition(model, Path(args.data), split_names(args.classes, "--classes"), options)
     console = Terminal(stderr=args.json, wide=True)
@@ -193,6 +194,9 @@ def _parser() -> OneLineParser:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--allow_code", action="store_true", help="import a method from outside segrow")
+    parser.add_argument(
+        "--strict", action="store_true", help="stop where an image is learnt from twice, or measured on, too"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would happen and write nothing")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser

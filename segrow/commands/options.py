@@ -27,6 +27,7 @@ DEFAULT_METHOD = "ssul"
 QUICK_HELP = "the same code path shortened; composes tiny data without --data.root; not comparable, no page"
 REFERENCE_HELP = "follow the method's released code where it differs (segrow recipes NAME says in what)"
 REPORT_HELP = "write report.html into the run's folder after each step"
+STRICT_HELP = "stop where an image is in training and validation, or in training twice; else a line says so"
 LISTS: dict[str, type] = {"--data.classes": str, "--model.rates": int, "--train.scale": float}
 
 
@@ -37,6 +38,7 @@ class RunOptions:
     Attributes:
         reference: What --reference switched on, None without it.
         report: Write the page about the run after each step.
+        strict: Refuse data in which images are in training and validation, or in training twice.
     """
 
     config: RunConfig
@@ -45,6 +47,7 @@ class RunOptions:
     base: Path | None
     reference: tuple[Reference, ...] | None = None
     report: bool = True
+    strict: bool = False
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -102,7 +105,7 @@ def parse_run(
         print(yaml.safe_dump(configuration(config, method, base), sort_keys=False), end="")
         raise SystemExit(0)
     out = Path(parsed.out) if parsed.out else None
-    return RunOptions(config, method, out, base, chosen, bool(parsed.get("report", True)))
+    return RunOptions(config, method, out, base, chosen, bool(parsed.get("report", True)), parsed.strict)
 
 
 def _read_early(argv: Sequence[str], choose: bool) -> tuple[argparse.Namespace, list[str]]:
@@ -192,6 +195,7 @@ def _parser(method: str, description: str, command: str) -> ArgumentParser:
         parser.add_argument("--quick", action="store_true", help=QUICK_HELP)
         parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--reference", action="store_true", help=REFERENCE_HELP)
+    parser.add_argument("--strict", action="store_true", help=STRICT_HELP)
     parser.add_argument("--report", type=bool, default=True, help=REPORT_HELP)
     parser.add_argument("--out", type=str | None, default=None, help="the run's folder")
     parser.add_argument(

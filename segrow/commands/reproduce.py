@@ -109,7 +109,7 @@ def _run(chosen: Cell, options: RunOptions, quick: bool, as_json: bool) -> int:
             console.say(line)
     try:
         draw = partial(write_page, run) if options.report and not quick else None
-        results = train(config, options.method, run, options.base, said, draw)
+        results = train(config, options.method, run, options.base, said, draw, options.strict)
     except UserError:
         if run != out and is_first_process() and not run.exists():  # refused before it began
             shutil.rmtree(out / "data", ignore_errors=True)

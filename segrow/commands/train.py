@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         for line in reference_lines(options):
             console.say(line)
     draw = partial(write_page, out) if options.report else None
-    results = train(options.config, options.method, out, options.base, remarks(options), draw)
+    results = train(options.config, options.method, out, options.base, remarks(options), draw, options.strict)
     if not is_first_process():
         return 0
     if options.report:

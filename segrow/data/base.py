@@ -2,6 +2,7 @@
 
 import abc
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, final
 
@@ -54,6 +55,11 @@ class SegDataset(abc.ABC):
     @abc.abstractmethod
     def saliency_path(self, split: Split, image_id: str) -> Path:
         """File of the saliency map, which need not exist."""
+
+    @final
+    def image_paths(self, split: Split, ids: Iterable[str]) -> dict[str, Path]:
+        """Files of some images by id."""
+        return {image_id: self.image_path(split, image_id) for image_id in ids}
 
     @final
     def image(self, split: Split, image_id: str) -> NDArray[np.uint8]:

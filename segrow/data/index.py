@@ -231,7 +231,7 @@ def _read_all(
 def _read_chunks(
     chunks: Sequence[Sequence[Pair]], n_pairs: int, values: Values
 ) -> Iterator[tuple[Bits, Flags]]:
-    workers = min(_cores(), len(chunks))
+    workers = min(cores(), len(chunks))
     if n_pairs < SERIAL or workers < 2:
         for chunk in chunks:
             yield _read_chunk(chunk, values)
@@ -248,7 +248,7 @@ def _read_chunk(pairs: Sequence[Pair], values: Values) -> tuple[Bits, Flags]:
     return np.stack([bits for bits, _ in read]), np.array([int(flags) for _, flags in read], np.int64)
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))

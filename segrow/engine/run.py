@@ -61,6 +61,7 @@ def train(
     base: Path | None = None,
     remarks: tuple[str, ...] = (),
     after_step: Callable[[Callable[[str], None]], None] | None = None,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """Train every step that is not done yet, evaluate after each; returns the content of results.json.
 
@@ -74,6 +75,7 @@ def train(
             directory of step 0, which is evaluated here.
         remarks: Sentences that every table of the results shows, such as how the run differs from a paper.
         after_step: Called by the first process when the results of a step are written; gets what says a line.
+        strict: Refuse data in which images are in training and validation, or in training twice.
 
     Raises:
         UserError: For every mistake in the options, the data or the folder, before anything is written.
@@ -83,7 +85,7 @@ def train(
     check_folder(out, plain)
     # before the other processes of a data-parallel run are started, so that a mistake is reported once
     first = is_first_process()
-    prepared = prepare(config, method, progress=first, say=Display(quiet=not first).say)
+    prepared = prepare(config, method, progress=first, say=Display(quiet=not first).say, strict=strict)
     fabric, precision = make_fabric(config.train)
     with Display(quiet=not fabric.is_global_zero) as display:
         machine = Machine(fabric, precision, config.train, config.seed, out, display)

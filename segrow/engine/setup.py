@@ -11,6 +11,7 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from ..config import RunConfig, TrainConfig
 from ..data import open_dataset
 from ..data.base import Presence, SegDataset
+from ..data.contents import find_copies
 from ..errors import UserError
 from ..methods.base import Method
 from ..precision import choose
@@ -41,6 +42,7 @@ def prepare(
     method: Method,
     progress: bool = True,
     say: Callable[[str], None] = lambda line: None,
+    strict: bool = False,
 ) -> Prepared:
     """Open the data, index it, build the scenario, and check that the options fit it.
 
@@ -49,6 +51,7 @@ def prepare(
         method: How.
         progress: Show a bar on stderr while masks are read.
         say: Gets a line per note on the data.
+        strict: Copies of images are a mistake, not a note.
 
     Raises:
         UserError: For anything that would fail later.
@@ -75,6 +78,14 @@ def prepare(
         config.data.order_seed,
         config.seed,
     )
+    copies = find_copies(data.image_paths("train", scenario.ids), data.image_paths("val", val.ids))
+    if strict:
+        copies.refuse(
+            f"leave them out: segrow data check {data.root} --fix-list FILE, then --data.exclude FILE"
+        )
+    for note in copies.notes():
+        say(f"note: {note}")
+    data.notes += copies.notes()
     _check_batches(config.train, scenario.steps[: config.steps])
     _check_memory(config, scenario, method)
     if config.train.select == "best":

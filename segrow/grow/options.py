@@ -41,6 +41,7 @@ class AddOptions:
         workers: Loader processes.
         device: auto, cpu or cuda.
         allow_code: Import a method from outside segrow.
+        strict: Images that are learnt from twice, or learnt from and measured on, are a mistake, not a note.
     """
 
     out: Path | None = None
@@ -58,6 +59,7 @@ class AddOptions:
     workers: int = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
     allow_code: bool = False
+    strict: bool = False
 
 
 def check_options(options: AddOptions) -> None:

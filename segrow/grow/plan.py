@@ -16,6 +16,7 @@ from ..class_lists import name_hint, plain_name
 from ..config import MemoryConfig, RunConfig, TrainConfig
 from ..data import open_dataset
 from ..data.base import Presence, SegDataset, Split
+from ..data.contents import Copies, find_copies
 from ..data.given import open_given
 from ..data.saliency import SaliencyMaker
 from ..engine.setup import check_ranges
@@ -175,6 +176,9 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
     config = _config(network, meta, method, len(new.ids), options)
     method.check(network, config.train.crop)
     check, remark = _check_images(options, meta, folder, bool(judged))
+    copies = _copies(new, held, check)
+    if options.strict:
+        copies.refuse("leave them out of --data or of --check")
     if check is not None or judged or held is not None:
         _check_rejected(rejected_folder(target, int(meta["step"]) + 1))
     return Plan(
@@ -193,8 +197,19 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
         maker,
         config,
         options,
-        (*dataset.notes, *(check.data.notes if check else ()), *notes, *more, *remark),
+        (*dataset.notes, *(check.data.notes if check else ()), *notes, *copies.notes(), *more, *remark),
     )
+
+
+def _copies(new: Images, *measured: Images | None) -> Copies:
+    """Images to learn from that are there twice, or are measured on: held out, or of --check."""
+    files = {
+        str(path): path
+        for images in measured
+        if images is not None
+        for path in images.data.image_paths(images.split, images.ids).values()
+    }
+    return find_copies(new.data.image_paths(new.split, new.ids), files, "images to measure on")
 
 
 def _target(model: Path, folder: Path, out: Path | None) -> Path:
