@@ -1,26 +1,29 @@
 """Label maps and overlays of files, folders and patterns.
 
-jobs = find_images(["photos/", "more/*.jpg"])
-for done in predict_files(predictor, jobs, Path("out"), overlays=True): ...
+found = find_images(["photos/", "more/*.jpg"])
+for done in predict_files(predictor, found.jobs, Path("out"), overlays=True): ...
 """
 
+import errno
 import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from .atomic import write_atomic
+from .data.files import IMAGE_SUFFIXES, decode_image
+from .data.listing import divide, left_out, walk
+from .data.taken import Taken
 from .errors import UserError
 from .palette import voc_palette
 from .pictures import encoded
 from .predict import Labels, Predictor
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Prediction:
         overlay: The picture with the labels painted over, if asked for.
         shares: Class name -> part of the pixels, 0..1, of the classes that appear, the largest first.
         problem: Why the image was skipped.
+        taken: What was decided where the file does not say what its numbers mean.
     """
 
     image: Path
@@ -53,12 +57,20 @@ class Prediction:
     overlay: Path | None
     shares: dict[str, float]
     problem: str = ""
+    taken: Taken = Taken.PLAIN
 
 
-def find_images(names: Sequence[str], out: Path | None = None) -> list[Job]:
+class Found(NamedTuple):
+    """What was asked for: the images, and a sentence per folder or pattern of which files are left out."""
+
+    jobs: list[Job]
+    notes: tuple[str, ...]
+
+
+def find_images(names: Sequence[str], out: Path | None = None) -> Found:
     """The images that files, folders (with what is below them) and patterns (`*`, `**`) name, each once.
 
-    Of folders, hidden files and what is in hidden folders are left out.
+    Of folders and patterns, what is not called as an image is left out; of folders, hidden files too.
 
     Args:
         names: As on the command line.
@@ -68,36 +80,41 @@ def find_images(names: Sequence[str], out: Path | None = None) -> list[Job]:
         UserError: A name that is nothing, or holds no image.
     """
     jobs: dict[str, Job] = {}
+    notes = []
     for name in names:
-        for job in _jobs(name, out and out.resolve()):
+        found, left = _jobs(name, out and out.resolve())
+        if not found:
+            some = f": {left_out(left, 'image')}" if left else ""
+            raise UserError(f"{name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){some}")
+        if left:
+            notes.append(f"{name}: {left_out(left, 'image')}; convert them to JPEG or PNG")
+        for job in found:
             jobs.setdefault(os.path.realpath(job.image), job)  # a link that leads to itself is no error there
-    return list(jobs.values())
+    return Found(list(jobs.values()), tuple(notes))
 
 
-def _jobs(name: str, out: Path | None) -> list[Job]:
+def _jobs(name: str, out: Path | None) -> tuple[list[Job], list[str]]:
+    """The images of a name, and what is left out of it."""
     path = Path(name)
     if path.is_dir():
-        top, files = path, sorted(path.rglob("*"))
+        top, files = path, sorted(walk(path))
     elif glob.has_magic(name) and not path.exists():
-        top, files = _fixed(path), [Path(f) for f in sorted(glob.glob(name, recursive=True))]
+        top = _fixed(path)
+        files = [
+            os.path.relpath(f, top) for f in sorted(glob.glob(name, recursive=True)) if not os.path.isdir(f)
+        ]
     elif not path.exists():
         raise UserError(f"image {path} is missing")
     else:
-        return [Job(path, Path(path.name))]
-    if out is not None and out in (top.resolve(), *top.resolve().parents):
-        out = None  # the results of an earlier call are what was asked for
-    found = [
-        Job(file, file.relative_to(top))
-        for file in files
-        if file.suffix.lower() in SUFFIXES
-        and (file.is_file() or file.is_symlink())  # a link that leads nowhere is listed as unreadable
-        and not file.is_dir()
-        and not (path.is_dir() and any(part.startswith(".") for part in file.relative_to(top).parts))
-        and (out is None or not Path(os.path.realpath(file)).is_relative_to(out))
-    ]
-    if not found:
-        raise UserError(f"{name} holds no images ({', '.join(sorted(SUFFIXES))})")
-    return found
+        return [Job(path, Path(path.name))], []
+    if out is not None and out not in (top.resolve(), *top.resolve().parents):
+        # what an earlier call has written is no input, unless it was asked for
+        files = [f for f in files if not Path(os.path.realpath(top / f)).is_relative_to(out)]
+    read, left = divide(files, IMAGE_SUFFIXES)
+    if not path.is_dir():  # a pattern that finds hidden files means them
+        read = [f for f in files if os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES]
+        left = [f for f in left if f not in read]
+    return [Job(top / file, Path(file)) for file in read], left
 
 
 def _fixed(pattern: Path) -> Path:
@@ -153,7 +170,8 @@ def _one(
     unknown: bool,
 ) -> Prediction:
     try:
-        seen = predictor(image)
+        picture, taken = decode_image(image)
+        seen = predictor(np.array(picture))
     except UserError as error:
         return Prediction(image, None, None, {}, str(error))
     painted = _beside(target, "_overlay.jpg") if overlays else None
@@ -165,13 +183,14 @@ def _one(
             grey = np.rint(255 * seen.unknown).astype(np.uint8)
             write_atomic(_beside(target, "_unknown.png"), encoded(Image.fromarray(grey), "PNG"))
     except OSError as error:
-        if error.errno is None:  # what the format cannot hold, such as a JPEG of 70,000 pixels
+        # what the format cannot hold, such as a JPEG of 70,000 pixels; or a name too long with its ending
+        if error.errno in (None, errno.ENAMETOOLONG):
             return Prediction(image, None, None, {}, f"{image}: its result cannot be written ({error})")
         # a full disk: the next image would not fit either
         raise UserError(
             f"{target} cannot be written ({error.strerror}); make room, or use another --out"
         ) from None
-    return Prediction(image, target, painted, seen.shares())
+    return Prediction(image, target, painted, seen.shares(), taken=taken)
 
 
 def write_prediction(labels: Labels, path: Path, palette: npt.NDArray[np.uint8]) -> None:
@@ -202,7 +221,7 @@ def _targets(jobs: Sequence[Job], out: Path, endings: Sequence[str]) -> list[Pat
     for job in jobs:
         target = out / job.place.with_suffix(".png")
         for file in (_beside(target, ending) for ending in endings):
-            if file.is_dir():
+            if os.path.isdir(file):
                 raise UserError(f"{file} is a folder, where a result would go; use another --out than {out}.")
             if file.resolve() in inputs:
                 raise UserError(f"{file} would overwrite an input image; choose another --out than {out}.")

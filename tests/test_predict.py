@@ -29,6 +29,11 @@ from segrow.predict_files import Job, Prediction, find_images, predict_files, wr
 NAMES = ("background", "cat", "dog")
 
 
+def images_of(names: list[str], out: Path | None = None) -> list[Job]:
+    """Without what is said of others."""
+    return find_images(names, out).jobs
+
+
 def scores(logits: Tensor, unknown: Tensor | None) -> Tensor:
     """As SSUL: the unknown channel counts for background."""
     p = logits.sigmoid()
@@ -318,45 +323,45 @@ def test_sub_folders_and_patterns_are_kept(model: Segmenter, tmp_path: Path) -> 
     folder(tmp_path / "in", ["a.jpg"])
     folder(tmp_path / "in" / "deep" / "er", ["a.jpg", "b.PNG"])
     (tmp_path / "in" / "notes.txt").write_text("no image")
-    jobs = find_images([str(tmp_path / "in")])
+    jobs = images_of([str(tmp_path / "in")])
     assert [str(job.place) for job in jobs] == ["a.jpg", "deep/er/a.jpg", "deep/er/b.PNG"]
     list(predict_files(Predictor(model, scores, NAMES), jobs, tmp_path / "out", overlays=False))
     found = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png"))
     assert found == ["a.png", "deep/er/a.png", "deep/er/b.png"]
-    by_pattern = find_images([str(tmp_path / "in" / "**" / "*.jpg"), str(tmp_path / "in" / "a.jpg")])
+    by_pattern = images_of([str(tmp_path / "in" / "**" / "*.jpg"), str(tmp_path / "in" / "a.jpg")])
     assert [str(job.place) for job in by_pattern] == ["a.jpg", "deep/er/a.jpg"]  # each once
-    one = find_images([str(tmp_path / "in" / "d*" / "er" / "a.jpg")])
+    one = images_of([str(tmp_path / "in" / "d*" / "er" / "a.jpg")])
     assert [str(job.place) for job in one] == ["deep/er/a.jpg"]
     for nothing in ("in/*.tif", "in/nowhere/**"):
         with pytest.raises(UserError, match="holds no images"):
-            find_images([str(tmp_path / nothing)])
+            images_of([str(tmp_path / nothing)])
     with pytest.raises(UserError, match=r"no\.jpg is missing"):
-        find_images([str(tmp_path / "no.jpg")])
+        images_of([str(tmp_path / "no.jpg")])
 
 
 def test_a_folder_with_the_name_of_an_image_is_none(tmp_path: Path) -> None:
     folder(tmp_path / "in" / "dir.jpg", ["a.jpg"])
-    assert [str(job.place) for job in find_images([str(tmp_path / "in")])] == ["dir.jpg/a.jpg"]
+    assert [str(job.place) for job in images_of([str(tmp_path / "in")])] == ["dir.jpg/a.jpg"]
 
 
 def test_results_below_the_images_are_no_images(model: Segmenter, tmp_path: Path) -> None:
     images = folder(tmp_path / "in", ["a.jpg", "b.jpg"])
     out = tmp_path / "in" / "seen"
     for names in ([str(tmp_path / "in")], [str(tmp_path / "in" / "**" / "*.*")]):
-        jobs = find_images(names, tmp_path / "in" / ".." / "in" / "seen")
+        jobs = images_of(names, tmp_path / "in" / ".." / "in" / "seen")
         assert [job.image for job in jobs] == images
         assert len(list(predict_files(Predictor(model, scores, NAMES), jobs, out, overlays=True))) == 2
-    assert len(find_images([str(tmp_path / "in")])) == 6
-    assert len(find_images([str(out)], out)) == 4  # one asks for just these
+    assert len(images_of([str(tmp_path / "in")])) == 6
+    assert len(images_of([str(out)], out)) == 4  # one asks for just these
     with pytest.raises(UserError, match=r"a\.png would overwrite an input image"):
-        predict_files(Predictor(model, scores, NAMES), find_images([str(out)], out), out, overlays=False)
+        predict_files(Predictor(model, scores, NAMES), images_of([str(out)], out), out, overlays=False)
 
 
 def test_an_image_is_labelled_once(tmp_path: Path) -> None:
     (image,) = folder(tmp_path / "in", ["a.jpg"])
     (tmp_path / "link.jpg").symlink_to(image)
     names = [image, tmp_path / "in" / ".." / "in" / "a.jpg", tmp_path / "in", tmp_path / "link.jpg"]
-    assert [job.image for job in find_images([str(name) for name in names])] == [image]
+    assert [job.image for job in images_of([str(name) for name in names])] == [image]
 
 
 def test_hidden_files_are_left_out_and_lost_links_are_listed(model: Segmenter, tmp_path: Path) -> None:
@@ -364,13 +369,13 @@ def test_hidden_files_are_left_out_and_lost_links_are_listed(model: Segmenter, t
     folder(tmp_path / "in" / ".cache", ["c.jpg"])
     (tmp_path / "in" / "lost.jpg").symlink_to(tmp_path / "gone.jpg")
     (tmp_path / "in" / "loop.jpg").symlink_to(tmp_path / "in" / "loop.jpg")
-    jobs = find_images([str(tmp_path / "in")])
+    jobs = images_of([str(tmp_path / "in")])
     assert [job.image.name for job in jobs] == ["a.jpg", "loop.jpg", "lost.jpg"]
     done = list(predict_files(Predictor(model, scores, NAMES), jobs, tmp_path / "out", overlays=False))
     assert [bool(d.problem) for d in done] == [False, True, True]
     assert done[2].problem == f"image {tmp_path / 'in' / 'lost.jpg'} is missing"
-    assert len(find_images([str(tmp_path / "in" / ".cache" / "*.jpg")])) == 1
-    assert len(find_images([str(images[1])])) == 1  # by name it is meant
+    assert len(images_of([str(tmp_path / "in" / ".cache" / "*.jpg")])) == 1
+    assert len(images_of([str(images[1])])) == 1  # by name it is meant
 
 
 def test_what_cannot_be_written_is_one_line(
@@ -385,7 +390,7 @@ def test_what_cannot_be_written_is_one_line(
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "deep").touch()
     with pytest.raises(UserError, match=r"two/deep cannot be a folder \(File exists\)"):
-        predict_files(predictor, find_images([str(tmp_path / "in")]), tmp_path / "two", overlays=True)
+        predict_files(predictor, images_of([str(tmp_path / "in")]), tmp_path / "two", overlays=True)
 
     def too_large(*_: object, **__: object) -> bytes:
         raise OSError("encoder error -2")  # as PIL says that a picture is larger than a format holds

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..atomic import write_json
 from ..data import open_dataset
-from ..data.base import SegDataset
+from ..data.base import SegDataset, Split
 from ..errors import UserError
 from ..evaluate import eval_loader, evaluate
 from ..protocol import definition, summarise
@@ -32,7 +32,7 @@ class EvalOptions:
         name: Data set; None: the one it was trained on.
         root: Folder of the data set.
         scenes: Number of training scenes; only for digits.
-        split: train or val.
+        split: train, val, or all: every image of a folder without validation images.
         batch_size: Images of one batch, when they are cropped.
         workers: Loader processes.
         allow_code: Import a method from outside segrow.
@@ -43,7 +43,7 @@ class EvalOptions:
     name: str | None = None
     root: str | None = None
     scenes: int = 1200
-    split: Literal["train", "val"] = "val"
+    split: Literal["train", "val", "all"] = "val"
     batch_size: int = 16
     workers: int = 2
     allow_code: bool = False
@@ -64,7 +64,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--data.name", dest="name", help="default: the data set the model was trained on")
     parser.add_argument("--data.root", dest="root", help="folder of the data set")
     parser.add_argument("--data.scenes", dest="scenes", type=int, default=1200, help="only for digits")
-    parser.add_argument("--split", choices=("train", "val"), default="val")
+    parser.add_argument(
+        "--split", choices=("train", "val", "all"), default="val", help="all: of a folder without images/val"
+    )
     parser.add_argument(
         "--definition", default="ssul", help="how to count (segrow results --help lists them)"
     )
@@ -116,9 +118,13 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     device = torch.device("cuda" if gpu else "cpu")
     model, meta, method = load_with_method(folder, options.allow_code, device)
     origin, protocol = meta["scenario"], meta["protocol"]
-    data = open_dataset(options.name or origin["data"], options.root, options.scenes)
+    whole = options.split == "all"
+    data = open_dataset(options.name or origin["data"], options.root, options.scenes, hold_out=not whole)
+    if whole and data.ids("val"):
+        raise UserError(f"{data.root} has validation images of its own; give --split val or train, not all")
+    split: Split = "train" if options.split == "all" else options.split
     try:
-        presence = data.presence(options.split, progress)
+        presence = data.presence(split, progress)
     finally:
         say_notes(data.notes)
     known = model.n_classes
@@ -144,7 +150,7 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     unlabelled = [name for k, name in enumerate(names[:known]) if k and k not in columns.values()]
     stored = protocol["crop"] if protocol["crop_val"] else None
     crop = stored if options.crop == "stored" else options.crop
-    loader = eval_loader(data, options.split, presence.ids, table, crop, options.batch_size, options.workers)
+    loader = eval_loader(data, split, presence.ids, table, crop, options.batch_size, options.workers)
     matrices = evaluate(
         model.to(device),
         method.scores,

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from rich.progress import track
 
+from ..data.taken import taken_notes
 from ..precision import PrecisionWarning
 from ..predict import load
-from ..predict_files import find_images, predict_files
+from ..predict_files import Prediction, find_images, predict_files
 from ..terminal import Terminal
+from .notes import say_notes
 from .parser import OneLineParser
 
 
@@ -53,16 +55,20 @@ def main(argv: Sequence[str]) -> int:
         predictor = load(args.model, precision=args.precision, tile=args.tile, allow_code=args.allow_code)
     if predictor.precision.line:
         Terminal(stderr=True).say(predictor.precision.line)
-    jobs = find_images(args.images, Path(args.out))
+    jobs, notes = find_images(args.images, Path(args.out))
+    say_notes(notes)
     console = Terminal()
-    skipped = []
+    skipped: list[Prediction] = []
+    done: list[Prediction] = []
     results = predict_files(predictor, jobs, Path(args.out), args.overlay, args.unknown)
     for item in track(results, "predict", len(jobs), console=Terminal(stderr=True)):
         if item.labels is None:
             skipped.append(item)
             continue
+        done.append(item)
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in item.shares.items())
         console.say(f"{item.labels}: {shares}")
+    say_notes(taken_notes([item.taken for item in done], [str(item.image) for item in done], "read"))
     if skipped:
         console.say(f"{len(skipped)} of {len(jobs)} images were skipped:")
         for item in skipped:

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 NAMES = ("voc", "ade20k", "folder", "digits")
 
 
-def open_dataset(name: str, root: str | None, scenes: int = 1200) -> SegDataset:
+def open_dataset(name: str, root: str | None, scenes: int = 1200, hold_out: bool = True) -> SegDataset:
     """The data set called `name` in the folder `root`.
 
     Args:
         name: voc, ade20k, folder or digits.
         root: Its folder; only digits does without one.
         scenes: Number of training scenes; only for digits.
+        hold_out: Of a folder without validation images take a fifth as such.
 
     Raises:
         UserError: An unknown name, or a folder that is missing or does not hold the data set.
@@ -42,4 +43,4 @@ def open_dataset(name: str, root: str | None, scenes: int = 1200) -> SegDataset:
         return Ade20kDataset(root)
     from .folder import FolderDataset
 
-    return FolderDataset(root)
+    return FolderDataset(root, hold_out)

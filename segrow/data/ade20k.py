@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ..documents import read_text
 from ..errors import UserError
-from .base import SegDataset, Split, find_root, match_pairs
+from .base import SegDataset, Split, find_root
+from .listing import Pairs, match_pairs
 
 # The first synonym of each class, in the order of the mask values 1 to 150.
 NAMES = """
@@ -48,32 +49,34 @@ class Ade20kDataset(SegDataset):
         self.root = find_root(Path(root), "ADEChallengeData2016", ("images", "annotations"))
         self.class_names = ("background", *_names(self.root / "objectInfo150.txt"))
         self.ignore_id = 255
-        self._images: dict[Split, dict[str, str]] = {}
+        self._pairs: dict[Split, Pairs] = {}
         for split, folder in FOLDERS.items():
             images, masks = self.root / "images" / folder, self.root / "annotations" / folder
             for needed in (images, masks):
                 if not needed.is_dir():
                     raise UserError(f"{needed} is no folder; ADE20K has images and annotations of {folder}")
-            self._images[split], _ = match_pairs(images, masks)
-            if not self._images[split]:
+            maps = self.root / SALIENCY / folder
+            pairs = match_pairs(images, masks, maps if maps.is_dir() else maps.parent)
+            if not pairs.images.files:
                 raise UserError(f"{images} holds no image")
+            self._pairs[split] = pairs
+            self.notes = tuple(dict.fromkeys((*self.notes, *pairs.notes())))
 
     def ids(self, split: Split) -> tuple[str, ...]:
         """Sorted file names without suffix."""
-        return tuple(self._images[split])
+        return tuple(self._pairs[split].images.files)
 
     def image_path(self, split: Split, image_id: str) -> Path:
-        """images/{training,validation}/ID.jpg"""
-        return self.root / "images" / FOLDERS[split] / self._images[split][image_id]
+        """images/{training,validation}/ID.*"""
+        return self._pairs[split].images.path(image_id)
 
     def mask_path(self, split: Split, image_id: str) -> Path:
-        """annotations/{training,validation}/ID.png"""
-        return self.root / "annotations" / FOLDERS[split] / f"{image_id}.png"
+        """annotations/{training,validation}/ID.*"""
+        return self._pairs[split].masks.path(image_id)
 
     def saliency_path(self, split: Split, image_id: str) -> Path:
         """saliency_map/{training,validation}/ID.png, or saliency_map/ID.png without such folders."""
-        folder = self.root / SALIENCY / FOLDERS[split]
-        return (folder if folder.is_dir() else folder.parent) / f"{image_id}.png"
+        return self._pairs[split].maps.or_expected(image_id)
 
 
 def default_names() -> tuple[str, ...]:

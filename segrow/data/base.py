@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import UserError
-from .files import IMAGE_SUFFIXES, open_image, read_image, read_saliency, upright_size
+from .files import open_image, read_image, read_saliency, upright_size
 from .index import Presence, index
 from .masks import Values, read_mask
 
-__all__ = ["IMAGE_SUFFIXES", "Presence", "SegDataset", "Split", "find_root", "list_stems", "match_pairs"]
+__all__ = ["Presence", "SegDataset", "Split", "find_root"]
 
 Split = Literal["train", "val"]
 
@@ -181,47 +181,3 @@ def find_root(root: Path, name: str, needed: tuple[str, ...]) -> Path:
                 f"{found} has no folder {folder}; --data.root should be {name} with {', '.join(needed)} in it"
             )
     return found
-
-
-def list_stems(folder: Path, suffixes: frozenset[str]) -> dict[str, str]:
-    """Files of a folder by their name without suffix, sorted; other suffixes and hidden files are left out.
-
-    Raises:
-        UserError: Two files that differ by their suffix only.
-    """
-    stems: dict[str, str] = {}
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        stem, suffix = os.path.splitext(entry.name)
-        if suffix.lower() not in suffixes or stem.startswith("."):
-            continue
-        if stem in stems:
-            raise UserError(f"{folder} holds {stems[stem]} and {entry.name}; one image must have one file")
-        stems[stem] = entry.name
-    return dict(sorted(stems.items()))
-
-
-def match_pairs(images: Path, masks: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """File names of the images and of the masks of a split by image id, sorted.
-
-    Args:
-        images: Folder of images.
-        masks: Folder of PNGs of the same names.
-
-    Raises:
-        UserError: An image without a mask or the reverse.
-    """
-    image_files = list_stems(images, IMAGE_SUFFIXES)
-    mask_files = list_stems(masks, frozenset({".png"}))
-    alone = sorted(image_files.keys() - mask_files.keys())
-    if alone:
-        count = f" ({len(alone)} such images)" if len(alone) > 1 else ""
-        expected = masks / f"{alone[0]}.png"
-        raise UserError(f"image {images / image_files[alone[0]]} has no mask, expected {expected}{count}")
-    alone = sorted(mask_files.keys() - image_files.keys())
-    if alone:
-        count = f" ({len(alone)} such masks)" if len(alone) > 1 else ""
-        expected = images / f"{alone[0]}.jpg"
-        raise UserError(
-            f"mask {masks / mask_files[alone[0]]} has no image, expected {expected} (or .png){count}"
-        )
-    return image_files, mask_files

@@ -1,23 +1,39 @@
 """A data set of one's own.
 
 classes.txt                  line i (from 0) names mask value i; line 0 is background
-images/{train,val}/*         anything PIL opens
-masks/{train,val}/*.png      palette or grey, the same names; 16 bit for more than 254 classes
-saliency/{train,val}/*.png   optional
+images/{train,val}/**        anything PIL opens, in sub-folders too
+masks/{train,val}/**         palette or grey, the same names; 16 bit for more than 254 classes
+saliency/{train,val}/**      optional
 
-Without train and val, images/*, masks/*.png and saliency/*.png are all training images.
+Without train and val, what is in images, masks and saliency are all training images.
 """
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ..class_lists import plain_name
 from ..documents import read_text
 from ..errors import UserError
-from .base import IMAGE_SUFFIXES, SegDataset, Split, list_stems, match_pairs
+from .base import SegDataset, Split
+from .files import IMAGE_SUFFIXES
+from .listing import Pairs, divide, list_files, match_pairs
+
+SPLITS: tuple[Split, ...] = ("train", "val")
+LIKE_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+HELD_OUT = 5
+"""Every fifth image is held out for validation where a folder has no validation images."""
+NO_CLASS = frozenset({"background", "bg", "void", "unlabeled", "unlabelled", "unlabel", "unknown", "ignore"})
+NO_CLASS |= {"other", "others", "none", "nothing", "null", "empty", "clutter", "misc", "rest", "outofroi", ""}
 
 
 class FolderDataset(SegDataset):
     """The folder layout. `images/val` may be absent: then there are no validation images.
+
+    Args:
+        root: The folder.
+        hold_out: Where it has no validation images, take a fifth of the training images as such.
 
     Raises:
         UserError: A folder or `classes.txt` that is missing, names that are missing or doubled, an image
@@ -26,23 +42,20 @@ class FolderDataset(SegDataset):
 
     name = "folder"
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, hold_out: bool = False) -> None:
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise UserError(
                 f"--data.root {self.root} is no folder; expected classes.txt, images and masks in it"
             )
-        self.class_names = read_classes(self.root / "classes.txt")
+        self.class_names, self.notes = read_classes(self.root / "classes.txt")
         self.ignore_id = 255 if len(self.class_names) <= 255 else 65535
-        self._images: dict[Split, dict[str, str]] = {"train": {}, "val": {}}
-        self._masks: dict[Split, dict[str, str]] = {"train": {}, "val": {}}
-        splits: tuple[Split, ...] = ("train", "val")
-        self._flat = not any((self.root / "images" / split).is_dir() for split in splits)
-        if self._flat:
-            inside = self.root / "images"
-            self._flat = inside.is_dir() and bool(list_stems(inside, IMAGE_SUFFIXES))
-        for split in splits[:1] if self._flat else splits:
-            images, masks = self._folder("images", split), self._folder("masks", split)
+        flat = self._is_flat()
+        self._pairs: dict[Split, Pairs] = {}
+        for split in SPLITS[:1] if flat else SPLITS:
+            images, masks, maps = (
+                self.root / kind / ("" if flat else split) for kind in ("images", "masks", "saliency")
+            )
             if split == "val" and not images.exists() and not masks.exists():
                 continue
             for folder in (images, masks):
@@ -50,31 +63,82 @@ class FolderDataset(SegDataset):
                     raise UserError(
                         f"{folder} is no folder; images/{split} and masks/{split} are expected together"
                     )
-            self._images[split], self._masks[split] = match_pairs(images, masks)
-        if not self._images["train"]:
+            self._pairs[split] = match_pairs(images, masks, maps)
+            self.notes += self._pairs[split].notes()
+        if not self._pairs["train"].images.files:
             raise UserError(f"{self.root / 'images' / 'train'} holds no image")
+        self._ids = {split: tuple(pairs.images.files) for split, pairs in self._pairs.items()}
+        if hold_out and not self._ids.get("val") and len(self._ids["train"]) > 1:
+            self._hold_out()
 
-    def _folder(self, kind: str, split: str) -> Path:
-        return self.root / kind if self._flat else self.root / kind / split
+    def _is_flat(self) -> bool:
+        """Whether there are no splits.
+
+        Raises:
+            UserError: A split that is called otherwise.
+        """
+        images = self.root / "images"
+        entries = sorted(images.iterdir()) if images.is_dir() else []
+        folders = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        splits = [name for name in folders if name in SPLITS]
+        if not splits:
+            if wrong := [name for name in folders if name.lower() in LIKE_SPLITS]:
+                raise UserError(
+                    f"{images} has a folder {wrong[0]}; expected images/train and images/val, or images "
+                    "without splits: rename it, and that in masks"
+                )
+            return bool(list_files(images, "image").files)
+        if others := [name for name in folders if name not in SPLITS]:
+            self.notes += (f"{images}: only train and val are read; {', '.join(others)} is left out",)
+        if direct := divide((entry.name for entry in entries if entry.is_file()), IMAGE_SUFFIXES)[0]:
+            some = "1 image file" if len(direct) == 1 else f"{len(direct)} image files"
+            self.notes += (
+                f"{images}: {some} beside {' and '.join(splits)} left out (first {direct[0]}); move what is "
+                "there into one of these, with its mask",
+            )
+        return False
+
+    def _hold_out(self) -> None:
+        """Take a fifth of the training images for validation: always the same ones, for names decide."""
+        ids = self._ids["train"]
+        order = sorted(ids, key=lambda i: hashlib.sha256(i.encode()).digest())
+        held = set(order[: max(1, len(ids) // HELD_OUT)])
+        self._pairs["val"] = self._pairs["train"]
+        self._ids = {
+            "train": tuple(i for i in ids if i not in held),
+            "val": tuple(i for i in ids if i in held),
+        }
+        self.notes += (
+            f"{self.root} has no images/val, so {len(held)} of {len(ids)} images are held out for "
+            "validation, chosen by their names; move pairs to images/val and masks/val to choose them "
+            "yourself (segrow eval --split all takes all images)",
+        )
 
     def ids(self, split: Split) -> tuple[str, ...]:
-        """Sorted file names without suffix."""
-        return tuple(self._images[split])
+        """Sorted file names without suffix, with "/" behind those of sub-folders."""
+        return self._ids.get(split, ())
 
     def image_path(self, split: Split, image_id: str) -> Path:
         """images/SPLIT/ID.*"""
-        return self._folder("images", split) / self._images[split][image_id]
+        return self._pairs[split].images.path(image_id)
 
     def mask_path(self, split: Split, image_id: str) -> Path:
-        """masks/SPLIT/ID.png"""
-        return self._folder("masks", split) / self._masks[split][image_id]
+        """masks/SPLIT/ID.*"""
+        return self._pairs[split].masks.path(image_id)
 
     def saliency_path(self, split: Split, image_id: str) -> Path:
         """saliency/SPLIT/ID.png"""
-        return self._folder("saliency", split) / f"{image_id}.png"
+        return self._pairs[split].maps.or_expected(image_id)
 
 
-def read_classes(path: Path) -> tuple[str, ...]:
+class Classes(NamedTuple):
+    """What a `classes.txt` says: names by mask value, and a note where line 0 is a class."""
+
+    names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def read_classes(path: Path) -> Classes:
     """Class names of a `classes.txt`; whatever line 0 calls it, class 0 is "background".
 
     Raises:
@@ -97,4 +161,26 @@ def read_classes(path: Path) -> tuple[str, ...]:
                 f'{path} has "{name}" in lines {where[name]} and {number}; every class needs its own name'
             )
         where[name] = number
-    return names
+    return Classes(names, _line_0(path, plain_name(lines[0]), names))
+
+
+def _line_0(path: Path, name: str, names: Sequence[str]) -> tuple[str, ...]:
+    """A note where value 0 is called what sounds like a class.
+
+    Raises:
+        UserError: A list of labelme's, whose first line is no value of the masks.
+    """
+    plain = _letters(name)
+    if plain == "ignore" and _letters(names[1]) == "background":
+        raise UserError(
+            f'{path} names "{name}" before "{names[1]}", as labelme does; line i (from 0) names mask value '
+            "i, so remove its first line"
+        )
+    if plain in NO_CLASS:
+        return ()
+    return (f'{path} calls value 0 "{name}"; it is trained and counted as background',)
+
+
+def _letters(name: str) -> str:
+    """Letters and digits, small: `_background_` and `Background` are one name."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())

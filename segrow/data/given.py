@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 from ..errors import UserError
-from .base import IMAGE_SUFFIXES, SegDataset, Split, list_stems
+from .base import SegDataset, Split
+from .listing import list_files
 
 EXPECTED = (
     "expected classes.txt with images/ and masks/, JPEGImages/ with SegmentationClass/, or a COCO .json file"
@@ -86,36 +87,41 @@ class PaletteDataset(SegDataset):
 
         self.root = root
         named = next((root / name for name in CLASS_FILES if (root / name).is_file()), None)
-        self.class_names = read_classes(named) if named else NAMES
+        self.class_names, self.notes = read_classes(named) if named else (NAMES, ())
         self.ignore_id = 255 if len(self.class_names) <= 255 else 65535
         folder = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
         if folder is None:
             raise UserError(f"{root} has JPEGImages but no folder {MASK_FOLDERS[0]} with masks; add it")
-        self._masks = folder
-        images = list_stems(root / "JPEGImages", IMAGE_SUFFIXES)
-        masks = list_stems(folder, frozenset({".png"}))
+        self._images, self._masks = list_files(root / "JPEGImages", "image"), list_files(folder, "mask")
+        self._maps = list_files(root / "saliency_map", "saliency map")
+        images, masks = self._images.files, self._masks.files
         if alone := sorted(masks.keys() - images.keys()):
             expected = root / "JPEGImages" / f"{alone[0]}.jpg"
-            raise UserError(f"mask {folder / masks[alone[0]]} has no image, expected {expected}")
+            raise UserError(f"mask {self._masks.path(alone[0])} has no image, expected {expected}")
         if not masks:
             raise UserError(f"{folder} holds no mask (.png); expected one for every image to learn from")
-        self._images = {stem: images[stem] for stem in masks}
+        self.notes += (*self._images.notes(), *self._masks.notes(), *self._maps.notes())
+        if unmasked := sorted(images.keys() - masks.keys()):
+            self.notes += (
+                f"{root}: {len(unmasked)} of {len(images)} images have no mask in {folder.name} and are left "
+                f"out (first {images[unmasked[0]]})",
+            )
 
     def ids(self, split: Split) -> tuple[str, ...]:
         """Sorted file names without suffix; there are no validation images."""
-        return tuple(self._images) if split == "train" else ()
+        return tuple(self._masks.files) if split == "train" else ()
 
     def image_path(self, split: Split, image_id: str) -> Path:
         """JPEGImages/ID.*"""
-        return self.root / "JPEGImages" / self._images[image_id]
+        return self._images.path(image_id)
 
     def mask_path(self, split: Split, image_id: str) -> Path:
-        """SegmentationClass/ID.png"""
-        return self._masks / f"{image_id}.png"
+        """SegmentationClass/ID.*"""
+        return self._masks.path(image_id)
 
     def saliency_path(self, split: Split, image_id: str) -> Path:
         """saliency_map/ID.png"""
-        return self.root / "saliency_map" / f"{image_id}.png"
+        return self._maps.or_expected(image_id)
 
 
 def open_given(root: Path, option: str) -> SegDataset:

@@ -7,7 +7,7 @@ import enum
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 
 class Taken(enum.IntFlag):
@@ -55,15 +55,15 @@ SAYS: dict[Taken, str] = {
 }
 
 
-def taken_notes(rows: NDArray[np.int64], names: Sequence[str], where: str) -> tuple[str, ...]:
+def taken_notes(flags: ArrayLike, names: Sequence[str], where: str) -> tuple[str, ...]:
     """A sentence for every flag that a file has.
 
     Args:
-        rows: The flags of each file.
+        flags: Those of each file: `Taken`, or as whole numbers.
         names: What to call each file.
         where: Begins the sentence: the split, such as "train".
     """
-    notes = []
+    rows, notes = np.asarray(flags, np.int64), []
     for flag, text in SAYS.items():
         hits = np.flatnonzero(rows & flag)
         if len(hits):

@@ -6,11 +6,14 @@ VOC2012/JPEGImages/*.jpg
         saliency_map/*.png                   for SSUL
 """
 
+import unicodedata
 from pathlib import Path
 
 from ..documents import read_text
 from ..errors import UserError
-from .base import IMAGE_SUFFIXES, SegDataset, Split, find_root, list_stems
+from .base import SegDataset, Split, find_root
+from .files import IMAGE_SUFFIXES
+from .listing import list_files
 
 NAMES = (
     "background",
@@ -62,19 +65,23 @@ class VocDataset(SegDataset):
         folder = next((self.root / name for name in LISTS if (self.root / name).is_dir()), None)
         if folder is None:
             raise UserError(f"{self.root} has no folder {LISTS[0]}, which holds val.txt and train_aug.txt")
+        self._images, self._masks = (
+            list_files(self.root / IMAGES, "image"),
+            list_files(self.root / MASKS, "mask"),
+        )
+        self._maps = list_files(self.root / SALIENCY, "saliency map")
         val = _read_list(folder / "val.txt")
         train_list = next((folder / name for name in TRAIN_LISTS if (folder / name).is_file()), None)
         if train_list:
             train = _read_list(train_list)
         else:
             held_out = set(val)
-            train = tuple(i for i in list_stems(self.root / MASKS, frozenset({".png"})) if i not in held_out)
+            train = tuple(i for i in self._masks.files if i not in held_out)
             if not train:
                 raise UserError(
                     f"{self.root / MASKS} holds no training mask (none that is not in {folder / 'val.txt'})"
                 )
         self._ids: dict[Split, tuple[str, ...]] = {"train": train, "val": val}
-        self._images, self._masks = self.root / IMAGES, self.root / MASKS
 
     def ids(self, split: Split) -> tuple[str, ...]:
         """Ids in the order of the list."""
@@ -82,15 +89,15 @@ class VocDataset(SegDataset):
 
     def image_path(self, split: Split, image_id: str) -> Path:
         """JPEGImages/ID.jpg"""
-        return self._images / f"{image_id}.jpg"
+        return self._images.or_expected(image_id)
 
     def mask_path(self, split: Split, image_id: str) -> Path:
         """SegmentationClassAug/ID.png"""
-        return self._masks / f"{image_id}.png"
+        return self._masks.or_expected(image_id)
 
     def saliency_path(self, split: Split, image_id: str) -> Path:
         """saliency_map/ID.png"""
-        return self.root / SALIENCY / f"{image_id}.png"
+        return self._maps.or_expected(image_id)
 
 
 def _read_list(path: Path) -> tuple[str, ...]:
@@ -99,7 +106,7 @@ def _read_list(path: Path) -> tuple[str, ...]:
         raise UserError(f"{path} is missing; it lists image ids, one a line")
     lines = read_text(path, "image list").splitlines()
     names = [line.split()[0].replace("\\", "/").rpartition("/")[2] for line in lines if line.strip()]
-    ids = dict.fromkeys(_stem(name) for name in names)
+    ids = dict.fromkeys(unicodedata.normalize("NFC", _stem(name)) for name in names)
     if not ids:
         raise UserError(f"{path} lists no image; expected image ids, one a line")
     return tuple(ids)

@@ -1,0 +1,170 @@
+"""The files of a folder of images or masks: which are read, which are left out, and which belong together."""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..errors import UserError
+from .files import IMAGE_SUFFIXES
+from .masks import MASK_SUFFIXES
+
+What = Literal["image", "mask", "saliency map"]
+_SYSTEM = frozenset({"thumbs.db", "desktop.ini"})  # what systems leave in every folder; nobody misses them
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is in a folder and below it.
+
+    Attributes:
+        folder: The folder.
+        what: What its files are.
+        files: Path below the folder by id, sorted. An id is that path without suffix, in Unicode's composed
+            form (NFC) and with "/" between folders: an image and its mask match, whatever wrote their names.
+        left: What is not read, below the folder: files of other kinds, and hidden images.
+    """
+
+    folder: Path
+    what: What
+    files: dict[str, str]
+    left: tuple[str, ...]
+
+    def path(self, image_id: str) -> Path:
+        """The file of an id."""
+        return self.folder / self.files[image_id]
+
+    def or_expected(self, image_id: str) -> Path:
+        """The file of an id, or where it is expected."""
+        if image_id in self.files:
+            return self.path(image_id)
+        return self.folder / (f"{image_id}.jpg" if self.what == "image" else f"{image_id}.png")
+
+    def notes(self) -> tuple[str, ...]:
+        """A sentence on what is left out; none where that is nothing."""
+        if not self.left:
+            return ()
+        advice = "; convert them to JPEG or PNG" if self.what == "image" else "; save them as PNG"
+        return (f"{self.folder}: {left_out(self.left, self.what)}{advice}",)
+
+
+def left_out(files: Sequence[str], what: str) -> str:
+    """`2 files are left out, not read as images: 1 .heic, 1 hidden (first a.heic)`.
+
+    Args:
+        files: Their paths, not empty.
+        what: What they are not read as: image, mask …
+    """
+    kinds = Counter(_kind(file) for file in files)
+    counted = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items(), key=lambda item: -item[1]))
+    some = f"{len(files)} files are" if len(files) > 1 else "1 file is"
+    return f"{some} left out, not read as {what}s: {counted} (first {files[0]})"
+
+
+def _kind(file: str) -> str:
+    if any(part.startswith(".") for part in file.split("/")):
+        return "hidden"
+    return os.path.splitext(file)[1].lower() or "without suffix"
+
+
+def list_files(folder: Path, what: What) -> Listing:
+    """The images, masks or saliency maps in a folder and below it, hidden ones left out; none without it.
+
+    Raises:
+        UserError: Two files of one id, or a name that is not UTF-8.
+    """
+    files: dict[str, str] = {}
+    read, left = divide(walk(folder), IMAGE_SUFFIXES if what == "image" else MASK_SUFFIXES)
+    for name in read:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{folder / name} has a name that is not UTF-8; rename it") from None
+        image_id = unicodedata.normalize("NFC", os.path.splitext(name)[0])
+        if image_id in files:
+            raise UserError(f"{folder} holds {files[image_id]} and {name}; one {what} must have one file")
+        files[image_id] = name
+    return Listing(folder, what, dict(sorted(files.items())), tuple(left))
+
+
+def divide(names: Iterable[str], suffixes: frozenset[str]) -> tuple[list[str], list[str]]:
+    """Paths that are read by their suffix, and those that are left out: other ones, and hidden ones of them.
+
+    What systems put into every folder is in neither.
+    """
+    read: list[str] = []
+    left: list[str] = []
+    for name in names:
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        known = os.path.splitext(name)[1].lower() in suffixes
+        base = name.rpartition("/")[2]
+        if known and not hidden:
+            read.append(name)
+        elif known == hidden and not base.startswith("._") and base.lower() not in _SYSTEM:
+            left.append(name)
+    return read, left
+
+
+def walk(folder: Path) -> Iterator[str]:
+    """Paths of all files below a folder; a link to a folder is followed, but not in a circle.
+
+    A link that leads nowhere is among them; pipes and devices, which can be waited for forever, are not.
+    """
+    waiting: list[tuple[str, frozenset[str]]] = [("", frozenset({os.path.realpath(folder)}))]
+    while waiting:
+        below, above = waiting.pop()
+        place = folder / below
+        for name in sorted(os.listdir(place)) if place.is_dir() else ():
+            path = os.path.join(place, name)
+            if os.path.isfile(path) or not os.path.exists(path):
+                yield below + name
+            elif os.path.isdir(path) and (real := os.path.realpath(path)) not in above:
+                waiting.append((f"{below}{name}/", above | {real}))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The files of a split.
+
+    Attributes:
+        images: Its images.
+        masks: Their masks, with the same ids.
+        maps: Saliency maps, of any of the ids and of others.
+    """
+
+    images: Listing
+    masks: Listing
+    maps: Listing
+
+    def notes(self) -> tuple[str, ...]:
+        """A sentence per folder of which something is left out."""
+        return (*self.images.notes(), *self.masks.notes(), *self.maps.notes())
+
+
+def match_pairs(images: Path, masks: Path, maps: Path) -> Pairs:
+    """The images and the masks of a split, with the same ids.
+
+    Args:
+        images: Folder of images.
+        masks: Folder of masks of the same names, in the same sub-folders.
+        maps: Folder of saliency maps; it need not exist.
+
+    Raises:
+        UserError: An image without a mask or the reverse.
+    """
+    found, of_masks = list_files(images, "image"), list_files(masks, "mask")
+    if alone := sorted(found.files.keys() - of_masks.files.keys()):
+        count = f" ({len(alone)} such images)" if len(alone) > 1 else ""
+        there = next((name for name in of_masks.left if os.path.splitext(name)[0] == alone[0]), None)
+        hint = "" if there is None else f"; {there} is of a kind that does not keep class numbers"
+        raise UserError(
+            f"image {found.path(alone[0])} has no mask, expected {masks / f'{alone[0]}.png'}{hint}{count}"
+        )
+    if alone := sorted(of_masks.files.keys() - found.files.keys()):
+        count = f" ({len(alone)} such masks)" if len(alone) > 1 else ""
+        expected = images / f"{alone[0]}.jpg"
+        raise UserError(f"mask {of_masks.path(alone[0])} has no image, expected {expected} (or .png){count}")
+    return Pairs(found, of_masks, list_files(maps, "saliency map"))

@@ -1,0 +1,231 @@
+"""Files in folders: which are read, what belongs together, and a line for all that is left out."""
+
+import os
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from trees import Tree, ade_tree, folder_tree, voc_tree
+
+from segrow.data import open_dataset
+from segrow.data.ade20k import Ade20kDataset
+from segrow.data.folder import FolderDataset, read_classes
+from segrow.data.given import PaletteDataset, open_given
+from segrow.data.listing import list_files
+from segrow.data.voc import VocDataset
+from segrow.errors import UserError
+
+KINDS = ("images", "masks", "saliency")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGROW_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return folder_tree(tmp_path / "fruit", saliency=True)
+
+
+def move(tree: Tree, image_id: str, to: str) -> None:
+    """Give an image, its mask and its map another name below the split."""
+    for kind in KINDS:
+        new = tree.root / kind / "train" / f"{to}.png"
+        new.parent.mkdir(exist_ok=True)
+        (tree.root / kind / "train" / f"{image_id}.png").rename(new)
+
+
+def test_images_in_sub_folders_are_read(tree: Tree) -> None:
+    move(tree, "train0000", "aachen/one")
+    move(tree, "train0001", "ulm/one")  # the same name elsewhere is another image
+    data = FolderDataset(tree.root)
+    assert data.notes == ()
+    assert data.ids("train")[:2] == ("aachen/one", "train0002")
+    assert data.ids("train")[-1] == "ulm/one"
+    present = data.presence("train", progress=False)
+    row = present.present[present.ids.index("ulm/one")]
+    assert set(np.flatnonzero(row)) == tree.shown["train"]["train0001"]
+    data.require_saliency()
+    assert data.image("train", "ulm/one").shape == (24, 32, 3)
+    assert data.saliency("train", "aachen/one").shape == (24, 32)
+
+
+def test_a_mask_in_another_sub_folder_is_none(tree: Tree) -> None:
+    move(tree, "train0000", "aachen/one")
+    (tree.root / "masks/train/aachen/one.png").rename(tree.root / "masks/train/one.png")
+    with pytest.raises(
+        UserError, match=r"image .*aachen/one.png has no mask, expected .*masks/train/aachen/one"
+    ):
+        FolderDataset(tree.root)
+
+
+def test_what_is_left_out_is_counted_by_suffix(tree: Tree) -> None:
+    images = tree.root / "images/train"
+    for name in ("b.HEIC", "a.heic", "notes.txt", "raw", ".hidden.jpg", "sub/c.heic"):
+        (images / name).parent.mkdir(exist_ok=True)
+        (images / name).touch()
+    for litter in (".DS_Store", "Thumbs.db", "desktop.ini", "._train0000.png"):
+        (images / litter).touch()
+    (tree.root / "masks/val/old.npy").touch()
+    (tree.root / "saliency/train/x.jpg").touch()
+    assert FolderDataset(tree.root).notes == (
+        f"{images}: 6 files are left out, not read as images: 3 .heic, 1 hidden, 1 .txt, 1 without suffix "
+        "(first .hidden.jpg); convert them to JPEG or PNG",
+        f"{tree.root}/saliency/train: 1 file is left out, not read as saliency maps: 1 .jpg (first x.jpg); "
+        "save them as PNG",
+        f"{tree.root}/masks/val: 1 file is left out, not read as masks: 1 .npy (first old.npy); "
+        "save them as PNG",
+    )
+
+
+def test_suffixes_of_every_kind_and_case_are_read(tree: Tree) -> None:
+    images = tree.root / "images/train"
+    for k, name in enumerate(("a.JPG", "b.jfif", "c.gif", "d.Webp", "e.TIF", "f.bmp", "g.jpe", "h.ppm")):
+        old = images / f"train{k:04d}.png"
+        kind = {"jpg": "JPEG", "jfif": "JPEG", "jpe": "JPEG", "tif": "TIFF"}.get(name[2:].lower(), name[2:])
+        Image.open(old).convert("RGB").save(images / name, kind.upper())
+        old.unlink()
+        mask = "png" if k else "PNG"
+        (tree.root / f"masks/train/train{k:04d}.png").rename(tree.root / f"masks/train/{name[0]}.{mask}")
+        (tree.root / f"saliency/train/train{k:04d}.png").rename(tree.root / f"saliency/train/{name[0]}.PNG")
+    data = FolderDataset(tree.root)
+    assert data.notes == ()
+    assert len(data.ids("train")) == 12
+    data.require_saliency()
+    data.presence("train", progress=False)
+
+
+@pytest.mark.parametrize("layout", ["voc", "palette", "ade20k"])
+def test_suffixes_in_capitals_in_every_layout(tmp_path: Path, layout: str) -> None:
+    tree = (ade_tree if layout == "ade20k" else voc_tree)(tmp_path / "d")
+    if layout == "palette":
+        (tree.root / "classes.txt").write_text("background\n" + "".join(f"c{k}\n" for k in range(1, 21)))
+    before = open_given(tree.root, "--data") if layout == "palette" else open_dataset(layout, str(tree.root))
+    ids, shown = before.ids("train"), before.presence("train", progress=False).present
+    for file in [*tree.root.rglob("*.jpg"), *tree.root.rglob("*.png")]:
+        file.rename(file.with_suffix(file.suffix.upper()))
+    kinds = {"voc": VocDataset, "palette": PaletteDataset, "ade20k": Ade20kDataset}
+    data = kinds[layout](tree.root)
+    assert data.ids("train") == ids
+    assert (data.presence("train", progress=False).present == shown).all()
+    assert data.saliency_path("train", ids[0]).is_file() == (layout != "ade20k")
+
+
+def test_an_image_and_its_mask_match_in_any_unicode_form(tree: Tree) -> None:
+    composed, parts = (unicodedata.normalize(form, "Äpfel é") for form in ("NFC", "NFD"))
+    assert composed != parts
+    move(tree, "train0000", parts)
+    (tree.root / f"masks/train/{parts}.png").rename(tree.root / f"masks/train/{composed}.png")
+    data = FolderDataset(tree.root)
+    assert composed in data.ids("train")
+    assert data.image_path("train", composed).name == f"{parts}.png"
+    data.require_saliency()
+    (tree.root / f"images/train/{composed}.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="one image must have one file"):
+        FolderDataset(tree.root)
+
+
+@pytest.mark.parametrize(
+    "name", ["-rf", "a b", "dots..", "space ", "100%", "[x]", "a\nb", "\x1b[31m", "x" * 240]
+)
+def test_strange_names_are_names(tree: Tree, name: str) -> None:
+    move(tree, "train0000", name)
+    data = FolderDataset(tree.root)
+    assert name in data.ids("train")
+    assert data.notes == ()
+    data.presence("train", progress=False)
+
+
+def test_a_name_that_is_not_utf_8_is_one_line(tree: Tree) -> None:
+    place = os.fsencode(tree.root / "images/train")
+    os.rename(place + b"/train0000.png", place + b"/caf\xe9.png")
+    with pytest.raises(UserError, match="has a name that is not UTF-8; rename it"):
+        FolderDataset(tree.root)
+
+
+def test_a_folder_that_is_not_utf_8_is_read(tmp_path: Path) -> None:
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    data = FolderDataset(folder_tree(root).root)
+    assert data.presence("train", progress=False).present.any()
+
+
+def test_links_are_followed_but_not_in_a_circle(tree: Tree, tmp_path: Path) -> None:
+    move(tree, "train0000", "aachen/one")
+    for kind in KINDS:
+        folder = tree.root / kind / "train"
+        (folder / "aachen").rename(tmp_path / kind)
+        (folder / "aachen").symlink_to(tmp_path / kind)
+        (tmp_path / kind / "again").symlink_to(folder)
+    assert "aachen/one" in FolderDataset(tree.root).ids("train")
+    os.mkfifo(tree.root / "images/train/pipe.png")  # would be waited for forever
+    assert "pipe" not in list_files(tree.root / "images/train", "image").files
+    assert list_files(tmp_path / "nowhere", "image").files == {}
+
+
+def test_a_jpeg_mask_is_named(tree: Tree) -> None:
+    file = tree.root / "masks/train/train0000.png"
+    file.rename(file.with_suffix(".jpg"))
+    with pytest.raises(
+        UserError, match=r"expected .*train0000.png; train0000.jpg is of a kind that does not keep"
+    ):
+        FolderDataset(tree.root)
+
+
+def test_images_beside_the_splits_and_other_splits_are_named(tree: Tree) -> None:
+    (tree.root / "images/test").mkdir()
+    (tree.root / "images/a.jpg").touch()
+    assert FolderDataset(tree.root).notes == (
+        f"{tree.root}/images: only train and val are read; test is left out",
+        f"{tree.root}/images: 1 image file beside train and val left out (first a.jpg); move what is there "
+        "into one of these, with its mask",
+    )
+
+
+@pytest.mark.parametrize("name", ["Train", "training", "VAL", "Test"])
+def test_splits_of_another_name_are_no_sub_folders(tree: Tree, name: str) -> None:
+    for kind in KINDS:
+        (tree.root / kind / "train").rename(tree.root / kind / "half")
+        (tree.root / kind / "val").rename(tree.root / kind / name)
+    with pytest.raises(UserError, match=rf"images has a folder {name}; expected images/train and images/val"):
+        FolderDataset(tree.root)
+
+
+def test_palette_images_without_masks_are_counted(tmp_path: Path) -> None:
+    tree = voc_tree(tmp_path / "d", train=5, val=0)
+    (tree.root / "classes.txt").write_text("background\n" + "".join(f"c{k}\n" for k in range(1, 21)))
+    (tree.root / f"SegmentationClassAug/{tree.ids('train')[2]}.png").unlink()
+    (note,) = open_given(tree.root, "--data").notes
+    assert note.endswith(
+        "1 of 5 images have no mask in SegmentationClassAug and are left out (first 2007_000002.jpg)"
+    )
+
+
+# ---- line 0 of classes.txt
+
+
+@pytest.mark.parametrize(
+    "name", ["background", "_background_", "Void", "unlabeled", "Other", "__bg__", "0", ""]
+)
+def test_line_0_is_background(tmp_path: Path, name: str) -> None:
+    (tmp_path / "classes.txt").write_text(f"{name}\nroad\n")
+    said = read_classes(tmp_path / "classes.txt")
+    assert said.names == ("background", "road")
+    assert said.notes == () or name == "0"
+
+
+def test_line_0_that_is_a_class_is_told(tmp_path: Path) -> None:
+    tree = folder_tree(tmp_path / "d", ("road", "building", "sky"))
+    says = f'{tree.root}/classes.txt calls value 0 "road"; it is trained and counted as background'
+    assert FolderDataset(tree.root).notes == (says,)
+    assert open_given(tree.root, "--data").notes == (says,)
+
+
+def test_labelmes_list_is_shifted_and_refused(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("__ignore__\n_background_\nroad\n")
+    with pytest.raises(
+        UserError, match=r'names "__ignore__" before "_background_", as labelme does; .* remove'
+    ):
+        read_classes(tmp_path / "classes.txt")
