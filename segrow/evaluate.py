@@ -10,9 +10,10 @@ from torch.utils.data import DataLoader
 
 from .argmax import Scores, arg_max
 from .data.base import SegDataset, Split
-from .data.loader import EvalImages, Loaded, collate, iterate, to_device, worker_count
+from .data.loader import EvalImages, Loaded, collate, iterate, to_device
 from .errors import LeakError, UserError
 from .model.segmenter import Segmenter
+from .processes import loader_processes
 
 Features = Callable[[Segmenter, Tensor, Sequence[str]], Tensor]
 
@@ -61,7 +62,7 @@ def eval_loader(
     return DataLoader(
         EvalImages(data, split, images, table, crop, pixels=pixels),  # type: ignore[arg-type]
         batch_size=batch_size if crop else 1,
-        num_workers=worker_count(workers),
+        **loader_processes(workers),
         collate_fn=collate,
         generator=torch.Generator(),  # else an evaluation would move the global random state
     )

@@ -20,7 +20,8 @@ import numpy as np
 
 from ..atomic import write_atomic
 from ..errors import UserError
-from .index import cache_folder, cores
+from ..processes import cores
+from .index import cache_folder
 
 _SHOWN = 3  # pairs that a sentence names
 

@@ -7,9 +7,7 @@ modification changed are read again.
 """
 
 import hashlib
-import multiprocessing
 import os
-import sys
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -23,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..atomic import new_file, tidy
 from ..errors import UserError
+from ..processes import context, cores
 from ..terminal import Terminal
 from .files import examine_image
 from .masks import Values, decode_mask
@@ -236,7 +235,7 @@ def _read_chunks(
         for chunk in chunks:
             yield _read_chunk(chunk, values)
         return
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context())
+    pool = ProcessPoolExecutor(workers, mp_context=context())
     try:
         yield from pool.map(_read_chunk, chunks, [values] * len(chunks))
     finally:
@@ -246,10 +245,3 @@ def _read_chunks(
 def _read_chunk(pairs: Sequence[Pair], values: Values) -> tuple[Bits, Flags]:
     read = [check_pair(pair, values) for pair in pairs]
     return np.stack([bits for bits, _ in read]), np.array([int(flags) for _, flags in read], np.int64)
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

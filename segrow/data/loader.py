@@ -5,8 +5,6 @@ one with other workers or more devices, draws the same global batches. Where vie
 the view is that of (seed, image, turn) instead.
 """
 
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -355,11 +353,6 @@ def collate(items: Sequence[Item | UserError | LeakError]) -> Loaded | UserError
         aux={name: default_collate([i.aux[name] for i in good]) for name in good[0].aux},
     )
     return batch, [i.image_id for i in good]
-
-
-def worker_count(wanted: int) -> int:
-    """Loader processes: not more than there are cores to run them (the draws do not depend on it)."""
-    return min(wanted, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
 
 
 def iterate(loader: DataLoader[Loaded | UserError | LeakError]) -> Iterator[Loaded]:

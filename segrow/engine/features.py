@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..batch import Batch
-from ..data.loader import Draw, EpochPlan, Loaded, RawView, StepImages, worker_count
+from ..data.loader import Draw, EpochPlan, Loaded, RawView, StepImages
 from ..errors import UserError
 from ..methods.base import Method, StepContext
+from ..processes import loader_processes
 from .cost import Stopwatch
 from .feature_store import LOWEST, FeatureStore, Layout, View
 from .machine import Machine
@@ -117,7 +118,7 @@ class StepFeatures:
         loader: DataLoader[list[RawView | UserError]] = DataLoader(
             _Views(self._images, views, self._machine.seed),  # type: ignore[arg-type]
             batch_size=size,
-            num_workers=worker_count(train.workers),
+            **loader_processes(train.workers),
             collate_fn=_as_they_are,
             generator=torch.Generator(),  # else the pass would move the global random state
         )

@@ -6,8 +6,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..batch import Batch
-from ..data.loader import Loaded, StepImages, collate, iterate, to_device, worker_count
+from ..data.loader import Loaded, StepImages, collate, iterate, to_device
 from ..errors import LeakError, UserError
+from ..processes import loader_processes
 from .machine import Machine
 
 
@@ -21,7 +22,7 @@ def scan(images: StepImages, machine: Machine) -> Iterator[Batch]:
     loader: DataLoader[Loaded | UserError | LeakError] = DataLoader(
         images.plain(fabric.global_rank, fabric.world_size),  # type: ignore[arg-type]
         batch_size=train.batch_size // fabric.world_size,
-        num_workers=worker_count(train.workers),
+        **loader_processes(train.workers),
         collate_fn=collate,
         generator=torch.Generator(),  # else the pass would move the global random state
     )

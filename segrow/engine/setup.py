@@ -1,5 +1,6 @@
 """Everything that is decided, and can fail, before a run writes its first file."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from ..data.contents import find_copies
 from ..errors import UserError
 from ..methods.base import Method
 from ..precision import choose
+from ..processes import can_start_again
 from ..scenario import Scenario, Step, build_scenario
 from .select import check_selection
 from .step import make_precision
@@ -203,6 +205,11 @@ def make_fabric(train: TrainConfig) -> tuple[Fabric, Precision]:
         raise UserError("--train.device cuda, but torch sees no GPU; use --train.device cpu")
     if device == "cuda" and train.devices > torch.cuda.device_count():
         raise UserError(f"--train.devices {train.devices}, but there are {torch.cuda.device_count()} GPUs")
+    if train.devices > 1 and "LOCAL_RANK" not in os.environ and not can_start_again():
+        raise UserError(
+            f"--train.devices {train.devices} starts the program again for every further device, and this "
+            "one is not a file; put the lines into a script, or use segrow train"
+        )
     precision = make_precision(choose(train.precision, device).used, device)
     fabric = Fabric(
         accelerator=device,

@@ -20,13 +20,13 @@ from ..data.loader import (
     collate,
     iterate,
     to_device,
-    worker_count,
 )
 from ..errors import LeakError, NonFiniteLossError, UserError
 from ..losses import rate_factor
 from ..methods.base import Method, StepContext
 from ..model.kernels import accelerate
 from ..precision import continued
+from ..processes import loader_processes, worker_count
 from .checkpoint import Checkpoint
 from .cost import Stopwatch
 from .features import StepFeatures
@@ -126,12 +126,11 @@ class StepTrainer:
         self.objective, self.optimizer = fabric.setup(Objective(method, ctx), optimizer)
         plan = epoch_plan(machine, ctx.step, images)
         self.batches = ShardedBatches(plan, fabric.global_rank, fabric.world_size)
-        workers = worker_count(train.workers)
         self.loader: DataLoader[Loaded | UserError | LeakError] = DataLoader(
             images,  # type: ignore[arg-type]
             batch_sampler=self.batches,
-            num_workers=workers,
-            persistent_workers=workers > 0,
+            **loader_processes(train.workers),
+            persistent_workers=worker_count(train.workers) > 0,
             collate_fn=collate,
             pin_memory=fabric.device.type == "cuda",
             # else an iterator draws from the global generator, but not one that goes on with its workers:

@@ -1,0 +1,100 @@
+"""Processes beside this one: how many, and how they are started.
+
+    DataLoader(images, **loader_processes(2))
+    ProcessPoolExecutor(cores(), mp_context=context())
+
+Where Python forks (Linux before Python 3.14) a new process goes on from here. Elsewhere (macOS, Windows,
+Python 3.14) it begins anew and, as Python does it, runs the program's main file first: a script whose calls
+do not stand under `if __name__ == "__main__":` would start itself again in every one of them. What segrow
+starts needs nothing of that file, so it is left out, and a script of three lines works everywhere.
+"""
+
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_STARTING = threading.Lock()
+
+
+class _Process(SpawnProcess):
+    """Begins anew, without the program's main file."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        with _without_main():
+            return SpawnProcess._Popen(process_obj)
+
+
+class _Spawn(SpawnContext):
+    Process = _Process
+
+
+def context() -> BaseContext:
+    """How processes are started: forked where Python does that by itself, else anew."""
+    if multiprocessing.get_start_method() == "fork":
+        return multiprocessing.get_context("fork")
+    return _Spawn()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Within, the main module has no file that a new process could run."""
+    with _STARTING:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
+
+def loader_processes(wanted: int) -> dict[str, Any]:
+    """Arguments of a DataLoader: at most so many processes, and how they are started."""
+    workers = worker_count(wanted)
+    return {"num_workers": workers, "multiprocessing_context": context() if workers else None}
+
+
+def worker_count(wanted: int) -> int:
+    """Loader processes: not more than there are cores to run them (the draws do not depend on it)."""
+    return min(wanted, cores())
+
+
+def can_start_again() -> bool:
+    """Whether the program can be run a second time by its command line, as Fabric starts further devices.
+
+    Not from an interactive interpreter, a notebook, `python -c` or standard input.
+    """
+    if "ps1" in vars(sys):
+        return False
+    return sys.modules["__main__"].__spec__ is not None or Path(sys.argv[0]).is_file()
+
+
+def cores() -> int:
+    """Cores that this process may use: those it is bound to, or what its control group gives it, if fewer."""
+    bound = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min(bound, quota() or bound)
+
+
+def quota(group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Cores' worth of time that a container may use, rounded up; None without a limit.
+
+    Args:
+        group: Where the control group is mounted: version 2 has cpu.max, version 1 cpu/cpu.cfs_*_us.
+    """
+    try:
+        if (group / "cpu.max").is_file():
+            most, period = (group / "cpu.max").read_text().split()
+        else:
+            most, period = (
+                (group / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
+            )
+    except (OSError, ValueError):
+        return None  # no Linux, or no control groups
+    return -(-int(most) // int(period)) if most.isdigit() and int(most) else None
