@@ -13,7 +13,7 @@ from PIL import Image
 from runs import only_line
 
 from segrow import cli
-from segrow.data.coco import CocoDataset, find_json
+from segrow.data.coco import CocoDataset, find_files
 from segrow.data.given import open_given
 from segrow.data.index import cache_folder
 from segrow.errors import UserError
@@ -112,12 +112,12 @@ def test_masks_are_what_was_drawn(folder: Path) -> None:
 
 def test_the_masks_are_drawn_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = CocoDataset(folder / "instances.json").mask_path("train", "001")
-    monkeypatch.setattr(CocoDataset, "_mask", None)
+    monkeypatch.setattr(CocoDataset, "_draw_into", None)
     assert CocoDataset(folder / "instances.json").mask_path("train", "001") == first
     text = (folder / "instances.json").read_text()
     (folder / "instances.json").write_text(text.replace("okapi", "okapis"))
     with pytest.raises(TypeError):  # another file: drawn again
-        CocoDataset(folder / "instances.json")
+        CocoDataset(folder / "instances.json").mask_path("train", "001")
 
 
 def test_where_the_file_may_be(folder: Path, tmp_path: Path) -> None:
@@ -127,8 +127,10 @@ def test_where_the_file_may_be(folder: Path, tmp_path: Path) -> None:
     (folder / "instances.json").rename(folder / "annotations/instances.json")
     assert open_given(folder, "--data").ids("train") == ("001", "002", "003")
     (folder / "annotations/more.json").write_text("{}")
-    with pytest.raises(UserError, match=r"holds 2 \.json files; give one, such as"):
-        find_json(folder)
+    assert find_files(folder)[1] == ["more.json: not read"]
+    (folder / "annotations/instances_2.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds 2 \.json files of train images .*; give one of them itself"):
+        find_files(folder)
 
 
 def change(folder: Path, act: Callable[[Coco], None]) -> None:
@@ -143,13 +145,6 @@ BAD: list[tuple[Callable[[Coco], Any], str]] = [
         lambda c: c["images"][1].update(file_name="gone.jpg"),
         "lists image gone.jpg, which is missing; expected it as",
     ),
-    (lambda c: c["annotations"][1].update(segmentation=[]), "annotation 2 (image 1) has an empty polygon"),
-    (
-        lambda c: c["annotations"][1].update(segmentation=[[1, 2, 3, 4]]),
-        "has an empty polygon; expected three corners",
-    ),
-    (lambda c: c["annotations"][1].update(segmentation=[[]]), "has an empty polygon"),
-    (lambda c: c["annotations"][1].pop("segmentation"), "has an empty polygon"),
     (
         lambda c: c["annotations"][2].update(segmentation={"size": [20, 30]}),
         "has an RLE without counts or size",
@@ -175,17 +170,14 @@ def runs(counts: Any, size: Any = (HEIGHT, WIDTH)) -> dict[str, Any]:
     return {"size": size, "counts": counts}
 
 
-EMPTY = "annotation 2 (image 1) has an empty"
 MALFORMED: list[tuple[Callable[[Coco], Any], str]] = [
-    (outline(2, [1, 2, 3, 4, 5, 6]), "annotation 2 has a polygon that is no list; expected a list of them"),
     (outline(2, ["123456"]), "annotation 2 has a polygon that is no list"),
     (outline(2, [list("123456")]), "annotation 2 has a polygon with something else than numbers"),
     (outline(2, [[1, 2, 3, 4, 5, float("nan")]]), "something else than numbers of pixels"),
     (outline(2, [[1, 2, 3, 4, 5, 1e30]]), "something else than numbers of pixels"),
-    (outline(2, "nothing"), f"{EMPTY} polygon; expected three corners"),
-    (outline(2, [[5, 5, 5, 5, 5, 5]]), f"{EMPTY} polygon: no pixel of the image is in it; remove"),
-    (outline(2, [square(40, 40, 50, 50)]), f"{EMPTY} polygon: no pixel"),
-    (outline(2, runs([HEIGHT * WIDTH])), f"{EMPTY} RLE: no pixel"),
+    (outline(2, "nothing"), "annotation 2 has 'nothing' for an outline; expected polygons or an RLE"),
+    (outline(3, runs("o" * 100_000 + "0")), "annotation 3 has an RLE whose counts are no lengths of runs"),
+    (outline(4, runs([10**18, 1])), "has an RLE of 1000000000000000001 pixels"),
     (outline(3, runs("garbage!")), "annotation 3 has an RLE whose counts are no lengths of runs"),
     (outline(3, runs("oooo")), "annotation 3 has an RLE whose counts are no lengths of runs"),
     (outline(3, runs("ABC")), "annotation 3 has an RLE"),
@@ -220,7 +212,7 @@ MALFORMED: list[tuple[Callable[[Coco], Any], str]] = [
 def test_what_is_wrong_is_one_line(folder: Path, act: Callable[[Coco], None], expected: str) -> None:
     change(folder, act)
     with pytest.raises(UserError) as caught:
-        CocoDataset(folder / "instances.json")
+        CocoDataset(folder / "instances.json").presence("train")
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -228,14 +220,14 @@ def test_what_is_wrong_is_one_line(folder: Path, act: Callable[[Coco], None], ex
 def test_no_json(folder: Path) -> None:
     for content in ("{", "[" * 100_000):
         (folder / "instances.json").write_text(content)
-        with pytest.raises(UserError, match="cannot be read as JSON"):
+        with pytest.raises(UserError, match=r"COCO file .* is (not JSON|nested)"):
             open_given(folder, "--data")
 
 
 def test_what_fails_leaves_nothing_in_the_cache(folder: Path) -> None:
     change(folder, lambda c: c["images"][1].update(height=7))
     with pytest.raises(UserError, match="must be equal"):
-        CocoDataset(folder / "instances.json")
+        CocoDataset(folder / "instances.json").presence("train")
     assert list((cache_folder() / "coco").iterdir()) == []
 
 
@@ -255,6 +247,6 @@ def test_without_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_command_says_it_in_one_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    change(folder, lambda c: c["annotations"][1].update(segmentation=[]))
+    change(folder, lambda c: c["annotations"][1].update(segmentation=["x"]))
     assert cli.main(["data", "saliency", str(folder), "--model", "x.onnx"]) == 2
-    assert "has an empty polygon" in only_line(capsys.readouterr().err)
+    assert "annotation 2 has a polygon that is no list" in only_line(capsys.readouterr().err)

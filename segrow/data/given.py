@@ -150,9 +150,8 @@ def open_given(root: Path, option: str) -> SegDataset:
         if listed and not named and (root / MASKS).is_dir():
             return VocDataset(root)
         return PaletteDataset(root)
-    from .coco import CocoDataset, find_json
+    from .coco import CocoDataset, find_files
 
-    found = find_json(root)
-    if found is None:
+    if not find_files(root)[0]:
         raise UserError(f"{option} {root} holds no annotated images; {EXPECTED}")
-    return CocoDataset(found)
+    return CocoDataset(root)

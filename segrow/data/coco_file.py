@@ -1,0 +1,225 @@
+"""What a COCO file says: images, classes, outlines; and what of it is left out."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..class_lists import plain_name
+from ..documents import read_json
+from ..errors import UserError
+from .coco_shapes import Outline, check_outline
+
+LIMIT = 2 << 30  # bytes; COCO's own instances_train2017.json has 448 MB
+BACKGROUND = ("background", "_background_", "__background__")
+NO_CLASS = frozenset({"ignore", "ignored", "ignoreregion", "void", "unlabeled", "unlabelled", "dontcare"})
+"""Categories that mark what must not count, in small letters without spaces and signs."""
+
+_NEEDED: dict[str, dict[str, type]] = {
+    "images": {"id": int, "file_name": str},
+    "categories": {"id": int, "name": str},
+    "annotations": {},
+}
+_OUTLINES = "segrow learns from outlines (polygons or RLE); annotate them, or export with segmentation"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image of the file.
+
+    Attributes:
+        name: Its file_name.
+        size: Height and width as the file says them; None where it does not.
+        outlines: Of each object: the outline, the category's name and the annotation's, for errors.
+    """
+
+    name: str
+    size: tuple[Any, Any]
+    outlines: list[tuple[Outline, str, str]]
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """A COCO file, checked.
+
+    Attributes:
+        path: The file.
+        classes: Names of its classes in the order of their ids; neither background nor what is ignored.
+        ignored: Names of the categories that count nowhere.
+        entries: Its images.
+        notes: What was left out or decided, a sentence each.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    ignored: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    notes: tuple[str, ...]
+
+
+def read_coco(path: Path, ignore: Collection[str] | None) -> CocoFile:
+    """Read and check a COCO file.
+
+    Args:
+        path: The file.
+        ignore: Names of categories that count nowhere; None: those that are called so (NO_CLASS).
+
+    Raises:
+        UserError: It is no COCO file, or damaged; or no annotation has an outline.
+    """
+    content = _content(path)
+    numbers = (annotation.get("category_id") for annotation in content["annotations"])
+    used = Counter(number for number in numbers if isinstance(number, int))
+    names, notes = _categories(path, content["categories"], used)
+    ignored = _ignored(path, names, ignore)
+    images: dict[int, list[tuple[Outline, str, str]]] = {image["id"]: [] for image in content["images"]}
+    annotated: set[int] = set()
+    bare: Counter[str] = Counter()
+    parts = 0
+    for annotation in content["annotations"]:
+        where = f"{path}: annotation {annotation.get('id')}"
+        image, category = _references(where, annotation, images, names)
+        annotated.add(image)
+        outline, bad = check_outline(annotation.get("segmentation"), where)
+        parts += bad if outline is not None else 0
+        if outline is None:
+            bare[
+                "keypoints"
+                if annotation.get("keypoints")
+                else "a box"
+                if annotation.get("bbox")
+                else "nothing"
+            ] += 1
+        else:
+            images[image].append((outline, names[category], where))
+    if bare and not any(images.values()):
+        kinds = ", ".join(f"{n} with {kind}" for kind, n in bare.items())
+        raise UserError(
+            f"{path} has no outline in its {bare.total()} annotations ({kinds} alone); {_OUTLINES}"
+        )
+    notes += _remarks(path, bare, parts, len(images) - len(annotated), len(images))
+    for name in ignored:
+        n = sum(used[number] for number, called in names.items() if called == name)
+        how = "--ignore none makes it a class" if ignore is None else "as --ignore says"
+        notes.append(f'{path.name}: pixels of "{name}" ({_count(n, "annotation")}) count nowhere; {how}')
+    classes = [name for name in dict.fromkeys(names.values()) if name not in (*ignored, BACKGROUND[0])]
+    if not classes:
+        raise UserError(
+            f"{path} has no category besides background and what is ignored; export it with classes"
+        )
+    entries = tuple(
+        Entry(image["file_name"], (image.get("height"), image.get("width")), images[image["id"]])
+        for image in content["images"]
+    )
+    return CocoFile(path, tuple(classes), tuple(ignored), entries, tuple(notes))
+
+
+def _content(path: Path) -> dict[str, list[dict[str, Any]]]:
+    content = read_json(path, "COCO file", limit=LIMIT, fix="export the annotations again")
+    parts = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
+        raise UserError(f"{path} is no COCO file: expected lists {', '.join(parts)} in it")
+    if not content["images"] or not content["categories"]:
+        raise UserError(f"{path} lists no image or no category; export the annotations again")
+    for part, needed in _NEEDED.items():
+        _check_entries(f"{path}: {part}", content[part], needed)
+    return content
+
+
+def _check_entries(name: str, entries: Sequence[Any], needed: Mapping[str, type]) -> None:
+    """Each is an object with what is needed; no id stands twice."""
+    for k, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise UserError(f"{name}[{k}] is no object ({str(entry)[:40]}); export the annotations again")
+        for key, kind in needed.items():
+            value = entry.get(key)
+            if not isinstance(value, kind) or isinstance(value, bool) or value == "":
+                expected = "a whole number" if kind is int else "a text"
+                raise UserError(f"{name}[{k}] has {key} {str(value)[:40]}, expected {expected}")
+    ids = Counter(entry["id"] for entry in entries if "id" in needed)
+    if twice := [number for number, n in ids.items() if n > 1]:
+        raise UserError(f"{name} has id {twice[0]} twice; every entry needs its own")
+
+
+def _categories(
+    path: Path, categories: Sequence[Mapping[str, Any]], used: Mapping[Any, int]
+) -> tuple[dict[int, str], list[str]]:
+    """Names of the categories by id, in the order of the ids; and what was left out.
+
+    Left out is what tools add by themselves and no annotation uses: the root of Roboflow, which other
+    categories name as theirs, and a second category of a name.
+    """
+    roots = {category.get("supercategory") for category in categories}
+    by_name: dict[str, list[int]] = defaultdict(list)
+    names: dict[int, str] = {}
+    notes: list[str] = []
+    for category in sorted(categories, key=lambda c: int(c["id"])):
+        name, number = plain_name(category["name"]), int(category["id"])
+        if not name:
+            raise UserError(f"{path}: category {number} has an empty name; every class needs one")
+        if name.casefold() in BACKGROUND:
+            name = BACKGROUND[0]
+        elif not used.get(number) and category.get("supercategory") in ("none", None) and name in roots:
+            notes.append(f'{path.name}: category {number} "{name}" is the root of others and left out')
+            continue
+        by_name[name].append(number)
+        names[number] = name
+    for name, numbers in by_name.items():
+        annotated = [number for number in numbers if used.get(number)]
+        if len(annotated) > 1 and name != BACKGROUND[0]:
+            raise UserError(
+                f'{path} has two categories "{name}" (ids {annotated[0]} and {annotated[1]}), both with '
+                "annotations; every class needs its own name"
+            )
+        keep = annotated or numbers[:1]
+        for number in [n for n in numbers if n not in keep and name != BACKGROUND[0]]:
+            notes.append(
+                f'{path.name}: category {number} "{name}" is there twice; the unused one is left out'
+            )
+            del names[number]
+    return names, notes
+
+
+def _ignored(path: Path, names: Mapping[int, str], ignore: Collection[str] | None) -> list[str]:
+    """Categories that count nowhere."""
+    there = list(dict.fromkeys(names.values()))
+    if ignore is None:
+        return [name for name in there if "".join(filter(str.isalnum, name.casefold())) in NO_CLASS]
+    return [name for name in there if name in ignore]
+
+
+def _references(
+    where: str, annotation: Mapping[str, Any], images: Mapping[int, object], names: Mapping[int, str]
+) -> tuple[int, int]:
+    """Image and category of an annotation, which are there."""
+    image, category = annotation.get("image_id"), annotation.get("category_id")
+    if not isinstance(image, int) or isinstance(image, bool) or image not in images:
+        raise UserError(f"{where} is of image {image}, which the file does not list")
+    if not isinstance(category, int) or isinstance(category, bool) or category not in names:
+        raise UserError(f"{where} has category {category!r}, which the file lacks")
+    return image, category
+
+
+def _remarks(path: Path, bare: Counter[str], parts: int, empty: int, images: int) -> list[str]:
+    notes = []
+    if n := bare.total():
+        kinds = ", ".join(f"{count} with {kind} alone" for kind, count in bare.items())
+        verb = "are" if n > 1 else "is"
+        notes.append(
+            f"{path.name}: {_count(n, 'annotation')} without an outline ({kinds}) {verb} left out; what they "
+            "mark counts as background"
+        )
+    if parts:
+        verb = "are" if parts > 1 else "is"
+        notes.append(f"{path.name}: {_count(parts, 'polygon')} of fewer than three corners {verb} left out")
+    if empty:
+        verb = "have" if empty > 1 else "has"
+        notes.append(
+            f"{path.name}: {empty} of {images} images {verb} no annotation and shows background alone"
+        )
+    return notes
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"

@@ -1,0 +1,182 @@
+"""Where the images of a COCO file are: as every tool lays them out, whatever machine wrote their names."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote
+
+from ..errors import UserError
+from .files import IMAGE_SUFFIXES
+
+SPLITS = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+_TAILS = 8  # so many last parts of a path are looked for
+_HASH = re.compile(r"[0-9a-f]{8}[-_]")  # Label Studio puts it before the name of an upload
+
+
+@dataclass
+class Finder:
+    """Finds images by the names that a COCO file gives them.
+
+    Attributes:
+        path: The file.
+        moved: How many images are elsewhere than the file says, and the first of their names.
+    """
+
+    path: Path
+    moved: list[str] = field(default_factory=list)
+    _listings: dict[Path, dict[str, Path]] = field(default_factory=dict)
+
+    def folders(self) -> list[Path]:
+        """Where images are looked for: beside the file, in images/ there, and so for the folder above.
+
+        In each also in the folder that the file is called after: train2017/ for instances_train2017.json.
+        """
+        here, stem = self.path.parent, self.path.stem
+        places = [here, here / "images", here.parent / "images", here.parent]
+        names = [stem, stem.partition("_")[2]]
+        if split_of(self.path) in ("train", None):
+            names.append("train")
+        named = [place / name for place in places for name in names if name]
+        return list(dict.fromkeys([*places[:2], *named, *places[2:]]))
+
+    def find(self, name: str) -> Path | None:
+        """The file of an image; None when it is nowhere."""
+        for said, parts in _readings(name):
+            for begin in dict.fromkeys((0, *range(max(0, len(parts) - _TAILS), len(parts)))):
+                tail = "/".join(parts[begin:])
+                for folder in self.folders():
+                    if found := self._there(folder, tail):
+                        if begin or said:
+                            self.moved.append(name)
+                        return found
+        return None
+
+    def _there(self, folder: Path, tail: str) -> Path | None:
+        """A file below a folder; case and Unicode form may differ where just one file fits."""
+        place = folder / tail
+        try:
+            if place.is_file():
+                return place
+        except OSError:  # a name that is too long
+            return None
+        listing = self._listings.get(place.parent)
+        if listing is None:
+            listing = self._listings[place.parent] = _listing(place.parent)
+        return listing.get(_folded(place.name))
+
+
+def _listing(folder: Path) -> dict[str, Path]:
+    """Files of a folder by their folded names; without those that two have."""
+    found: dict[str, Path] = {}
+    twice: set[str] = set()
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return {}
+    for entry in entries:
+        name = _folded(entry.name)
+        if name in found:
+            twice.add(name)
+        found[name] = Path(entry.path)
+    return {name: path for name, path in found.items() if name not in twice and path.is_file()}
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _readings(name: str) -> Iterator[tuple[bool, list[str]]]:
+    """Parts of a path as a name may be meant, and whether that is not what it says by itself.
+
+    Backslashes part folders on Windows; Label Studio writes paths as parts of an address, and a hash before
+    the name of an upload.
+    """
+    for said, text in ((False, name), (True, unquote(name.rpartition("?d=")[2]))):
+        if said and text == name:
+            continue
+        parts = _parts(text)
+        if not parts:
+            continue
+        yield said, parts
+        if plain := _HASH.sub("", parts[-1], count=1) if _HASH.match(parts[-1]) else "":
+            yield True, [*parts[:-1], plain]
+
+
+def _parts(name: str) -> list[str]:
+    """Folders and name; none leads out of the folder that it stands in."""
+    return [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+
+
+def split_of(path: Path) -> str | None:
+    """Which split a COCO file is of by its name or its folder's: train, val, test; None when neither says.
+
+    instances_train2017.json, train.json, valid/_annotations.coco.json
+    """
+    for text in (path.stem, path.parent.name):
+        words = re.split(r"[^a-z]+", text.lower())
+        for split, spellings in SPLITS.items():
+            if any(word in spellings for word in words):
+                return split
+    return None
+
+
+def find_images(path: Path, names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+    """The file of each image by its id, in the order of the names, and notes.
+
+    An id is the file's name without suffix; where two have the same, the name with its folders.
+
+    Raises:
+        UserError: An image that is missing, or two names for one file.
+    """
+    finder = Finder(path)
+    files: dict[Path, str] = {}
+    missing: list[str] = []
+    for name in names:
+        file = finder.find(name)
+        if file is None:
+            missing.append(name)
+        elif file in files:
+            raise UserError(f"{path} lists {files[file]} and {name}, which are both {file}; they must differ")
+        else:
+            files[file] = name
+    if missing:
+        some = f"image {missing[0]}, which is missing"
+        if len(missing) > 1:
+            some = f"{len(missing)} of {len(names)} images that are missing, first {missing[0]}"
+        raise UserError(
+            f"{path} lists {some}; expected it as {path.parent / missing[0]} or in {path.parent / 'images'}"
+        )
+    notes = []
+    if moved := finder.moved:
+        first = next(file for file, name in files.items() if name == moved[0])
+        notes.append(
+            f"{path.name}: {len(moved)} of {len(names)} images are not where it says "
+            f"(first {moved[0]}: it is {first})"
+        )
+    parts = [_parts(name) for name in files.values()]
+    shorter = ["/".join(p).rpartition(".")[0] or p[-1] for p in parts]
+    choices = ([file.stem for file in files], shorter, ["/".join(p) for p in parts])
+    ids = next((ids for ids in choices if len(set(ids)) == len(ids)), None)
+    if ids is None:
+        raise UserError(f"{path} lists images of the same name; every image needs its own")
+    return dict(zip(ids, files, strict=True)), notes
+
+
+def unlisted(files: Iterable[Path]) -> list[Path]:
+    """Images in the folders of the listed ones that are not among them."""
+    files = list(files)
+    listed = {os.path.realpath(file) for file in files}
+    found = []
+    for folder in dict.fromkeys(file.parent for file in files):
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            image = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+            if image and not entry.name.startswith(".") and os.path.realpath(entry.path) not in listed:
+                found.append(Path(entry.path))
+    return found
