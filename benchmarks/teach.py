@@ -41,7 +41,7 @@ from segrow.engine.run import train
 from segrow.errors import UserError
 from segrow.grow import AddOptions, carry_out, plan_addition
 from segrow.methods.ssul import Ssul
-from segrow.model.store import read_record
+from segrow.model.record import read_record
 
 from .machine import describe, versions
 

@@ -3,12 +3,12 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
-from .documents import JSON_BYTES, parse_json, read_bytes
-from .errors import LeakError
+from .documents import parse_json
+from .errors import LeakError, UserError
+from .inside import is_below
 from .scenario import IGNORE, UNKNOWN, Scenario
 from .shapes import Shape
 
@@ -146,16 +146,7 @@ def to_json(exemplars: Sequence[Exemplar]) -> bytes:
     return json.dumps({"format": 1, "exemplars": [asdict(e) for e in exemplars]}, indent=1).encode()
 
 
-def from_json(path: Path) -> tuple[Exemplar, ...]:
-    """Exemplars of a memory.json; none when the file is absent (a step without memory).
-
-    Raises:
-        UserError: It holds something else.
-    """
-    return from_json_bytes(read_bytes(path, "memory", JSON_BYTES), f"memory {path}") if path.exists() else ()
-
-
-def from_json_bytes(content: bytes, where: str = "memory.json") -> tuple[Exemplar, ...]:
+def from_json(content: bytes, where: str = "memory.json") -> tuple[Exemplar, ...]:
     """Exemplars of the content of a memory.json.
 
     Args:
@@ -163,7 +154,11 @@ def from_json_bytes(content: bytes, where: str = "memory.json") -> tuple[Exempla
         where: The file, for the error.
 
     Raises:
-        UserError: It holds something else.
+        UserError: It holds something else, or an image that is not below its data set.
     """
     stored = parse_json(content, where, _SHAPE, fix="restore it, or train the step again")
+    for e in stored["exemplars"]:
+        if not is_below(e["image"]):
+            line = f'names an image "{e["image"]}", expected one below the data set'
+            raise UserError(f"{where} {line}; restore it, or train the step again")
     return tuple(Exemplar(e["image"], e["step"], tuple(e["classes"])) for e in stored["exemplars"])

@@ -9,12 +9,14 @@ import safetensors.torch
 import torch
 
 from .errors import UserError
+from .memory import Exemplar, from_json
 from .methods.base import Method, make_method
+from .model.record import is_model, read_file_beside
 from .model.segmenter import Segmenter
 from .model.store import load_model
 
-METHOD_STATE = "method.safetensors"
-"""The file of a model directory that holds what `Method.state_dict` gave; missing when that was nothing."""
+MEMORY, METHOD_STATE = "memory.json", "method.safetensors"
+"""Files of a model directory: its exemplars; what `Method.state_dict` gave, missing when that was nothing."""
 
 NEEDED = ("step", "class_names", "scenario", "method", "protocol")
 """What the engine writes into model.json, and who uses a model must know."""
@@ -26,9 +28,9 @@ def find_model(path: Path) -> Path:
     Raises:
         UserError: When there is none.
     """
-    if (path / "model.json").exists():
+    if is_model(path):
         return path
-    found = sorted((path / "steps").glob("*/model"))
+    found = [step / "model" for step in sorted((path / "steps").glob("*")) if is_model(step / "model")]
     if not found:
         raise UserError(f"{path} holds no model: expected model.json in it, or a run folder with steps/")
     return found[-1]
@@ -115,12 +117,23 @@ def restore_state(method: Method, folder: Path, device: torch.device | str) -> N
     Raises:
         UserError: When the file cannot be read, or holds what the method does not have.
     """
-    path = folder / METHOD_STATE
-    if not path.exists():
+    content = read_file_beside(folder, METHOD_STATE)
+    if content is None:
         return
     try:
-        state = safetensors.torch.load_file(path, device=str(device))
+        state = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
         reason = " ".join(str(error).split())
+        path = folder / METHOD_STATE
         raise UserError(f"{path} is not the state of a method ({reason}); copy the model again") from None
-    method.load_state_dict(state)
+    method.load_state_dict({name: value.to(device) for name, value in state.items()})
+
+
+def load_memory(folder: Path) -> tuple[Exemplar, ...]:
+    """The exemplars that are stored beside a model; none where it has no memory.
+
+    Raises:
+        UserError: When the file was changed or lost, or holds something else.
+    """
+    content = read_file_beside(folder, MEMORY)
+    return () if content is None else from_json(content, f"memory {folder / MEMORY}")

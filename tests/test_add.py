@@ -456,7 +456,7 @@ def test_validation_images_are_what_new_classes_are_measured_on(
 def test_exemplars_are_replayed_and_judged(
     model: Path, root: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept = from_json(model / "memory.json")
+    kept = from_json((model / "memory.json").read_bytes())
     assert len(kept) == 6
     assert add(model, photos, "--exemplars", str(root), "--max-drop", "90", "--json") == 0
     shown = capsys.readouterr()
@@ -465,7 +465,7 @@ def test_exemplars_are_replayed_and_judged(
     found = json.loads(shown.out)
     assert [c["name"] for c in found["old"]] == ["background", "aeroplane", "bicycle"]
     assert record(model)["training"]["exemplars"] == 4
-    assert from_json(model / "memory.json") == kept  # ids as they were
+    assert from_json((model / "memory.json").read_bytes()) == kept  # ids as they were
 
 
 def test_the_gate_looks_at_exemplars_that_are_not_replayed(
@@ -519,7 +519,7 @@ def test_the_gate_gets_exemplars_of_all_classes(classes: int, each: int, seed: i
 def test_a_finished_run_has_exemplars_to_replay(root: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert start(root, out, "--task", "offline", "--model.output_stride", "8", "--memory.size", "5") == 0
-    assert len(from_json(out / "steps/00/model/memory.json")) == 5
+    assert len(from_json((out / "steps/00/model/memory.json").read_bytes())) == 5
     words = ("--exemplars", str(root), "--max-drop", "100", "--epochs", "1")
     assert add(out, photos, *words, classes="okapi") == 0
     assert record(out / "grown")["training"]["exemplars"] == 4

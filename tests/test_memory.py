@@ -1,5 +1,7 @@
 """Exemplars: the choice keeps its guarantees, each shows only what was annotated while it was stored."""
 
+import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import permutations
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segrow.errors import LeakError
+from segrow.errors import LeakError, UserError
 from segrow.memory import (
     Candidate,
     Exemplar,
@@ -219,5 +221,24 @@ def test_memory_survives_its_file(tmp_path: Path) -> None:
     memory = (Exemplar("a", 0, (1, 2)), Exemplar("ü/b", 1, (1, 2, 3)))
     path = tmp_path / "memory.json"
     path.write_bytes(to_json(memory))
-    assert from_json(path) == memory
-    assert from_json(tmp_path / "absent.json") == ()
+    assert from_json(path.read_bytes()) == memory
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"{}", "memory.json lacks exemplars;"),
+        (b'{"exemplars": [1]}', "memory.json: exemplars[0] holds 1,"),
+        *(
+            (
+                json.dumps({"exemplars": [{"image": name, "step": 0, "classes": [1]}]}).encode(),
+                "below the data set",
+            )
+            for name in ("../x", "/etc/x", "a/../../x", "C:x", "a\\..\\x", "", "..", "a//b", "./a")
+        ),
+    ],
+)
+def test_a_damaged_memory_is_one_line(content: bytes, expected: str) -> None:
+    with pytest.raises(UserError, match=re.escape(expected)) as caught:
+        from_json(content)
+    assert "\n" not in str(caught.value)

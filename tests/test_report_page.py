@@ -831,8 +831,6 @@ def test_a_step_that_lacks_something_is_one_line(
         ("results.json", lambda r: with_step(r, matrix=[["x"] * 4] * 4), "matrix holds something else than"),
         ("results.json", lambda r: with_step(r, matrix=[[-1] * 4] * 4), "matrix holds something else than"),
         ("results.json", lambda r: with_step(r, matrix=None), "matrix holds something else than"),
-        ("steps/00/model/memory.json", lambda _: {}, "memory.json lacks exemplars;"),
-        ("steps/00/model/memory.json", lambda _: {"exemplars": [1]}, "memory.json: exemplars[0] holds 1,"),
     ],
 )
 def test_a_damaged_file_is_one_line(

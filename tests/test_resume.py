@@ -32,6 +32,7 @@ from segrow.engine.folder import META
 from segrow.engine.run import Run
 from segrow.engine.step import StepTrainer
 from segrow.memory import Exemplar
+from segrow.model.record import hashes_of
 from segrow.model.store import load_model, save_model
 from segrow.scenario import Scenario
 
@@ -328,6 +329,7 @@ def _forget_memory(directory: Path) -> None:
     meta = json.loads((directory / "model.json").read_text())
     files = meta["hashes"]["files"]
     del files["memory.json"]
+    meta["hashes"] = hashes_of(meta, files)
     (directory / "model.json").write_text(json.dumps(meta))
 
 

@@ -126,7 +126,7 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     assert "changed or cut off" in attempt("memory.json", b"[2]")
     assert "is missing" in attempt("memory.json", None)
     assert "changed after it was written" in attempt("model.json", record.replace("dog", "cow").encode())
-    assert "changed or cut off" in attempt("model.json", record[:200].encode())
+    assert "is not JSON" in attempt("model.json", record[:200].encode())
     newer = record.replace('"format": 1', '"format": 2')
     assert "has format 2" in attempt("model.json", newer.encode())
     assert "update segrow" in attempt("model.json", newer.encode())

@@ -11,7 +11,8 @@ from ..config import RunConfig, RunPaths
 from ..documents import read_json, read_yaml
 from ..errors import UserError
 from ..methods.base import Method, make_method
-from ..model.store import RECORD, load_model
+from ..model.record import RECORD, is_model
+from ..model.store import load_model
 from ..scenario import Scenario
 from ..shapes import Shape
 
@@ -177,7 +178,7 @@ def check_data(stored: Mapping[str, Any], ours: Mapping[str, Any], scenario: Sce
 
 def is_model_directory(base: Path) -> bool:
     """Whether `--base` is a model directory, not a run."""
-    return (base / RECORD).is_file()
+    return is_model(base)
 
 
 def check_base(

@@ -19,15 +19,15 @@ from ..errors import NonFiniteLossError, UserError
 from ..memory import (
     Exemplar,
     check_memory,
-    from_json,
     to_json,
 )
 from ..methods.base import Method, StepContext
 from ..model.norm import synchronise_norms
+from ..model.record import read_file_beside, read_record
 from ..model.segmenter import Segmenter, build_segmenter
-from ..model.store import load_model, read_record, save_model
+from ..model.store import load_model, save_model
 from ..precision import MIXED, last
-from ..stored import METHOD_STATE, load_with_method, restore_state
+from ..stored import MEMORY, METHOD_STATE, load_memory, load_with_method, restore_state
 from .checkpoint import Checkpoint
 from .cost import Stopwatch, parameter_counts, peak_memory, reset_peak_memory, stored_bytes
 from .exemplars import Chooser
@@ -209,9 +209,9 @@ class Run:
         if self.fabric.is_global_zero:
             folder = base if record is None else RunPaths(base).model(0)
             model, meta = load_model(folder)
-            extra = {"memory.json": to_json(self._keep(0, model, ()))}
-            if (state := folder / METHOD_STATE).exists():
-                extra[METHOD_STATE] = state.read_bytes()
+            extra = {MEMORY: to_json(self._keep(0, model, ()))}
+            if state := read_file_beside(folder, METHOD_STATE):
+                extra[METHOD_STATE] = state
             save_model(model, self.paths.model(0), {key: meta[key] for key in META}, extra)
         if record is None:
             self.fabric.barrier()
@@ -285,7 +285,7 @@ class Run:
             }
             if selection:
                 training["selected"] = selection.record()
-            extra = {"memory.json": to_json(stored)}
+            extra = {MEMORY: to_json(stored)}
             if state := dict(self.method.state_dict()):
                 extra[METHOD_STATE] = tensors_to_bytes(state)
             meta = model_meta(self.config, self.method, self.scenario, step, parent, training)
@@ -336,7 +336,7 @@ class Run:
             return model.to(self.fabric.device), None, None, ()
         folder = self.paths.model(step - 1)
         model, meta = load_model(folder)
-        exemplars = from_json(folder / "memory.json")
+        exemplars = load_memory(folder)
         check_memory(exemplars, self.scenario, step)
         model.to(self.fabric.device)
         # a trunk that will not change need not be there twice
@@ -398,7 +398,7 @@ class Run:
             matrices = self.validation.matrices(step, model, reader, val, "evaluation")
         taught = scenario.steps[step]
         training = meta["training"]
-        kept = from_json(self.paths.model(step) / "memory.json")
+        kept = load_memory(self.paths.model(step))
         files = [self.data.image_path("train", e.image) for e in kept]
         files += [self.data.mask_path("train", e.image) for e in kept]
         selected = {"selected": training["selected"]} if "selected" in training else {}

@@ -21,13 +21,14 @@ from ..data.given import open_given
 from ..data.saliency import SaliencyMaker
 from ..engine.setup import check_ranges
 from ..errors import UserError
-from ..memory import Exemplar, from_json
+from ..memory import Exemplar
 from ..methods.base import Method, make_method
+from ..model.exchange import replaceable, settle
 from ..model.lineage import check_history, version_of
+from ..model.record import standing
 from ..model.segmenter import Segmenter
-from ..model.store import replaceable, settle, standing
 from ..recipes import published_settings
-from ..stored import data_names, find_model, load_with_method, origin_names, step_of_run
+from ..stored import data_names, find_model, load_memory, load_with_method, origin_names, step_of_run
 from .options import AUTO, BATCH, NONE, REMBG, UPDATES, AddOptions, check_options
 
 HELD_OUT = 5
@@ -369,7 +370,7 @@ def _memory(
     folder: Path, meta: Mapping[str, Any], options: AddOptions
 ) -> tuple[tuple[Exemplar, ...], SegDataset | None, list[str]]:
     """Exemplars to replay and the data set they are of."""
-    stored = from_json(folder / "memory.json")
+    stored = load_memory(folder)
     if options.exemplars is None:
         if not stored:
             return (), None, []

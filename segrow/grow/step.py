@@ -34,19 +34,18 @@ from ..engine.setup import Prepared, make_fabric
 from ..engine.val_features import trunk_hash
 from ..errors import UserError
 from ..evaluate import eval_loader, image_matrices
-from ..memory import Exemplar, from_json, to_json
+from ..memory import Exemplar, to_json
 from ..methods.base import make_method
 from ..model.lineage import succeed
+from ..model.record import read_file_beside, read_record
 from ..model.segmenter import Segmenter
-from ..model.store import load_model, read_record, save_model
+from ..model.store import load_model, save_model
 from ..pictures import encoded
 from ..scenario import Scenario, Step, empty_table
-from ..stored import METHOD_STATE, data_names, origin_names, restore_state
+from ..stored import MEMORY, METHOD_STATE, data_names, load_memory, origin_names, restore_state
 from .gate import Matrices, Verdicts, judge_new, judge_old, with_unjudged
 from .options import AddOptions
 from .plan import EXEMPLAR, Images, Plan, plan_addition, rejected_folder
-
-_MEMORY = "memory.json"
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def carry_out(plan: Plan, quiet: bool = False) -> Outcome:
         trained = _train(plan, work, data, display)
         after, record = load_model(trained)
         verdicts = _judge(plan, after, trained, data, display)
-        extra = _extra(trained, from_json(plan.folder / _MEMORY))
+        extra = _extra(trained, load_memory(plan.folder))
         meta = _meta(plan, record, verdicts)
         if read_record(plan.folder)["hashes"] != plan.meta["hashes"]:
             raise UserError(f"{plan.folder} was changed while the step was trained; give the command again")
@@ -236,8 +235,8 @@ def _train(plan: Plan, work: Path, data: GivenDataset, display: Display) -> Path
 
 def _extra(folder: Path, memory: Sequence[Exemplar]) -> dict[str, bytes]:
     """What goes beside a model: a memory, and the method's state of the model in `folder`."""
-    state = folder / METHOD_STATE
-    return {_MEMORY: to_json(memory), **({METHOD_STATE: state.read_bytes()} if state.exists() else {})}
+    state = read_file_beside(folder, METHOD_STATE)
+    return {MEMORY: to_json(memory), **({METHOD_STATE: state} if state else {})}
 
 
 def scenario_of(plan: Plan, data: GivenDataset) -> Scenario:

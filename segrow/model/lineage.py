@@ -22,11 +22,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..atomic import locked
 from ..class_lists import name_hint, one_name
 from ..errors import UserError
-from ..memory import Exemplar, from_json_bytes, to_json
+from ..memory import Exemplar, from_json, to_json
+from .exchange import exchanged, settle
+from .record import RECORD, WEIGHTS, model_files, read_file_beside, read_record, standing
 from .segmenter import Group, Head, Segmenter
-from .store import OURS, RECORD, exchanged, load_model, model_files, read_record, save_model, settle, standing
+from .store import OURS, load_model, save_model
 
 HISTORY = "history"
 
@@ -102,7 +105,10 @@ def _history(directory: Path) -> list[Path]:
 
 def _stored(directory: Path) -> list[Path]:
     """Folders of the earlier versions."""
-    return [f for f in _history(directory) if _VERSION.fullmatch(f.name)]
+    found = [f for f in _history(directory) if _VERSION.fullmatch(f.name)]
+    if links := [f for f in found if f.is_symlink()]:
+        raise UserError(f"{links[0]} is a link, expected the folder of a version; remove it")
+    return found
 
 
 def version_of(folder: Path) -> Path | None:
@@ -144,7 +150,7 @@ def put_history(parent: Path) -> Callable[[Path], None]:
         for other in _history(parent):
             if _VERSION.fullmatch(other.name):
                 continue
-            if other.is_dir():  # what somebody keeps there stays
+            if other.is_dir() and not other.is_symlink():  # what somebody keeps there stays
                 shutil.copytree(other, history / other.name, symlinks=True)
             else:
                 shutil.copy2(other, history / other.name, follow_symlinks=False)
@@ -192,6 +198,12 @@ def rollback(directory: Path, step: int | None = None, version: str | None = Non
     Raises:
         UserError: When there is no such version, or a file of it was changed.
     """
+    with locked(directory, "segrow rollback"):
+        settle(directory)
+        return _roll_back(directory, step, version)
+
+
+def _roll_back(directory: Path, step: int | None, version: str | None) -> Version:
     there = versions(directory)
     past = [v for v in there if not v.current]
     fitting = [v for v in past if (v.step == step if version is None else v.hash.startswith(version))]
@@ -212,7 +224,7 @@ def rollback(directory: Path, step: int | None = None, version: str | None = Non
     files, put = model_files(chosen.folder), put_history(directory)
     with exchanged(directory) as temporary:
         for name, path in files.items():
-            shutil.copyfile(path, temporary / name)
+            shutil.copyfile(path, temporary / name, follow_symlinks=False)
         put(temporary)
     return chosen
 
@@ -226,7 +238,12 @@ def rename_class(directory: Path, old: str, new: str) -> None:
     Raises:
         UserError: For a class that the model does not know, background, or a name that cannot be.
     """
-    settle(directory)
+    with locked(directory, "segrow rename-class"):
+        settle(directory)
+        _rename(directory, old, new)
+
+
+def _rename(directory: Path, old: str, new: str) -> None:
     model, meta = load_model(directory)
     names = list(meta["class_names"])
     index = _find(names, old, directory)
@@ -254,7 +271,12 @@ def remove_class(directory: Path, name: str) -> None:
         UserError: For a class that the model does not know, background, the last foreground class, or a
             method whose state cannot lose a class.
     """
-    settle(directory)
+    with locked(directory, "segrow remove-class"):
+        settle(directory)
+        _remove(directory, name)
+
+
+def _remove(directory: Path, name: str) -> None:
     model, meta = load_model(directory)
     names = list(meta["class_names"])
     index = _find(names, name, directory)
@@ -310,8 +332,8 @@ def _find(names: Sequence[str], name: str, directory: Path) -> int:
 
 def _extra(directory: Path, meta: Mapping[str, Any]) -> dict[str, bytes]:
     """The files beside weights and record."""
-    names = [name for name in meta["hashes"]["files"] if name != "model.safetensors"]
-    return {name: (directory / name).read_bytes() for name in names}
+    found = {name: read_file_beside(directory, name) for name in meta["hashes"]["files"] if name != WEIGHTS}
+    return {name: content for name, content in found.items() if content is not None}
 
 
 def _without(extra: Mapping[str, bytes], index: int, meta: Mapping[str, Any]) -> dict[str, bytes]:
@@ -320,7 +342,7 @@ def _without(extra: Mapping[str, bytes], index: int, meta: Mapping[str, Any]) ->
     files = dict(extra)
     if "memory.json" in files:
         kept = []
-        for e in from_json_bytes(files["memory.json"]):
+        for e in from_json(files["memory.json"]):
             classes = tuple(c - (c > index) for c in e.classes if c != index)
             if classes:
                 kept.append(Exemplar(e.image, e.step, classes))

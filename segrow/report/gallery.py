@@ -26,13 +26,13 @@ from ..data.base import SegDataset
 from ..documents import read_json
 from ..engine.folder import images_hash
 from ..errors import UserError
-from ..memory import from_json
+from ..model.record import is_model, read_record
 from ..palette import voc_palette
 from ..pictures import encoded
 from ..predict import Predictor
 from ..scenario import Scenario, build_scenario
 from ..shapes import Shape
-from ..stored import load_with_method
+from ..stored import load_memory, load_with_method
 from .figures import outline
 from .runs import ReportRun, tested_on
 
@@ -287,10 +287,9 @@ def _clear(folder: Path) -> None:
 
 
 def _hash(model: Path) -> str:
-    stored = _read(model / "model.json", {"hashes": {"model": str}})
-    if stored is None:
+    if not is_model(model):
         raise UserError(f"{model} is not there; pictures need the model of every step")
-    return str(stored["hashes"]["model"])
+    return str(read_record(model)["hashes"]["model"])
 
 
 def _read(path: Path, shape: Shape) -> dict[str, Any] | None:
@@ -341,7 +340,7 @@ def _draw_step(folder: Path, source: Source, run: ReportRun, step: int, allow_co
         write_atomic(target / f"{k:04d}.jpg", encoded(grey, "JPEG", quality=75))
     _thumbnails(target / "seen.jpg", source.data, source.scenario.images(step, reader.sees))
     if step and run.records[step]["exemplars"]:
-        kept = from_json(RunPaths(run.folder).model(step - 1) / "memory.json")
+        kept = load_memory(RunPaths(run.folder).model(step - 1))
         _thumbnails(target / "exemplars.jpg", source.data, tuple(e.image for e in kept))
     _close(target, _SCORES, {"model": meta["hashes"]["model"], "scores": values})
 

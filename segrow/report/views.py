@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from ..config import RunPaths
-from ..memory import from_json
+from ..model.record import is_model
 from ..protocol import DEFINITIONS
 from ..recipes import flatten, show
+from ..stored import load_memory
 from .charts import heat_map
 from .findings import ConfusionRow, confusion
 from .gallery import Gallery
@@ -147,7 +148,8 @@ def _seen(run: ReportRun, gallery: Gallery | None) -> list[tuple[str, str, str, 
         step = int(record["step"])
         count = f"{record['images']} images"
         if record["exemplars"]:
-            kept = from_json(RunPaths(run.folder).model(step - 1) / "memory.json") if step else ()
+            before = RunPaths(run.folder).model(step - 1)
+            kept = load_memory(before) if step and is_model(before) else ()
             ages = ", ".join(
                 f"{sum(e.step == s for e in kept)} of step {s}" for s in sorted({e.step for e in kept})
             )

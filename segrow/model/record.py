@@ -1,0 +1,182 @@
+"""model.json: what a model directory holds, and the hashes that tell whether it still is what was written.
+
+hashes.files     SHA-256 of each file beside it
+hashes.config    of all of model.json but `hashes`
+hashes.model     of config and weights: the name of this version
+hashes.record    of all of model.json but itself, so that the other hashes are covered too
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..config import ModelConfig
+from ..documents import read_json
+from ..errors import UserError
+from ..inside import is_file_name
+from ..shapes import Shape, expect, shape_of
+
+FORMAT = 1
+WEIGHTS, RECORD = "model.safetensors", "model.json"
+_AGAIN = "copy it again"
+_INDEX = range(1 << 16)
+_HASHES = {"config": str, "weights": str, "model": str, "files": {str: str}, "record?": str}
+# what is read of model.json; models of an earlier segrow, or saved from Python, lack some of it
+_SHAPE: Shape = {
+    "timm": str,
+    "class_names": [str],
+    "class_steps": [_INDEX],
+    "model": {
+        "config": shape_of(ModelConfig),
+        "layout": [{"name": str, "start": _INDEX, "stop": _INDEX, "form": str, "step": _INDEX}],
+        "unknown": bool,
+    },
+    "input": {"mean": [float], "std": [float]},
+    "hashes": _HASHES,
+    "step?": _INDEX,
+    "method?": {"name": str, "fields": dict},
+    "scenario?": {"data": str, "task": str, "setting": str, "classes": [str]},
+    "protocol?": {"crop_val": bool, "crop": range(1, 1 << 16)},
+    "parent?": (str, None),
+    "change?": str,
+    "learnt_as?": {str: str},
+}
+
+
+def waiting_place(directory: Path) -> Path:
+    """Where a directory waits while another one takes its place."""
+    return directory.with_name(f".{directory.name}.replaced")
+
+
+def is_waiting(place: Path) -> bool:
+    """Whether a directory waits there; a link is none."""
+    return place.is_dir() and not place.is_symlink()
+
+
+def standing(directory: Path) -> Path:
+    """Where a model is to be read: it waits beside its place when a writer is at work, or was killed."""
+    waiting = waiting_place(directory.resolve())
+    return waiting if not directory.exists() and is_waiting(waiting) else directory
+
+
+def is_model(directory: Path) -> bool:
+    """Whether there is a model."""
+    return (standing(directory) / RECORD).is_file()
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """model.json alone, checked for version, hashes and names.
+
+    Raises:
+        UserError: When there is none, it was changed, or was written by a newer segrow.
+    """
+    path = standing(directory) / RECORD
+    if not path.is_file():
+        raise UserError(f"no model in {directory}: expected a folder with {RECORD} and {WEIGHTS}")
+    record: Any = read_json(path, "model", fix=_AGAIN)
+    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+        raise UserError(f"{path} is not a model of segrow: expected a format version in it")
+    if record["format"] > FORMAT:
+        raise UserError(
+            f"{path} has format {record['format']}, this segrow {__version__} reads up to {FORMAT}; "
+            f"update segrow (it was written by {record.get('segrow', 'a newer one')})"
+        )
+    if not _is_unchanged(record):
+        raise UserError(f"{path} was changed after it was written (its hash differs); {_AGAIN}")
+    expect(record, _SHAPE, str(path), _AGAIN)
+    for name in record["hashes"]["files"]:
+        if not is_file_name(name):
+            raise UserError(
+                f"{path} lists a file {name}, expected names of files beside it; do not use this model"
+            )
+    return record
+
+
+def _is_unchanged(record: Mapping[str, Any]) -> bool:
+    """Whether the hashes are those of the record; one of an earlier segrow has none of itself."""
+    hashes = record.get("hashes")
+    if not isinstance(hashes, dict) or not isinstance(hashes.get("files"), dict):
+        return False
+    if WEIGHTS not in hashes["files"] or not set(hashes) <= {"config", "weights", "model", "files", "record"}:
+        return False
+    of_itself = hashes.get("record")
+    ours = hashes_of(record, hashes["files"])
+    return ours == {**hashes, "record": ours["record"] if of_itself is None else of_itself}
+
+
+def hashes_of(record: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+    """The hashes of a record and its files.
+
+    Args:
+        files: SHA-256 of each file by name.
+    """
+    rest = {key: value for key, value in record.items() if key != "hashes"}
+    config = _of_value(rest)
+    each = dict(sorted(files.items()))
+    model = sha256((config + str(each[WEIGHTS])).encode())
+    hashes = {"config": config, "weights": each[WEIGHTS], "model": model, "files": each}
+    return {**hashes, "record": _of_value({**rest, "hashes": hashes})}
+
+
+def _of_value(value: Any) -> str:
+    return sha256(json.dumps(value, sort_keys=True).encode())
+
+
+def sha256(content: bytes) -> str:
+    """In hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """In hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_files(directory: Path) -> dict[str, Path]:
+    """The files that belong to a model, by name, after their hashes have been compared.
+
+    Raises:
+        UserError: When there is no model, or a file was changed, cut off or lost, or is a link.
+    """
+    record, folder = read_record(directory), standing(directory)
+    check_files(record, folder)
+    return {name: folder / name for name in (RECORD, *record["hashes"]["files"])}
+
+
+def check_files(record: Mapping[str, Any], folder: Path) -> None:
+    """Compare the files in a folder with the hashes of a record.
+
+    Raises:
+        UserError: As `model_files`.
+    """
+    for name, expected in record["hashes"]["files"].items():
+        path = folder / name
+        if path.is_symlink():
+            raise UserError(f"{path} is a link, expected the file itself; copy the file to its place")
+        if not path.is_file():
+            raise UserError(f"{path} is missing; copy the whole model directory again")
+        if sha256_of_file(path) != expected:
+            raise UserError(f"{path} was changed or cut off after it was written; {_AGAIN}")
+
+
+def read_file_beside(directory: Path, name: str) -> bytes | None:
+    """A further file of a model, such as memory.json; None where the model has none of that name.
+
+    Raises:
+        UserError: When there is no model, or the file was changed or lost.
+    """
+    record = read_record(directory)
+    expected = record["hashes"]["files"].get(name)
+    if expected is None:
+        return None
+    path = standing(directory) / name
+    if path.is_symlink() or not path.is_file():
+        raise UserError(f"{path} is missing; copy the whole model directory again")
+    content = path.read_bytes()
+    if sha256(content) != expected:
+        raise UserError(f"{path} was changed or cut off after it was written; {_AGAIN}")
+    return content
