@@ -15,6 +15,8 @@ class DataConfig:
         classes: Class names in learning order, which also selects a subset; the rest is background.
         order_seed: Shuffle the class order with this seed (after `classes` has selected).
         scenes: Number of training scenes; only for digits.
+        exclude: File that lists images to leave out, a line each: train/ID or val/ID (segrow data check
+            --fix-list FILE writes it).
     """
 
     name: str = "voc"
@@ -22,6 +24,7 @@ class DataConfig:
     classes: tuple[str, ...] | None = None
     order_seed: int | None = None
     scenes: int = 1200
+    exclude: str | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from ..class_lists import LIST_HELP, split_names
 from ..data import open_dataset
+from ..data.exclude import read_exclusion
 from ..errors import UserError
 from ..scenario import Scenario, build_scenario
 from ..terminal import Terminal
@@ -26,6 +27,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--data.classes", dest="classes", help=f"class names in learning order: {LIST_HELP}")
     parser.add_argument("--data.order_seed", dest="order_seed", type=int, help="shuffle the class order")
     parser.add_argument("--data.scenes", dest="scenes", type=int, default=1200, help="only for digits")
+    parser.add_argument("--data.exclude", dest="exclude", metavar="FILE", help="images to leave out")
     parser.add_argument("--task", default="15-1", help="BASE-INCREMENT, 15-1_b (SSUL's orders) or offline")
     parser.add_argument("--setting", default="overlap", help="overlap, disjoint or partitioned")
     parser.add_argument("--seed", type=int, default=1, help="of the partitioned setting")
@@ -33,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(list(argv))
     if args.order_seed is not None and args.order_seed < 0:
         raise UserError(f"--data.order_seed is {args.order_seed}, expected 0 or more")
-    data = open_dataset(args.name, args.root, args.scenes)
+    data = open_dataset(args.name, args.root, args.scenes, exclude=read_exclusion(args.exclude))
     try:
         presence = data.presence("train", progress=not args.json)
     finally:

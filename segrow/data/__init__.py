@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, near
+from .exclude import NOTHING, Exclusion
 
 if TYPE_CHECKING:
     from .base import SegDataset
@@ -12,7 +13,13 @@ if TYPE_CHECKING:
 NAMES = ("voc", "ade20k", "folder", "digits")
 
 
-def open_dataset(name: str, root: str | None, scenes: int = 1200, hold_out: bool = True) -> SegDataset:
+def open_dataset(
+    name: str,
+    root: str | None,
+    scenes: int = 1200,
+    hold_out: bool = True,
+    exclude: Exclusion = NOTHING,
+) -> SegDataset:
     """The data set called `name` in the folder `root`.
 
     Args:
@@ -20,10 +27,20 @@ def open_dataset(name: str, root: str | None, scenes: int = 1200, hold_out: bool
         root: Its folder; only digits does without one.
         scenes: Number of training scenes; only for digits.
         hold_out: Of a folder without validation images take a fifth as such.
+        exclude: Images to leave out; of digits none can be.
 
     Raises:
-        UserError: An unknown name, or a folder that is missing or does not hold the data set.
+        UserError: An unknown name, a folder that is missing or does not hold the data set, or an image to
+            leave out that is not there.
     """
+    data = _open(name, root, scenes, hold_out, exclude.images)
+    if exclude.images:
+        exclude.check(data.excluded)
+        data.notes += (exclude.note(),)
+    return data
+
+
+def _open(name: str, root: str | None, scenes: int, hold_out: bool, exclude: frozenset[str]) -> SegDataset:
     # Imported by need: digits alone wants scikit-learn, and the command line should start fast.
     if name == "digits":
         from .digits import open_digits
@@ -36,11 +53,11 @@ def open_dataset(name: str, root: str | None, scenes: int = 1200, hold_out: bool
     if name == "voc":
         from .voc import VocDataset
 
-        return VocDataset(root)
+        return VocDataset(root, exclude)
     if name == "ade20k":
         from .ade20k import Ade20kDataset
 
-        return Ade20kDataset(root)
+        return Ade20kDataset(root, exclude)
     from .folder import FolderDataset
 
-    return FolderDataset(root, hold_out)
+    return FolderDataset(root, hold_out, exclude)

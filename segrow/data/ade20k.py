@@ -38,6 +38,7 @@ class Ade20kDataset(SegDataset):
 
     Args:
         root: ADEChallengeData2016 or a folder above it.
+        exclude: Images that are left out, each as SPLIT/ID.
 
     Raises:
         UserError: A folder that is missing, an image without a mask or the reverse.
@@ -45,7 +46,7 @@ class Ade20kDataset(SegDataset):
 
     name = "ade20k"
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, exclude: frozenset[str] = frozenset()) -> None:
         self.root = find_root(Path(root), "ADEChallengeData2016", ("images", "annotations"))
         self.class_names = ("background", *_names(self.root / "objectInfo150.txt"))
         self.ignore_id = 255
@@ -56,7 +57,8 @@ class Ade20kDataset(SegDataset):
                 if not needed.is_dir():
                     raise UserError(f"{needed} is no folder; ADE20K has images and annotations of {folder}")
             maps = self.root / SALIENCY / folder
-            pairs = match_pairs(images, masks, maps if maps.is_dir() else maps.parent)
+            pairs = match_pairs(split, images, masks, maps if maps.is_dir() else maps.parent, exclude)
+            self.excluded += pairs.excluded
             if not pairs.images.files:
                 raise UserError(f"{images} holds no image")
             self._pairs[split] = pairs

@@ -31,6 +31,7 @@ class SegDataset(abc.ABC):
         known_values: Number of classes that the mask files were made for, where classes were added to theirs.
         notes: What was left out, or decided where the files do not say it, a sentence each. `presence` adds
             those on the masks and images that it reads. Who opens a data set shows them.
+        excluded: Images that were there and are left out because somebody asked for it, each as SPLIT/ID.
     """
 
     name: str
@@ -39,6 +40,7 @@ class SegDataset(abc.ABC):
     ignore_id: int
     known_values: int | None = None
     notes: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def ids(self, split: Split) -> tuple[str, ...]:

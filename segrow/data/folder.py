@@ -34,6 +34,7 @@ class FolderDataset(SegDataset):
     Args:
         root: The folder.
         hold_out: Where it has no validation images, take a fifth of the training images as such.
+        exclude: Images that are left out, each as SPLIT/ID.
 
     Raises:
         UserError: A folder or `classes.txt` that is missing, names that are missing or doubled, an image
@@ -42,7 +43,9 @@ class FolderDataset(SegDataset):
 
     name = "folder"
 
-    def __init__(self, root: str | Path, hold_out: bool = False) -> None:
+    def __init__(
+        self, root: str | Path, hold_out: bool = False, exclude: frozenset[str] = frozenset()
+    ) -> None:
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise UserError(
@@ -63,7 +66,8 @@ class FolderDataset(SegDataset):
                     raise UserError(
                         f"{folder} is no folder; images/{split} and masks/{split} are expected together"
                     )
-            self._pairs[split] = match_pairs(images, masks, maps)
+            self._pairs[split] = match_pairs(split, images, masks, maps, exclude)
+            self.excluded += self._pairs[split].excluded
             self.notes += self._pairs[split].notes()
         if not self._pairs["train"].images.files:
             raise UserError(f"{self.root / 'images' / 'train'} holds no image")

@@ -6,7 +6,7 @@ from typing import NamedTuple, final
 
 from ..errors import UserError
 from .base import SegDataset, Split
-from .listing import list_files
+from .listing import Unpaired, list_files
 
 EXPECTED = (
     "expected classes.txt with images/ and masks/, JPEGImages/ with SegmentationClass/, or a COCO .json file"
@@ -75,13 +75,17 @@ class PaletteDataset(SegDataset):
     classes.txt                  optional (class_names.txt too): line i names value i; else VOC's 20 classes
     saliency_map/*.png           optional
 
+    Args:
+        root: The folder.
+        exclude: Images that are left out, each as SPLIT/ID.
+
     Raises:
         UserError: No mask, a mask without an image, or class names that cannot be read.
     """
 
     name = "palette"
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, exclude: frozenset[str] = frozenset()) -> None:
         from .folder import read_classes
         from .voc import NAMES
 
@@ -94,10 +98,13 @@ class PaletteDataset(SegDataset):
             raise UserError(f"{root} has JPEGImages but no folder {MASK_FOLDERS[0]} with masks; add it")
         self._images, self._masks = list_files(root / "JPEGImages", "image"), list_files(folder, "mask")
         self._maps = list_files(root / "saliency_map", "saliency map")
+        self.excluded = tuple(f"train/{i}" for i in self._masks.files if f"train/{i}" in exclude)
+        self._masks = self._masks.without("train", exclude)
         images, masks = self._images.files, self._masks.files
         if alone := sorted(masks.keys() - images.keys()):
+            says = {f"train/{i}": f"mask {self._masks.path(i)} has no image" for i in alone}
             expected = root / "JPEGImages" / f"{alone[0]}.jpg"
-            raise UserError(f"mask {self._masks.path(alone[0])} has no image, expected {expected}")
+            raise Unpaired(f"{says[f'train/{alone[0]}']}, expected {expected}", says)
         if not masks:
             raise UserError(f"{folder} holds no mask (.png); expected one for every image to learn from")
         self.notes += (*self._images.notes(), *self._masks.notes(), *self._maps.notes())
@@ -124,13 +131,14 @@ class PaletteDataset(SegDataset):
         return self._maps.or_expected(image_id)
 
 
-def open_given(root: Path, option: str) -> SegDataset:
+def open_given(root: Path, option: str, exclude: frozenset[str] = frozenset()) -> SegDataset:
     """Whatever annotated images are in `root`.
 
     Args:
         root: A folder of one's own (`data/folder.py`), a folder of VOC's kind, with lists or without, or a
             COCO file or the folder it is in.
         option: The option that named it, for errors.
+        exclude: Images that are left out, each as SPLIT/ID.
 
     Raises:
         UserError: Nothing there that is known, or something that is broken.
@@ -141,15 +149,15 @@ def open_given(root: Path, option: str) -> SegDataset:
     if root.is_dir() and (root / "classes.txt").is_file() and (root / "images").is_dir():
         from .folder import FolderDataset
 
-        return FolderDataset(root)
+        return FolderDataset(root, exclude=exclude)
     if (root / "JPEGImages").is_dir():
         from .voc import LISTS, MASKS, VocDataset
 
         listed = any((root / name / "val.txt").is_file() for name in LISTS)
         named = any((root / name).is_file() for name in CLASS_FILES)
         if listed and not named and (root / MASKS).is_dir():
-            return VocDataset(root)
-        return PaletteDataset(root)
+            return VocDataset(root, exclude)
+        return PaletteDataset(root, exclude)
     from .coco import CocoDataset, find_files
 
     if not find_files(root)[0]:

@@ -3,8 +3,8 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +42,13 @@ class Listing:
         if image_id in self.files:
             return self.path(image_id)
         return self.folder / (f"{image_id}.jpg" if self.what == "image" else f"{image_id}.png")
+
+    def without(self, split: str, exclude: frozenset[str]) -> "Listing":
+        """The rest, when some are left out, each as SPLIT/ID."""
+        if not exclude:
+            return self
+        files = {i: file for i, file in self.files.items() if f"{split}/{i}" not in exclude}
+        return replace(self, files=files)
 
     def notes(self) -> tuple[str, ...]:
         """A sentence on what is left out; none where that is nothing."""
@@ -133,38 +140,63 @@ class Pairs:
         images: Its images.
         masks: Their masks, with the same ids.
         maps: Saliency maps, of any of the ids and of others.
+        excluded: What was there and is left out, each as SPLIT/ID.
     """
 
     images: Listing
     masks: Listing
     maps: Listing
+    excluded: tuple[str, ...] = ()
 
     def notes(self) -> tuple[str, ...]:
         """A sentence per folder of which something is left out."""
         return (*self.images.notes(), *self.masks.notes(), *self.maps.notes())
 
 
-def match_pairs(images: Path, masks: Path, maps: Path) -> Pairs:
+class Unpaired(UserError):
+    """Images without a mask or the reverse.
+
+    Args:
+        message: About the first.
+        each: A sentence for each by its SPLIT/ID.
+    """
+
+    def __init__(self, message: str, each: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.each = dict(each)
+
+
+def match_pairs(
+    split: str, images: Path, masks: Path, maps: Path, exclude: frozenset[str] = frozenset()
+) -> Pairs:
     """The images and the masks of a split, with the same ids.
 
     Args:
+        split: train or val.
         images: Folder of images.
         masks: Folder of masks of the same names, in the same sub-folders.
         maps: Folder of saliency maps; it need not exist.
+        exclude: Images that are left out with their masks, each as SPLIT/ID.
 
     Raises:
-        UserError: An image without a mask or the reverse.
+        Unpaired: An image without a mask or the reverse.
+        UserError: As `list_files`.
     """
     found, of_masks = list_files(images, "image"), list_files(masks, "mask")
+    excluded = tuple(
+        f"{split}/{i}" for i in found.files | of_masks.files if exclude and f"{split}/{i}" in exclude
+    )
+    found, of_masks = found.without(split, exclude), of_masks.without(split, exclude)
     if alone := sorted(found.files.keys() - of_masks.files.keys()):
         count = f" ({len(alone)} such images)" if len(alone) > 1 else ""
         there = next((name for name in of_masks.left if os.path.splitext(name)[0] == alone[0]), None)
         hint = "" if there is None else f"; {there} is of a kind that does not keep class numbers"
-        raise UserError(
-            f"image {found.path(alone[0])} has no mask, expected {masks / f'{alone[0]}.png'}{hint}{count}"
-        )
+        says = {f"{split}/{i}": f"image {found.path(i)} has no mask" for i in alone}
+        first = f"{says[f'{split}/{alone[0]}']}, expected {masks / f'{alone[0]}.png'}{hint}{count}"
+        raise Unpaired(first, says)
     if alone := sorted(of_masks.files.keys() - found.files.keys()):
         count = f" ({len(alone)} such masks)" if len(alone) > 1 else ""
+        says = {f"{split}/{i}": f"mask {of_masks.path(i)} has no image" for i in alone}
         expected = images / f"{alone[0]}.jpg"
-        raise UserError(f"mask {of_masks.path(alone[0])} has no image, expected {expected} (or .png){count}")
-    return Pairs(found, of_masks, list_files(maps, "saliency map"))
+        raise Unpaired(f"{says[f'{split}/{alone[0]}']}, expected {expected} (or .png){count}", says)
+    return Pairs(found, of_masks, list_files(maps, "saliency map"), excluded)

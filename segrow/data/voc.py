@@ -51,6 +51,7 @@ class VocDataset(SegDataset):
 
     Args:
         root: VOC2012 or a folder above it, such as VOCdevkit.
+        exclude: Images that are left out, each as SPLIT/ID.
 
     Raises:
         UserError: A folder or list that is missing.
@@ -58,7 +59,7 @@ class VocDataset(SegDataset):
 
     name = "voc"
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, exclude: frozenset[str] = frozenset()) -> None:
         self.root = find_root(Path(root), "VOC2012", (IMAGES, MASKS))
         self.class_names = NAMES
         self.ignore_id = 255
@@ -81,7 +82,13 @@ class VocDataset(SegDataset):
                 raise UserError(
                     f"{self.root / MASKS} holds no training mask (none that is not in {folder / 'val.txt'})"
                 )
-        self._ids: dict[Split, tuple[str, ...]] = {"train": train, "val": val}
+        listed: dict[Split, tuple[str, ...]] = {"train": train, "val": val}
+        self._ids = {
+            split: tuple(i for i in ids if f"{split}/{i}" not in exclude) for split, ids in listed.items()
+        }
+        self.excluded = tuple(
+            f"{split}/{i}" for split, ids in listed.items() for i in ids if f"{split}/{i}" in exclude
+        )
 
     def ids(self, split: Split) -> tuple[str, ...]:
         """Ids in the order of the list."""

@@ -22,6 +22,7 @@ FREE = frozenset(
         "segrow",
         "steps",
         "data.root",
+        "data.exclude",  # the ids are compared, not the name of their list
         "train.workers",
         "train.log_every",
         "train.val_batch_size",
@@ -64,6 +65,7 @@ RESULTS: Shape = {
     "remarks?": _NAMES,
     "unlabelled?": _NAMES,
     "evaluation?": dict,
+    "excluded?": (str, None),
     "steps": [{"classes?": _NAMES, "images_hash?": str, "cost?": {"features?": ({"views": _INDEX}, None)}}],
 }
 _AGAIN = "restore it, or delete the folder and train again"
@@ -166,7 +168,7 @@ def check_data(stored: Mapping[str, Any], ours: Mapping[str, Any], scenario: Sce
     """
     found = [
         f"{key}: {stored.get(key)} there, {ours[key]} here"
-        for key in ("classes", "evaluation")
+        for key in ("classes", "evaluation", "excluded")
         if stored.get(key) != ours[key]
     ]
     for record, step in zip(stored["steps"], scenario.steps, strict=False):

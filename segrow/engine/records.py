@@ -7,14 +7,21 @@ from typing import Any
 from .. import __version__
 from ..config import RunConfig
 from ..data.base import Presence
+from ..data.exclude import Exclusion
 from ..methods.base import Method
 from ..precision import mixed_remark
 from ..scenario import Scenario
 from .folder import FREE, differences, images_hash, is_model_directory, read_config
 
 
-def empty_results(config: RunConfig, method: Method, scenario: Scenario, val: Presence) -> dict[str, Any]:
-    """results.json before the first step."""
+def empty_results(
+    config: RunConfig, method: Method, scenario: Scenario, val: Presence, excluded: Sequence[str] = ()
+) -> dict[str, Any]:
+    """results.json before the first step.
+
+    Args:
+        excluded: Images that are left out, each as SPLIT/ID.
+    """
     return {
         "format": 1,
         "segrow": __version__,
@@ -32,6 +39,7 @@ def empty_results(config: RunConfig, method: Method, scenario: Scenario, val: Pr
             "images": len(val.ids),
             "images_hash": images_hash(val.ids),
         },
+        "excluded": Exclusion(images=frozenset(excluded)).hash if excluded else None,
         "remarks": [],
         "steps": [],
     }

@@ -137,7 +137,9 @@ class Run:
 
     def begin(self, plain: Mapping[str, Any], base: Path | None, remarks: tuple[str, ...] = ()) -> None:
         """Read what is there, or start the folder (with the base step of another run)."""
-        empty = empty_results(self.config, self.method, self.scenario, self.validation.present)
+        empty = empty_results(
+            self.config, self.method, self.scenario, self.validation.present, self.data.excluded
+        )
         empty["remarks"] = all_remarks(remarks, self.config, self.method)
         if base is not None and is_model_directory(base):
             self._base = base

@@ -13,6 +13,7 @@ from ..config import RunConfig, TrainConfig
 from ..data import open_dataset
 from ..data.base import Presence, SegDataset
 from ..data.contents import find_copies
+from ..data.exclude import read_exclusion
 from ..errors import UserError
 from ..methods.base import Method
 from ..precision import choose
@@ -58,7 +59,12 @@ def prepare(
     Raises:
         UserError: For anything that would fail later.
     """
-    data = open_dataset(config.data.name, config.data.root, config.data.scenes)
+    data = open_dataset(
+        config.data.name,
+        config.data.root,
+        config.data.scenes,
+        exclude=read_exclusion(config.data.exclude),
+    )
     if "saliency" in method.aux:
         data.require_saliency()
     try:

@@ -23,6 +23,7 @@ from ..atomic import write_atomic
 from ..config import DataConfig, RunPaths
 from ..data import open_dataset
 from ..data.base import SegDataset
+from ..data.exclude import read_exclusion
 from ..documents import read_json
 from ..engine.folder import images_hash
 from ..errors import UserError
@@ -127,7 +128,12 @@ def open_source(run: ReportRun, root: str | None, pool: int) -> Source:
     where = root or options.get("root")
     if root is None and where is not None and not Path(where).is_dir():
         raise UserError(f"its data were in {where}, which is not there; give --data.root DIR")
-    data = open_dataset(options["name"], where, options.get("scenes", DataConfig.scenes))
+    data = open_dataset(
+        options["name"],
+        where,
+        options.get("scenes", DataConfig.scenes),
+        exclude=read_exclusion(options.get("exclude")),
+    )
     train, val = data.presence("train", False), data.presence("val", False)
     scenario = build_scenario(
         options["name"],
