@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -28,11 +28,12 @@ from ..atomic import appear, new_folder
 from ..errors import UserError
 from ..terminal import Terminal
 from .base import SegDataset, Split
-from .coco_file import BACKGROUND, CocoFile, read_coco
+from .coco_file import BACKGROUND, CocoFile, Entry, read_coco
 from .coco_images import SPLITS, find_images, split_of, unlisted
 from .coco_shapes import draw_shapes
 from .files import upright_size
 from .index import cache_folder
+from .listing import Unfit
 
 _DRAWN = "2"  # changes when masks are drawn otherwise
 _NOTES = "notes.json"
@@ -43,6 +44,7 @@ _ORDER: tuple[Split, ...] = ("train", "val")
 class _Part:
     """A split: its file, its images by id, and the folder of its masks once they are drawn."""
 
+    split: Split
     file: CocoFile
     images: dict[str, Path]
     folder: Path | None = field(default=None)
@@ -55,6 +57,7 @@ class CocoDataset(SegDataset):
     Args:
         root: The file, or the folder that holds it or them (`find_files`).
         ignore: Names of categories that count nowhere; None: those that are called so, such as "ignore".
+        exclude: Images that are left out, each as SPLIT/ID.
 
     Raises:
         UserError: A file that is no such thing, an image that is missing, no outline at all, or pycocotools
@@ -64,7 +67,9 @@ class CocoDataset(SegDataset):
 
     name = "coco"
 
-    def __init__(self, root: Path, ignore: Collection[str] | None = None) -> None:
+    def __init__(
+        self, root: Path, ignore: Collection[str] | None = None, exclude: frozenset[str] = frozenset()
+    ) -> None:
         found, left = find_files(root)
         if not found:
             raise UserError(f"{root} holds no COCO file; expected a .json file, there or in annotations/")
@@ -79,7 +84,10 @@ class CocoDataset(SegDataset):
         self.notes = tuple(left)
         for split, file in files.items():
             images, notes = find_images(file.path, [entry.name for entry in file.entries])
-            self._parts[split] = _Part(file, images)
+            kept = {i: path for i, path in images.items() if f"{split}/{i}" not in exclude}
+            self.excluded += tuple(f"{split}/{i}" for i in images if i not in kept)
+            entries = tuple(e for e, i in zip(file.entries, images, strict=True) if i in kept)
+            self._parts[split] = _Part(split, replace(file, entries=entries), kept)
             self.notes += (*file.notes, *notes)
         if alone := unlisted(image for part in self._parts.values() for image in part.images.values()):
             verb = "image is" if len(alone) == 1 else "images are"
@@ -87,7 +95,8 @@ class CocoDataset(SegDataset):
                 f"{len(alone)} {verb} not listed in the COCO file and left out (first {alone[0]})",
             )
         _pycocotools()
-        self._key = f"{root.resolve()}\n{_DRAWN}\n{ignore if ignore is None else sorted(ignore)}\n"
+        drawn = f"{ignore if ignore is None else sorted(ignore)}\n{sorted(self.excluded)}"
+        self._key = f"{root.resolve()}\n{_DRAWN}\n{drawn}\n"
 
     def ids(self, split: Split) -> tuple[str, ...]:
         """Sorted names of the image files without suffix."""
@@ -160,28 +169,39 @@ class CocoDataset(SegDataset):
     def _draw_into(self, folder: Path, part: _Part) -> None:
         masks, console = _pycocotools(), Terminal(stderr=True)
         pairs = list(zip(part.file.entries, part.images.items(), strict=True))
-        empty = 0
+        empty, unfit = 0, {}
         for entry, (image_id, path) in track(
             pairs, "drawing masks", console=console, disable=not console.is_terminal
         ):
-            size = upright_size(path)
-            told = tuple(mine if side is None else side for side, mine in zip(entry.size, size, strict=True))
-            if size != told:
-                turned = (
-                    "; it was annotated unturned, without its EXIF orientation" if told == size[::-1] else ""
-                )
-                raise UserError(
-                    f"image {path} is {size[1]}x{size[0]} pixels (width x height), in {part.file.path} "
-                    f"{told[1]!r}x{told[0]!r}; they must be equal{turned}"
-                )
-            shapes = [(outline, self._value(part, name), where) for outline, name, where in entry.outlines]
-            dtype = np.uint8 if self.ignore_id < 256 else np.uint16
-            drawn, nothing = draw_shapes(shapes, size, masks, dtype)
+            try:
+                size = self._size(path, entry, part)
+                shapes = [
+                    (outline, self._value(part, name), where) for outline, name, where in entry.outlines
+                ]
+                dtype = np.uint8 if self.ignore_id < 256 else np.uint16
+                drawn, nothing = draw_shapes(shapes, size, masks, dtype)
+            except UserError as error:
+                unfit[f"{part.split}/{image_id}"] = str(error)
+                continue
             empty += nothing
             (folder / image_id).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(drawn).save(folder / f"{image_id}.png")
+        if unfit:
+            raise Unfit(next(iter(unfit.values())), unfit)
         said = f"{part.file.path.name}: annotations without a pixel of their image, left out: {empty}"
         (folder / _NOTES).write_text(json.dumps([said] if empty else []))
+
+    def _size(self, path: Path, entry: Entry, part: _Part) -> tuple[int, int]:
+        """Height and width of an image, which are those that the file says."""
+        size = upright_size(path)
+        told = tuple(mine if side is None else side for side, mine in zip(entry.size, size, strict=True))
+        if size != told:
+            turned = "; it was annotated unturned, without its EXIF orientation" if told == size[::-1] else ""
+            raise UserError(
+                f"image {path} is {size[1]}x{size[0]} pixels (width x height), in {part.file.path} "
+                f"{told[1]!r}x{told[0]!r}; they must be equal{turned}"
+            )
+        return size
 
     def _value(self, part: _Part, name: str) -> int:
         return self.ignore_id if name in part.file.ignored else self._values[name]

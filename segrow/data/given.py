@@ -6,7 +6,7 @@ from typing import NamedTuple, final
 
 from ..errors import UserError
 from .base import SegDataset, Split
-from .listing import Unpaired, list_files
+from .listing import Unfit, list_files
 
 EXPECTED = (
     "expected classes.txt with images/ and masks/, JPEGImages/ with SegmentationClass/, or a COCO .json file"
@@ -104,7 +104,7 @@ class PaletteDataset(SegDataset):
         if alone := sorted(masks.keys() - images.keys()):
             says = {f"train/{i}": f"mask {self._masks.path(i)} has no image" for i in alone}
             expected = root / "JPEGImages" / f"{alone[0]}.jpg"
-            raise Unpaired(f"{says[f'train/{alone[0]}']}, expected {expected}", says)
+            raise Unfit(f"{says[f'train/{alone[0]}']}, expected {expected}", says)
         if not masks:
             raise UserError(f"{folder} holds no mask (.png); expected one for every image to learn from")
         self.notes += (*self._images.notes(), *self._masks.notes(), *self._maps.notes())
@@ -162,4 +162,4 @@ def open_given(root: Path, option: str, exclude: frozenset[str] = frozenset()) -
 
     if not find_files(root)[0]:
         raise UserError(f"{option} {root} holds no annotated images; {EXPECTED}")
-    return CocoDataset(root)
+    return CocoDataset(root, exclude=exclude)

@@ -153,8 +153,8 @@ class Pairs:
         return (*self.images.notes(), *self.masks.notes(), *self.maps.notes())
 
 
-class Unpaired(UserError):
-    """Images without a mask or the reverse.
+class Unfit(UserError):
+    """Images that cannot be used as they are, such as those without a mask; all of them, not only the first.
 
     Args:
         message: About the first.
@@ -179,7 +179,7 @@ def match_pairs(
         exclude: Images that are left out with their masks, each as SPLIT/ID.
 
     Raises:
-        Unpaired: An image without a mask or the reverse.
+        Unfit: An image without a mask or the reverse.
         UserError: As `list_files`.
     """
     found, of_masks = list_files(images, "image"), list_files(masks, "mask")
@@ -193,10 +193,10 @@ def match_pairs(
         hint = "" if there is None else f"; {there} is of a kind that does not keep class numbers"
         says = {f"{split}/{i}": f"image {found.path(i)} has no mask" for i in alone}
         first = f"{says[f'{split}/{alone[0]}']}, expected {masks / f'{alone[0]}.png'}{hint}{count}"
-        raise Unpaired(first, says)
+        raise Unfit(first, says)
     if alone := sorted(of_masks.files.keys() - found.files.keys()):
         count = f" ({len(alone)} such masks)" if len(alone) > 1 else ""
         says = {f"{split}/{i}": f"mask {of_masks.path(i)} has no image" for i in alone}
         expected = images / f"{alone[0]}.jpg"
-        raise Unpaired(f"{says[f'{split}/{alone[0]}']}, expected {expected} (or .png){count}", says)
+        raise Unfit(f"{says[f'{split}/{alone[0]}']}, expected {expected} (or .png){count}", says)
     return Pairs(found, of_masks, list_files(maps, "saliency map"), excluded)
