@@ -170,7 +170,7 @@ def test_a_finished_run_is_left_alone_and_an_old_page_is_written_again(
     root: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Path] = []
-    monkeypatch.setattr(pages, "write_page", lambda out, say: drawn.append(out))
+    monkeypatch.setattr(pages, "write_page", lambda out, method, say: drawn.append(out))
     assert start(root, run, *SHORT, "--report", "true") == 0
     assert drawn == []
     os.utime(run / "report.html", (1, 1))  # the run was stopped before the page of its last step
@@ -925,7 +925,7 @@ def test_without_data_kept_pictures_are_shown_and_named_so(run: Path, tmp_path: 
     copy = moved(run, tmp_path / "copy")
     (one,) = read_runs([copy], "ssul")
     pictures = Pictures()
-    page_module._draw(one, None, 64, False, None, pictures)
+    page_module._draw(one, None, 64, False, None, None, pictures)
     assert list(pictures.galleries) == ["copy"]
     (problem,) = pictures.problems
     assert problem.endswith("its pictures are those of an earlier report")
@@ -940,7 +940,7 @@ def test_a_folder_that_may_only_be_read(run: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(gallery_module, "write_atomic", fail)
     (one,) = read_runs([copy], "ssul")
     pictures = Pictures()
-    page_module._draw(one, None, 64, False, None, pictures)
+    page_module._draw(one, None, 64, False, None, None, pictures)
     assert pictures.galleries == {}
     assert "pictures cannot be kept" in pictures.problems[0]
 

@@ -18,14 +18,15 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ..class_lists import split_names
 from ..config import RunConfig
-from ..documents import read_yaml
 from ..errors import UserError, near
 from ..methods.base import Method, make_method, method_class, method_names
 from ..recipes import Reference, merge, published_settings, read_recipe, references
+from .config_file import read_config_file
 
 DEFAULT_METHOD = "ssul"
 QUICK_HELP = "the same code path shortened; composes tiny data without --data.root; not comparable, no page"
 REFERENCE_HELP = "follow the method's released code where it differs (segrow recipes NAME says in what)"
+CODE_HELP = "import a method from outside segrow that the file of --config names"
 REPORT_HELP = "write report.html into the run's folder after each step"
 STRICT_HELP = "stop where an image is in training and validation, or in training twice; else a line says so"
 LISTS: dict[str, type] = {"--data.classes": str, "--model.rates": int, "--train.scale": float}
@@ -48,12 +49,6 @@ class RunOptions:
     reference: tuple[Reference, ...] | None = None
     report: bool = True
     strict: bool = False
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    values: dict[str, Any] = read_yaml(Path(path), "--config", dict)
-    values.pop("segrow", None)  # a run's own config.yaml can be given
-    return values
 
 
 def parse_run(
@@ -80,8 +75,13 @@ def parse_run(
     early, rest = _read_early(argv, choose=recipe is None)
     named = recipe or early.recipe
     low = merge(read_recipe(named) if named else {}, shorten or {})
-    high = _read_yaml(early.config) if early.config else {}
+    high = read_config_file(Path(early.config)) if early.config else {}
     values, name, fields = _join(low, high, early.method)
+    if "." in name and name != early.method and not early.allow_code:
+        raise UserError(
+            f"--config {early.config} names a method that is code outside segrow ({name}); give --allow_code "
+            f"or --method {name}, if it is to be run"
+        )
     _check_method_options(name, [*(f"--method.{key}" for key in fields), *rest])
     printing = any(arg.split("=")[0] == "--print_config" for arg in rest)
     rest = [arg for arg in rest if arg.split("=")[0] != "--print_config"]
@@ -114,6 +114,7 @@ def _read_early(argv: Sequence[str], choose: bool) -> tuple[argparse.Namespace, 
     for flag in ("--config", "--recipe", "--method") if choose else ("--config",):
         first.add_argument(flag)
     first.add_argument("--reference", action="store_true")
+    first.add_argument("--allow_code", action="store_true")
     first.set_defaults(recipe=None, method=None)
     try:
         return first.parse_known_args(list(argv))
@@ -195,6 +196,7 @@ def _parser(method: str, description: str, command: str) -> ArgumentParser:
         parser.add_argument("--quick", action="store_true", help=QUICK_HELP)
         parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--reference", action="store_true", help=REFERENCE_HELP)
+    parser.add_argument("--allow_code", action="store_true", help=CODE_HELP)
     parser.add_argument("--strict", action="store_true", help=STRICT_HELP)
     parser.add_argument("--report", type=bool, default=True, help=REPORT_HELP)
     parser.add_argument("--out", type=str | None, default=None, help="the run's folder")

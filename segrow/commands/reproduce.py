@@ -108,7 +108,7 @@ def _run(chosen: Cell, options: RunOptions, quick: bool, as_json: bool) -> int:
         for line in reference_lines(options):
             console.say(line)
     try:
-        draw = partial(write_page, run) if options.report and not quick else None
+        draw = partial(write_page, run, options.method) if options.report and not quick else None
         results = train(config, options.method, run, options.base, said, draw, options.strict)
     except UserError:
         if run != out and is_first_process() and not run.exists():  # refused before it began
@@ -119,7 +119,7 @@ def _run(chosen: Cell, options: RunOptions, quick: bool, as_json: bool) -> int:
     if not is_first_process():
         return 0
     if draw:
-        finish_page(run, console.say)
+        finish_page(run, options.method, console.say)
     summary = summarise(results, chosen.definition)
     done, steps = len(summary["steps"]), _n_steps(results)
     if done < steps and not quick:

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
             Terminal().say(line)
         take_over(seed, base, out)
     try:
-        draw = partial(write_page, out) if options.report else None
+        draw = partial(write_page, out, options.method) if options.report else None
         results = train(options.config, options.method, out, options.base, notes(options), draw)
     except UserError as error:
         if first:
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         console.print(results_table([(method, summarise(results, "ssul"))]))
         console.print(report(results))
         if options.report:
-            finish_page(out, console.say)
+            finish_page(out, options.method, console.say)
         console.say(f"run folder: {out}")
     return 0
 

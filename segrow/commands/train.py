@@ -29,12 +29,12 @@ def main(argv: Sequence[str]) -> int:
     if is_first_process():
         for line in reference_lines(options):
             console.say(line)
-    draw = partial(write_page, out) if options.report else None
+    draw = partial(write_page, out, options.method) if options.report else None
     results = train(options.config, options.method, out, options.base, remarks(options), draw, options.strict)
     if not is_first_process():
         return 0
     if options.report:
-        finish_page(out, console.say)
+        finish_page(out, options.method, console.say)
     console.print(results_table([(out.name, summarise(results, "ssul"))]))
     console.say(f"run folder: {out}")
     return 0

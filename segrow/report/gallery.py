@@ -27,6 +27,7 @@ from ..data.exclude import read_exclusion
 from ..documents import read_json
 from ..engine.folder import images_hash
 from ..errors import UserError
+from ..methods.base import Method
 from ..model.record import is_model, read_record
 from ..palette import voc_palette
 from ..pictures import encoded
@@ -177,7 +178,12 @@ def pool_of(present: npt.NDArray[np.bool_], size: int) -> list[int]:
 
 
 def update_gallery(
-    run: ReportRun, root: str | None, pool: int, allow_code: bool, say: Callable[[str], None] | None = None
+    run: ReportRun,
+    root: str | None,
+    pool: int,
+    allow_code: bool,
+    trusted: Method | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Gallery:
     """Draw what is missing of a run's pictures.
 
@@ -186,6 +192,7 @@ def update_gallery(
         root: The data set's folder, where it is not the one the run was trained with.
         pool: Most images of the pool.
         allow_code: Import a method from outside segrow.
+        trusted: A method that is in use already.
         say: Gets a line for each step that is drawn.
 
     Raises:
@@ -210,7 +217,7 @@ def update_gallery(
         if _step(folder, step, _hash(RunPaths(run.folder).model(step)), len(source.pool)) is None:
             if say:
                 say(f"step {step}  drawing {len(source.pool)} images for the report")
-            _draw_step(folder, source, run, step, allow_code)
+            _draw_step(folder, source, run, step, allow_code, trusted)
     return stored_gallery(run)
 
 
@@ -317,11 +324,13 @@ def _draw_pool(folder: Path, source: Source) -> None:
         write_atomic(folder / f"{k:04d}.png", label_png(truth, photo.size, palette))
 
 
-def _draw_step(folder: Path, source: Source, run: ReportRun, step: int, allow_code: bool) -> None:
+def _draw_step(
+    folder: Path, source: Source, run: ReportRun, step: int, allow_code: bool, trusted: Method | None
+) -> None:
     target = folder / f"step_{step:02d}"
     shutil.rmtree(target, ignore_errors=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, meta, reader = load_with_method(RunPaths(run.folder).model(step), allow_code, device)
+    model, meta, reader = load_with_method(RunPaths(run.folder).model(step), allow_code, device, trusted)
     crop = meta["protocol"]["crop"] if meta["protocol"]["crop_val"] else None
     predictor = Predictor(
         model,

@@ -11,6 +11,7 @@ from typing import Any
 from .. import __version__
 from ..atomic import write_atomic
 from ..errors import UserError
+from ..methods.base import Method
 from .charts import Chart, axis_of, drift_series, line_chart, miou_series
 from .export import export
 from .findings import DRIFTS, Warned, warnings
@@ -49,6 +50,7 @@ def write_report(
     root: str | None = None,
     pool: int = POOL,
     allow_code: bool = False,
+    trusted: Method | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Path:
     """Write the page, and its figures as PNG, SVG and CSV in a folder beside it.
@@ -60,6 +62,7 @@ def write_report(
         root: The data set's folder, where it is not the one the runs were trained with.
         pool: Validation images among which the shown ones are chosen; 0 = no pictures.
         allow_code: Import methods from outside segrow.
+        trusted: A method that is in use already, so its code need not be allowed.
         say: Gets a line for each step whose pictures are drawn, and for each run without pictures or with
             older ones.
 
@@ -74,7 +77,7 @@ def write_report(
     groups = group_runs(runs)
     pictures = Pictures(problems=["pictures were not asked for"]) if not pool else Pictures()
     for run in shown_runs(groups) if pool else ():
-        _draw(run, root, pool, allow_code, say, pictures)
+        _draw(run, root, pool, allow_code, trusted, say, pictures)
     same, chosen = _chosen(pictures, shown_runs(groups))
     if say and pool:
         for problem in pictures.problems:
@@ -99,12 +102,13 @@ def _draw(
     root: str | None,
     pool: int,
     allow_code: bool,
+    trusted: Method | None,
     say: Callable[[str], None] | None,
     pictures: Pictures,
 ) -> None:
     """Bring a run's pictures up to date, or take those of an earlier report."""
     try:
-        pictures.galleries[run.name] = update_gallery(run, root, pool, allow_code, say)
+        pictures.galleries[run.name] = update_gallery(run, root, pool, allow_code, trusted, say)
         return
     except UserError as error:
         problem = f"{run.name}: {error}"
