@@ -4,7 +4,7 @@ The three share trunk, head form, schedule and epochs; only the method's own fie
 what must be seen for the demo to mean anything; a run that misses one fails.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ import numpy as np
 
 from .config import DataConfig, ModelConfig, RunConfig, RunPaths, TrainConfig
 from .data import open_dataset
+from .engine.folder import read_results
+from .engine.left import TimeLeft, Work, pieces
 from .engine.run import train
+from .engine.setup import prepare
 from .methods.base import make_method
 from .predict import Predictor
 from .protocol import Summary, summarise
@@ -112,18 +115,29 @@ def run_demo(out: Path, seed: int, size: DemoSize, command: str, say: Callable[[
         say: Gets a heading for each run.
     """
     config, offline = demo_config(size, seed, TASK), demo_config(size, seed, "offline")
+    configs = {"ssul": config, "finetune": config, "joint": offline}
     results: dict[str, dict[str, Any]] = {}
-    for name in ("ssul", "finetune", "joint"):
+    left = TimeLeft("the demo")
+    for k, (name, chosen) in enumerate(configs.items()):
         say(f"{name}:")
-        method = make_method(name, {})
+        left.later = [work for later in list(configs)[k + 1 :] for work in _work(configs[later], later, out)]
         base = out / "ssul" if name == "finetune" else None
-        results[name] = train(offline if name == "joint" else config, method, out / name, base)
+        results[name] = train(chosen, make_method(name, {}), out / name, base, left=left)
     order = ("finetune", "ssul", "joint")
     summaries = [(name, summarise(results[name], DEFINITION)) for name in order]
     figures = _draw(out, results, summaries, config)
     page = out / "index.html"
     write_page(page, "Learning digits one after another", summaries, results, figures, command)
     return Demo(results, summaries, floors(dict(summaries)), page)
+
+
+def _work(config: RunConfig, name: str, out: Path) -> Iterator[Work]:
+    """What a run of the demo still has to do; the base step of finetune is that of ssul."""
+    method = make_method(name, {})
+    prepared = prepare(config, method, progress=False)
+    done = len(read_results(out / name)["steps"]) if RunPaths(out / name).results.exists() else 0
+    first = max(done, 1) if name == "finetune" else done
+    return pieces(config, method, prepared.scenario, len(prepared.val.ids), first)
 
 
 def floors(summaries: Mapping[str, Summary]) -> list[Floor]:

@@ -104,6 +104,7 @@ class Display:
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=self.console,
             transient=True,
             disable=not self.live,
@@ -124,7 +125,7 @@ class Display:
 
     def track(self, items: Iterable[T], what: str, total: int) -> Iterator[T]:
         """A bar over any loop."""
-        bar = self._progress.add_task(shown(what), total=total, note="")
+        bar = self._progress.add_task(shown(what), total=total, note="", left="")
         try:
             for item in items:
                 yield item
@@ -142,7 +143,7 @@ class TrainingBar:
 
     def __init__(self, progress: Progress, what: str, total: int, done: int) -> None:
         self._progress = progress
-        self._bar = progress.add_task(shown(what), total=total, completed=done, note="")
+        self._bar = progress.add_task(shown(what), total=total, completed=done, note="", left="")
         self._since = time.perf_counter()
         self._count = 0
 
@@ -151,13 +152,17 @@ class TrainingBar:
         self._count += 1
         self._progress.advance(self._bar)
 
-    def show(self, terms: Mapping[str, float]) -> float:
-        """Show the terms; returns iterations per second since the last call."""
+    def show(self, terms: Mapping[str, float], left: str = "") -> float:
+        """Show the terms; returns iterations per second since the last call.
+
+        Args:
+            left: Of the whole run.
+        """
         now = time.perf_counter()
         speed = self._count / max(now - self._since, 1e-9)
         self._since, self._count = now, 0
         note = "  ".join(f"{k} {v:.3f}" if math.isfinite(v) else f"{k} {v}" for k, v in terms.items())
-        self._progress.update(self._bar, note=shown(f"{note}  {speed:.2f} it/s"))
+        self._progress.update(self._bar, note=shown(f"{note}  {speed:.2f} it/s"), left=left)
         return speed
 
     def close(self) -> None:

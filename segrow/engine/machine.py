@@ -1,6 +1,6 @@
 """What all steps of a run share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lightning_fabric import Fabric
@@ -8,6 +8,7 @@ from lightning_fabric.plugins import Precision
 
 from ..config import TrainConfig
 from ..precision import Choice, choose
+from .left import TimeLeft
 from .log import Display
 
 
@@ -22,6 +23,7 @@ class Machine:
         seed: Of the run.
         root: The run's folder.
         display: Progress bar.
+        left: How long the whole run still takes.
     """
 
     fabric: Fabric
@@ -30,6 +32,7 @@ class Machine:
     seed: int
     root: Path
     display: Display
+    left: TimeLeft = field(default_factory=TimeLeft)
 
     @property
     def numbers(self) -> Choice:

@@ -43,6 +43,7 @@ from .folder import (
     is_model_directory,
     read_results,
 )
+from .left import TimeLeft, Work, pieces
 from .log import Display
 from .machine import Machine
 from .records import KEPT, SHARED, all_remarks, base_remark, empty_results, model_meta, step_remarks
@@ -62,6 +63,7 @@ def train(
     remarks: tuple[str, ...] = (),
     after_step: Callable[[Callable[[str], None]], None] | None = None,
     strict: bool = False,
+    left: TimeLeft | None = None,
 ) -> dict[str, Any]:
     """Train every step that is not done yet, evaluate after each; returns the content of results.json.
 
@@ -76,6 +78,7 @@ def train(
         remarks: Sentences that every table of the results shows, such as how the run differs from a paper.
         after_step: Called by the first process when the results of a step are written; gets what says a line.
         strict: Refuse data in which images are in training and validation, or in training twice.
+        left: Where the run is one of several; it knows the later ones, and what was measured in earlier ones.
 
     Raises:
         UserError: For every mistake in the options, the data or the folder, before anything is written.
@@ -88,14 +91,17 @@ def train(
     prepared = prepare(config, method, progress=first, say=Display(quiet=not first).say, strict=strict)
     fabric, precision = make_fabric(config.train)
     with Display(quiet=not fabric.is_global_zero) as display:
-        machine = Machine(fabric, precision, config.train, config.seed, out, display)
-        run = Run(config, method, prepared, machine)
+        left = left or TimeLeft()
+        machine = Machine(fabric, precision, config.train, config.seed, out, display, left)
+        run = Run(config, method, prepared, machine, pages=after_step is not None)
         run.begin(plain, base, (*remarks, *prepared.data.notes))
         run.say_precision()
         for step in prepared.scenario.steps[: config.steps]:
             news = run.step(step.index)
             if news and after_step and fabric.is_global_zero:
-                after_step(display.say)
+                with Stopwatch() as watch:
+                    after_step(display.say)
+                left.finished(Work("page", 1), watch.seconds)
         run.say_what_is_left()
     run.end()
     return run.results
@@ -104,8 +110,10 @@ def train(
 class Run:
     """The state of a run between steps: its folder and its results."""
 
-    def __init__(self, config: RunConfig, method: Method, prepared: Prepared, machine: Machine) -> None:
-        self.config, self.method, self.machine = config, method, machine
+    def __init__(
+        self, config: RunConfig, method: Method, prepared: Prepared, machine: Machine, pages: bool = False
+    ) -> None:
+        self.config, self.method, self.machine, self._pages = config, method, machine, pages
         self.data, self.scenario = prepared.data, prepared.scenario
         self.present = prepared.train
         self.validation = Validation(
@@ -234,14 +242,22 @@ class Run:
             self.machine.display.say(f"step {step}  done before")
             return False
         reset_peak_memory(self.fabric.device)
+        val = len(self.validation.present.ids)
+        training, *self.machine.left.ahead = pieces(
+            self.config, self.method, self.scenario, val, step, self._pages
+        )
         if not self.paths.model(step).exists():
-            self.train_step(step)
+            self.machine.left.finished(training, self.train_step(step))
             self.fabric.barrier()
         self._evaluate_step(step)
         return True
 
-    def train_step(self, step: int) -> None:
-        """Train one step on the model directory in the place of the step before, without evaluation."""
+    def train_step(self, step: int) -> float:
+        """Train one step on the model directory in the place of the step before, without evaluation.
+
+        Returns:
+            Seconds that it took, those before a resume included.
+        """
         torch.manual_seed(mix_seed(self.config.seed, step))
         model, teacher, parent, exemplars = self._models(step)
         images = self._views(step, model, exemplars)
@@ -292,6 +308,7 @@ class Run:
                 extra[METHOD_STATE] = tensors_to_bytes(state)
             meta = model_meta(self.config, self.method, self.scenario, step, parent, training)
             save_model(model, self.paths.model(step), meta, extra)
+        return seconds
 
     def _selection(self, step: int, model: Segmenter, updates: int, resume: Checkpoint | None) -> Selection:
         """Chooses the step's weights on the validation images that show one of its new classes."""
@@ -398,6 +415,7 @@ class Run:
             model.to(self.fabric.device)
             val = self.validation.present.ids
             matrices = self.validation.matrices(step, model, reader, val, "evaluation")
+        self.machine.left.finished(Work("evaluation", len(val)), watch.seconds)
         taught = scenario.steps[step]
         training = meta["training"]
         kept = load_memory(self.paths.model(step))

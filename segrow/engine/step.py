@@ -1,6 +1,7 @@
 """The training step in plain sight: one step of a run, from the first update to the last."""
 
 import math
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -31,6 +32,7 @@ from .checkpoint import Checkpoint
 from .cost import Stopwatch
 from .features import StepFeatures
 from .heap import give_memory_back, keep_freed_memory
+from .left import Work
 from .log import RunLog, TrainingBar
 from .machine import Machine
 from .select import Selection
@@ -101,6 +103,7 @@ class StepTrainer:
     ) -> None:
         self.machine, self.method, self.ctx, self.epochs = machine, method, ctx, epochs
         self.selection, self.features = selection, features
+        self._began, self._shown = 0.0, 0  # when `fit` began its updates, and images shown since
         fabric, train = machine.fabric, machine.train
         if fabric.device.type == "cpu" and not ctx.shares_trunk:
             accelerate(ctx.model)
@@ -152,6 +155,7 @@ class StepTrainer:
         machine, step, per_epoch = self.machine, self.ctx.step, len(self.batches)
         first = machine.fabric.is_global_zero
         log = RunLog(machine.root, step, self.first, per_epoch) if first else None
+        self._began, self._shown = time.perf_counter(), 0
         bar = machine.display.training(f"step {step}", self.epochs * per_epoch, self.first * per_epoch)
         try:
             for epoch in range(self.first, self.epochs):
@@ -161,9 +165,8 @@ class StepTrainer:
                     self._checkpoint(epoch + 1).save(RunPaths(machine.root).checkpoint)
                 if not machine.display.live and self._tells(epoch + 1):
                     losses = "  ".join(f"{name} {value:.4f}" for name, value in terms.items())
-                    machine.display.say(
-                        f"step {step}  epoch {epoch + 1}/{self.epochs}  {losses}  {self.watch.seconds:.0f} s"
-                    )
+                    spent = f"{self.watch.seconds:.0f} s, {self._left(epoch + 1, 0)}"
+                    machine.display.say(f"step {step}  epoch {epoch + 1}/{self.epochs}  {losses}  {spent}")
         finally:
             bar.close()
             if log:
@@ -193,16 +196,24 @@ class StepTrainer:
             recent.append(self._update(batch))
             images.append(ids)
             bar.advance()
+            self._shown += machine.train.batch_size
             # the only synchronisation with the device
             if len(recent) == machine.train.log_every or i + 1 == per_epoch:
                 shown = _means(machine.fabric, recent, images)
-                speed = bar.show(shown)
+                speed = bar.show(shown, self._left(epoch, i + 1))
                 if log:
                     log.write(epoch, i, self.optimizer.param_groups[0]["lr"], speed, shown)
                 recent, images = [], []
             if self.selection:
                 self.selection.look(epoch * per_epoch + i + 1)
         return shown
+
+    def _left(self, epoch: int, updates: int) -> str:
+        """How long the run still takes, after so many epochs and updates of the step."""
+        per_epoch = len(self.batches)
+        images = ((self.epochs - epoch) * per_epoch - updates) * self.machine.train.batch_size
+        now = Work("heads" if self.ctx.shares_trunk else "trunk", images)
+        return self.machine.left.words(now, (time.perf_counter() - self._began) / self._shown)
 
     def _loaded(self) -> Iterator[Loaded]:
         """The batches of the current epoch."""

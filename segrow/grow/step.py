@@ -27,6 +27,7 @@ from ..config import RunPaths
 from ..data.base import Presence, SegDataset
 from ..data.given import Files, GivenDataset
 from ..data.saliency import write_map
+from ..engine.left import Work
 from ..engine.log import Display
 from ..engine.machine import Machine
 from ..engine.run import Run
@@ -229,8 +230,15 @@ def _train(plan: Plan, work: Path, data: GivenDataset, display: Display) -> Path
     machine = Machine(fabric, precision, plan.config.train, plan.config.seed, work, display)
     if machine.numbers.line:
         display.say(machine.numbers.line)
+    machine.left.ahead = [Work("evaluation", _gate_images(plan))]
     Run(plan.config, plan.method, prepared, machine).train_step(plan.step)
     return paths.model(plan.step)
+
+
+def _gate_images(plan: Plan) -> int:
+    """How many images go through a network after the training: those of old classes through two."""
+    old = len(plan.judged) if plan.check is None else len(plan.check.ids)
+    return 2 * old + (0 if plan.held is None else len(plan.held.ids))
 
 
 def _extra(folder: Path, memory: Sequence[Exemplar]) -> dict[str, bytes]:
