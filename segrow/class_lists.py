@@ -11,9 +11,13 @@ written, and looks the same.
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from .errors import UserError, near
+
+BACKGROUND = "background"
+NOT_COUNTED = frozenset({"ignore", "ignored", "ignoreregion", "void", "unlabeled", "unlabelled", "dontcare"})
+"""Names of what must not count in annotations of others, in small letters without spaces and signs."""
 
 LIST_HELP = r"cat,dog (a comma within a name is written \,)"
 _HOW = r'write a comma within a name as "\," ("door\, double door"), or the list as JSON'
@@ -70,3 +74,20 @@ def _from_json(text: str) -> list[str] | None:
         return None
     good = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return names if good else None
+
+
+def is_background(name: str) -> bool:
+    """Whether a tool calls so what no class covers: Background, _background_, __background__."""
+    return name.strip("_ ").casefold() == BACKGROUND
+
+
+def not_counted(names: Iterable[str], ignore: Collection[str] | None) -> list[str]:
+    """Those of the names whose pixels count nowhere.
+
+    Args:
+        names: Of classes or categories.
+        ignore: Which the user names; None: those that are called so (NOT_COUNTED).
+    """
+    if ignore is not None:
+        return [name for name in names if name in ignore]
+    return [name for name in names if "".join(filter(str.isalnum, name.casefold())) in NOT_COUNTED]

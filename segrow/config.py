@@ -17,6 +17,8 @@ class DataConfig:
         scenes: Number of training scenes; only for digits.
         exclude: File that lists images to leave out, a line each: train/ID or val/ID (segrow data check
             --fix-list FILE writes it).
+        ignore: Categories of a folder in COCO's or CVAT's layout whose pixels count nowhere, or none;
+            default: those called ignore, void, unlabeled, don't care.
     """
 
     name: str = "voc"
@@ -25,6 +27,7 @@ class DataConfig:
     order_seed: int | None = None
     scenes: int = 1200
     exclude: str | None = None
+    ignore: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,8 @@ def test_what_must_not_count_is_ignored(tmp_path: Path, name: str) -> None:
     assert data.class_names == ("background", "zebra")
     assert int((data.mask("train", "001") == 255).sum()) == 36
     assert data.notes == (
-        f'x.json: pixels of "{name}" (2 annotations) count nowhere; --ignore none makes it a class',
+        f'x.json: pixels of "{name}" (2 annotations) count nowhere; --ignore none (segrow train: '
+        "--data.ignore none) makes it a class",
     )
 
 

@@ -49,7 +49,7 @@ def test_a_root_is_needed_and_must_exist(tmp_path: Path, name: str) -> None:
     [
         (
             "voc",
-            "has no folder JPEGImages; --data.root should be VOC2012 with JPEGImages, SegmentationClassAug",
+            "has no folder JPEGImages; --data.root should be VOC2012 with JPEGImages in it",
         ),
         (
             "ade20k",

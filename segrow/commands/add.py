@@ -101,6 +101,7 @@ def _grow(model: Path, args: argparse.Namespace, say: Callable[[str], str] = str
         check=_path(args.check),
         exemplars=_path(args.exemplars),
         saliency=args.saliency,
+        ignore=None if args.ignore is None else tuple(split_names(args.ignore, "--ignore")),
         max_drop=args.max_drop,
         min_new=args.min_new,
         epochs=args.epochs,
@@ -163,6 +164,12 @@ def _parser() -> OneLineParser:
         help="folder with classes.txt, images/, masks/; or JPEGImages/, SegmentationClass/; or a COCO .json",
     )
     parser.add_argument("--classes", default="", help=f"the new classes: {LIST_HELP}")
+    parser.add_argument(
+        "--ignore",
+        metavar="NAMES",
+        help="categories whose pixels count nowhere, or none (default: those called ignore, void, "
+        "unlabeled, don't care)",
+    )
     parser.add_argument(
         "--out", help="the new model's directory (default: MODEL itself; of a run, RUN/grown)"
     )

@@ -11,6 +11,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ..atomic import write_json
+from ..class_lists import split_names
 from ..data import open_dataset
 from ..data.base import SegDataset, Split
 from ..errors import UserError
@@ -38,6 +39,7 @@ class EvalOptions:
         allow_code: Import a method from outside segrow.
         crop: Side of the centre crop in pixels, None for whole images, or as the model's run evaluated.
         device: auto, cpu or cuda.
+        ignore: Categories of a folder in COCO's or CVAT's layout that count nowhere.
     """
 
     name: str | None = None
@@ -49,6 +51,7 @@ class EvalOptions:
     allow_code: bool = False
     crop: int | Literal["stored"] | None = "stored"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    ignore: tuple[str, ...] | None = None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -63,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--data.name", dest="name", help="default: the data set the model was trained on")
     parser.add_argument("--data.root", dest="root", help="folder of the data set")
+    parser.add_argument("--data.ignore", dest="ignore", help="categories that count nowhere, or none")
     parser.add_argument("--data.scenes", dest="scenes", type=int, default=1200, help="only for digits")
     parser.add_argument(
         "--split", choices=("train", "val", "all"), default="val", help="all: of a folder without images/val"
@@ -80,7 +84,14 @@ def main(argv: Sequence[str]) -> int:
     if args.out and not Path(args.out).resolve().parent.is_dir():
         raise UserError(f"--out {args.out}: its folder does not exist; make it first")
     options = EvalOptions(
-        args.name, args.root, args.scenes, args.split, args.batch_size, args.workers, args.allow_code
+        args.name,
+        args.root,
+        args.scenes,
+        args.split,
+        args.batch_size,
+        args.workers,
+        args.allow_code,
+        ignore=None if args.ignore is None else tuple(split_names(args.ignore, "--data.ignore")),
     )
     results = evaluate_model(find_model(Path(args.model)), options, progress=not args.json)
     summary = summarise(results, args.definition)
@@ -119,7 +130,9 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     model, meta, method = load_with_method(folder, options.allow_code, device)
     origin, protocol = meta["scenario"], meta["protocol"]
     whole = options.split == "all"
-    data = open_dataset(options.name or origin["data"], options.root, options.scenes, hold_out=not whole)
+    data = open_dataset(
+        options.name or origin["data"], options.root, options.scenes, not whole, ignore=options.ignore
+    )
     if whole and data.ids("val"):
         raise UserError(f"{data.root} has validation images of its own; give --split val or train, not all")
     split: Split = "train" if options.split == "all" else options.split
@@ -183,8 +196,9 @@ def _columns(meta: Mapping[str, Any], data: SegDataset) -> dict[int, int]:
     by their name or, since all folders have the same, by having all classes as they were learnt.
     """
     learnt, named = origin_names(meta, data.class_names), data_names(meta, data.class_names)
-    own = data.name == meta["scenario"]["data"]
-    if own and (data.name not in ("folder", "coco") or len(learnt) == len(meta["class_names"]) - 1):
+    origin, folders = meta["scenario"]["data"], ("folder", "coco", "palette")
+    own = data.name == origin or (origin == "folder" and data.name in folders)
+    if own and (data.name not in folders or len(learnt) == len(meta["class_names"]) - 1):
         rest = {raw: index for raw, index in named.items() if index not in learnt.values()}
         return {**rest, **learnt}
     return named

@@ -29,7 +29,12 @@ REFERENCE_HELP = "follow the method's released code where it differs (segrow rec
 CODE_HELP = "import a method from outside segrow that the file of --config names"
 REPORT_HELP = "write report.html into the run's folder after each step"
 STRICT_HELP = "stop where an image is in training and validation, or in training twice; else a line says so"
-LISTS: dict[str, type] = {"--data.classes": str, "--model.rates": int, "--train.scale": float}
+LISTS: dict[str, type] = {
+    "--data.classes": str,
+    "--data.ignore": str,
+    "--model.rates": int,
+    "--train.scale": float,
+}
 
 
 @dataclass(frozen=True)
@@ -233,16 +238,17 @@ def _bracket(argv: Sequence[str]) -> list[str]:
     for arg in argv:
         flag, equals, value = arg.partition("=")
         if flag in LISTS and equals:
-            arg = f"{flag}={_as_list(value, LISTS[flag])}"
+            arg = f"{flag}={_as_list(flag, value)}"
         elif args and args[-1] in LISTS:
-            arg = _as_list(arg, LISTS[args[-1]])
+            arg = _as_list(args[-1], arg)
         args.append(arg)
     return args
 
 
-def _as_list(value: str, kind: type) -> str:
+def _as_list(flag: str, value: str) -> str:
+    kind = LISTS[flag]
     if kind is str:
-        return json.dumps(split_names(value, "--data.classes"))
+        return json.dumps(split_names(value, flag))
     if value.startswith("["):
         return value
     items = [item.strip() for item in value.split(",")]

@@ -26,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--data.root", dest="root", help="folder of the data set")
     parser.add_argument("--data.classes", dest="classes", help=f"class names in learning order: {LIST_HELP}")
     parser.add_argument("--data.order_seed", dest="order_seed", type=int, help="shuffle the class order")
+    parser.add_argument("--data.ignore", dest="ignore", help="categories that count nowhere, or none")
     parser.add_argument("--data.scenes", dest="scenes", type=int, default=1200, help="only for digits")
     parser.add_argument("--data.exclude", dest="exclude", metavar="FILE", help="images to leave out")
     parser.add_argument("--task", default="15-1", help="BASE-INCREMENT, 15-1_b (SSUL's orders) or offline")
@@ -35,7 +36,9 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(list(argv))
     if args.order_seed is not None and args.order_seed < 0:
         raise UserError(f"--data.order_seed is {args.order_seed}, expected 0 or more")
-    data = open_dataset(args.name, args.root, args.scenes, exclude=read_exclusion(args.exclude))
+    ignore = None if args.ignore is None else split_names(args.ignore, "--data.ignore")
+    exclude = read_exclusion(args.exclude)
+    data = open_dataset(args.name, args.root, args.scenes, exclude=exclude, ignore=ignore)
     try:
         presence = data.presence("train", progress=not args.json)
     finally:

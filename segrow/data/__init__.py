@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, near
@@ -19,6 +21,7 @@ def open_dataset(
     scenes: int = 1200,
     hold_out: bool = True,
     exclude: Exclusion = NOTHING,
+    ignore: Sequence[str] | None = None,
 ) -> SegDataset:
     """The data set called `name` in the folder `root`.
 
@@ -26,6 +29,7 @@ def open_dataset(
         name: voc, ade20k, folder or digits.
         root: Its folder; only digits does without one.
         scenes: Number of training scenes; only for digits.
+        ignore: Categories of a folder in COCO's or CVAT's layout that count nowhere (`given.py`).
         hold_out: Of a folder without validation images take a fifth as such.
         exclude: Images to leave out; of digits none can be.
 
@@ -33,14 +37,26 @@ def open_dataset(
         UserError: An unknown name, a folder that is missing or does not hold the data set, or an image to
             leave out that is not there.
     """
-    data = _open(name, root, scenes, hold_out, exclude.images)
+    if ignore and name != "folder":
+        raise UserError(
+            f"--data.ignore names categories of a folder in COCO's or CVAT's layout (--data.name folder), "
+            f"not of {name}; leave it out"
+        )
+    data = _open(name, root, scenes, hold_out, exclude.images, ignore)
     if exclude.images:
         exclude.check(data.excluded)
         data.notes += (exclude.note(),)
     return data
 
 
-def _open(name: str, root: str | None, scenes: int, hold_out: bool, exclude: frozenset[str]) -> SegDataset:
+def _open(
+    name: str,
+    root: str | None,
+    scenes: int,
+    hold_out: bool,
+    exclude: frozenset[str],
+    ignore: Sequence[str] | None,
+) -> SegDataset:
     # Imported by need: digits alone wants scikit-learn, and the command line should start fast.
     if name == "digits":
         from .digits import open_digits
@@ -59,5 +75,8 @@ def _open(name: str, root: str | None, scenes: int, hold_out: bool, exclude: fro
 
         return Ade20kDataset(root, exclude)
     from .folder import FolderDataset
+    from .given import find_given
 
-    return FolderDataset(root, hold_out, exclude)
+    place = Path(root).expanduser()
+    found = find_given(place, hold_out, ignore, exclude) if place.exists() else None
+    return FolderDataset(root, hold_out, exclude) if found is None else found  # which says what is missing

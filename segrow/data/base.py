@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import UserError
+from .colours import ColourTable
 from .files import open_image, read_image, read_saliency, upright_size
 from .index import Presence, index
 from .masks import Values, read_mask
@@ -29,6 +30,7 @@ class SegDataset(abc.ABC):
         class_names: Names by raw id; the first is background.
         ignore_id: Raw value of pixels that count nowhere: 255, or 65535 where masks are 16 bit.
         known_values: Number of classes that the mask files were made for, where classes were added to theirs.
+        colours: Which colours of RGB masks stand for which values, where that is stated.
         notes: What was left out, or decided where the files do not say it, a sentence each. `presence` adds
             those on the masks and images that it reads. Who opens a data set shows them.
         excluded: Images that were there and are left out because somebody asked for it, each as SPLIT/ID.
@@ -39,6 +41,7 @@ class SegDataset(abc.ABC):
     class_names: tuple[str, ...]
     ignore_id: int
     known_values: int | None = None
+    colours: ColourTable | None = None
     notes: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
 
@@ -92,7 +95,7 @@ class SegDataset(abc.ABC):
 
     @final
     def _legal(self) -> Values:
-        return Values(self.known_values or len(self.class_names), self.ignore_id)
+        return Values(self.known_values or len(self.class_names), self.ignore_id, self.colours)
 
     @final
     def saliency(self, split: Split, image_id: str, size: tuple[int, ...] | None = None) -> NDArray[np.uint8]:

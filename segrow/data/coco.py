@@ -25,13 +25,15 @@ from PIL import Image
 from rich.progress import track
 
 from ..atomic import appear, new_folder
+from ..class_lists import BACKGROUND
 from ..errors import UserError
 from ..terminal import Terminal
 from .base import SegDataset, Split
-from .coco_file import BACKGROUND, CocoFile, Entry, read_coco
+from .coco_file import CocoFile, Entry, read_coco
 from .coco_images import SPLITS, find_images, split_of, unlisted
 from .coco_shapes import draw_shapes
 from .files import upright_size
+from .folder import held_out
 from .index import cache_folder
 from .listing import Unfit
 
@@ -58,6 +60,7 @@ class CocoDataset(SegDataset):
         root: The file, or the folder that holds it or them (`find_files`).
         ignore: Names of categories that count nowhere; None: those that are called so, such as "ignore".
         exclude: Images that are left out, each as SPLIT/ID.
+        hold_out: Where there is one file alone, take a fifth of its images for validation.
 
     Raises:
         UserError: A file that is no such thing, an image that is missing, no outline at all, or pycocotools
@@ -68,7 +71,11 @@ class CocoDataset(SegDataset):
     name = "coco"
 
     def __init__(
-        self, root: Path, ignore: Collection[str] | None = None, exclude: frozenset[str] = frozenset()
+        self,
+        root: Path,
+        ignore: Collection[str] | None = None,
+        hold_out: bool = False,
+        exclude: frozenset[str] = frozenset(),
     ) -> None:
         found, left = find_files(root)
         if not found:
@@ -77,7 +84,7 @@ class CocoDataset(SegDataset):
         files = {split: read_coco(path, ignore) for split, path in found.items()}
         self._check_ignored(root, files, ignore)
         classes = dict.fromkeys(name for file in files.values() for name in file.classes)
-        self.class_names = (BACKGROUND[0], *classes)
+        self.class_names = (BACKGROUND, *classes)
         self.ignore_id = 255 if len(self.class_names) <= 255 else 65535
         self._values = {name: k for k, name in enumerate(self.class_names)}
         self._parts: dict[Split, _Part] = {}
@@ -94,22 +101,24 @@ class CocoDataset(SegDataset):
             self.notes += (
                 f"{len(alone)} {verb} not listed in the COCO file and left out (first {alone[0]})",
             )
+        self._held = self._hold_out() if hold_out and "val" not in self._parts else frozenset()
         _pycocotools()
         drawn = f"{ignore if ignore is None else sorted(ignore)}\n{sorted(self.excluded)}"
         self._key = f"{root.resolve()}\n{_DRAWN}\n{drawn}\n"
 
     def ids(self, split: Split) -> tuple[str, ...]:
         """Sorted names of the image files without suffix."""
-        part = self._parts.get(split)
-        return () if part is None else tuple(sorted(part.images))
+        if split in self._parts:
+            return tuple(i for i in sorted(self._parts[split].images) if i not in self._held)
+        return tuple(sorted(self._held))
 
     def image_path(self, split: Split, image_id: str) -> Path:
         """Where it was found."""
-        return self._parts[split].images[image_id]
+        return self._parts[self._place(split)].images[image_id]
 
     def mask_path(self, split: Split, image_id: str) -> Path:
         """In the cache; draws the masks of the split when they are not there."""
-        part = self._parts[split]
+        part = self._parts[self._place(split)]
         if part.folder is None:
             part.folder = self._drawn(part)
             self.notes += tuple(json.loads((part.folder / _NOTES).read_bytes()))
@@ -118,6 +127,22 @@ class CocoDataset(SegDataset):
     def saliency_path(self, split: Split, image_id: str) -> Path:
         """saliency/ID.png in the folder."""
         return self.root / "saliency" / f"{image_id}.png"
+
+    def _place(self, split: Split) -> Split:
+        """Where the images of a split stand: those that are held out are in the training file."""
+        return split if split in self._parts else "train"
+
+    def _hold_out(self) -> frozenset[str]:
+        """A fifth of the training images."""
+        images = self._parts["train"].images
+        if len(images) < 2:
+            return frozenset()
+        held = held_out(tuple(images))
+        self.notes += (
+            f"{self.root} has no COCO file of validation images, so {len(held)} of {len(images)} images are "
+            "held out, chosen by their names",
+        )
+        return held
 
     def _check_ignored(
         self, root: Path, files: dict[Split, CocoFile], ignore: Collection[str] | None

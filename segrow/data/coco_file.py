@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..class_lists import plain_name
+from ..class_lists import BACKGROUND, is_background, not_counted, plain_name
 from ..documents import read_json
 from ..errors import UserError
 from .coco_shapes import Outline, check_outline
 
 LIMIT = 2 << 30  # bytes; COCO's own instances_train2017.json has 448 MB
-BACKGROUND = ("background", "_background_", "__background__")
-NO_CLASS = frozenset({"ignore", "ignored", "ignoreregion", "void", "unlabeled", "unlabelled", "dontcare"})
-"""Categories that mark what must not count, in small letters without spaces and signs."""
 
 _NEEDED: dict[str, dict[str, type]] = {
     "images": {"id": int, "file_name": str},
@@ -63,7 +60,7 @@ def read_coco(path: Path, ignore: Collection[str] | None) -> CocoFile:
 
     Args:
         path: The file.
-        ignore: Names of categories that count nowhere; None: those that are called so (NO_CLASS).
+        ignore: Names of categories that count nowhere; None: those that are called so (class_lists.py).
 
     Raises:
         UserError: It is no COCO file, or damaged; or no annotation has an outline.
@@ -72,7 +69,7 @@ def read_coco(path: Path, ignore: Collection[str] | None) -> CocoFile:
     numbers = (annotation.get("category_id") for annotation in content["annotations"])
     used = Counter(number for number in numbers if isinstance(number, int))
     names, notes = _categories(path, content["categories"], used)
-    ignored = _ignored(path, names, ignore)
+    ignored = not_counted(dict.fromkeys(names.values()), ignore)
     images: dict[int, list[tuple[Outline, str, str]]] = {image["id"]: [] for image in content["images"]}
     annotated: set[int] = set()
     bare: Counter[str] = Counter()
@@ -101,9 +98,13 @@ def read_coco(path: Path, ignore: Collection[str] | None) -> CocoFile:
     notes += _remarks(path, bare, parts, len(images) - len(annotated), len(images))
     for name in ignored:
         n = sum(used[number] for number, called in names.items() if called == name)
-        how = "--ignore none makes it a class" if ignore is None else "as --ignore says"
+        how = (
+            "--ignore none (segrow train: --data.ignore none) makes it a class"
+            if ignore is None
+            else "as --ignore says"
+        )
         notes.append(f'{path.name}: pixels of "{name}" ({_count(n, "annotation")}) count nowhere; {how}')
-    classes = [name for name in dict.fromkeys(names.values()) if name not in (*ignored, BACKGROUND[0])]
+    classes = [name for name in dict.fromkeys(names.values()) if name not in (*ignored, BACKGROUND)]
     if not classes:
         raise UserError(
             f"{path} has no category besides background and what is ignored; export it with classes"
@@ -158,8 +159,8 @@ def _categories(
         name, number = plain_name(category["name"]), int(category["id"])
         if not name:
             raise UserError(f"{path}: category {number} has an empty name; every class needs one")
-        if name.casefold() in BACKGROUND:
-            name = BACKGROUND[0]
+        if is_background(name):
+            name = BACKGROUND
         elif not used.get(number) and category.get("supercategory") in ("none", None) and name in roots:
             notes.append(f'{path.name}: category {number} "{name}" is the root of others and left out')
             continue
@@ -167,26 +168,18 @@ def _categories(
         names[number] = name
     for name, numbers in by_name.items():
         annotated = [number for number in numbers if used.get(number)]
-        if len(annotated) > 1 and name != BACKGROUND[0]:
+        if len(annotated) > 1 and name != BACKGROUND:
             raise UserError(
                 f'{path} has two categories "{name}" (ids {annotated[0]} and {annotated[1]}), both with '
                 "annotations; every class needs its own name"
             )
         keep = annotated or numbers[:1]
-        for number in [n for n in numbers if n not in keep and name != BACKGROUND[0]]:
+        for number in [n for n in numbers if n not in keep and name != BACKGROUND]:
             notes.append(
                 f'{path.name}: category {number} "{name}" is there twice; the unused one is left out'
             )
             del names[number]
     return names, notes
-
-
-def _ignored(path: Path, names: Mapping[int, str], ignore: Collection[str] | None) -> list[str]:
-    """Categories that count nowhere."""
-    there = list(dict.fromkeys(names.values()))
-    if ignore is None:
-        return [name for name in there if "".join(filter(str.isalnum, name.casefold())) in NO_CLASS]
-    return [name for name in there if name in ignore]
 
 
 def _references(

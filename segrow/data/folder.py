@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..class_lists import plain_name
+from ..class_lists import not_counted, plain_name
 from ..documents import read_text
 from ..errors import UserError
 from .base import SegDataset, Split
+from .colours import ColourTable, colour_table, parse_colours, stated_colours
 from .files import IMAGE_SUFFIXES
 from .listing import Pairs, divide, list_files, match_pairs
 
@@ -72,8 +73,20 @@ class FolderDataset(SegDataset):
         if not self._pairs["train"].images.files:
             raise UserError(f"{self.root / 'images' / 'train'} holds no image")
         self._ids = {split: tuple(pairs.images.files) for split, pairs in self._pairs.items()}
+        self.colours = self._stated_colours()
         if hold_out and not self._ids.get("val") and len(self._ids["train"]) > 1:
             self._hold_out()
+
+    def _stated_colours(self) -> ColourTable | None:
+        """Of RGB masks: as classes.txt or a file beside it says."""
+        path = self.root / "classes.txt"
+        if named := parse_colours(read_text(path, "class list").splitlines()):
+            colours = dict(zip(self.class_names, (colour for _, colour in named), strict=True))
+            return colour_table(path, colours, self.class_names, (), self.ignore_id)
+        if (stated := stated_colours(self.root)) is None:
+            return None
+        ignored = [n for n in not_counted(stated[1], None) if n not in self.class_names]
+        return colour_table(*stated, self.class_names, ignored, self.ignore_id)
 
     def _is_flat(self) -> bool:
         """Whether there are no splits.
@@ -105,8 +118,7 @@ class FolderDataset(SegDataset):
     def _hold_out(self) -> None:
         """Take a fifth of the training images for validation: always the same ones, for names decide."""
         ids = self._ids["train"]
-        order = sorted(ids, key=lambda i: hashlib.sha256(i.encode()).digest())
-        held = set(order[: max(1, len(ids) // HELD_OUT)])
+        held = held_out(ids)
         self._pairs["val"] = self._pairs["train"]
         self._ids = {
             "train": tuple(i for i in ids if i not in held),
@@ -135,6 +147,12 @@ class FolderDataset(SegDataset):
         return self._pairs[split].maps.or_expected(image_id)
 
 
+def held_out(ids: Sequence[str]) -> frozenset[str]:
+    """A fifth of the ids, one at least: always the same ones, whatever their order."""
+    order = sorted(ids, key=lambda i: hashlib.sha256(i.encode()).digest())
+    return frozenset(order[: max(1, len(ids) // HELD_OUT)])
+
+
 class Classes(NamedTuple):
     """What a `classes.txt` says: names by mask value, and a note where line 0 is a class."""
 
@@ -151,6 +169,8 @@ def read_classes(path: Path) -> Classes:
     if not path.is_file():
         raise UserError(f"{path} is missing; it names the classes, one a line, background first")
     lines = read_text(path, "class list").rstrip().splitlines()
+    if named := parse_colours(lines):
+        lines = [name for name, _ in named]
     names = ("background", *map(plain_name, lines[1:]))
     if len(names) < 2 or len(names) > 65535:
         raise UserError(

@@ -1,17 +1,21 @@
 """Images that somebody gives: whatever annotated folder it is, and chosen files of any data set."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple, final
 
 from ..errors import UserError
 from .base import SegDataset, Split
+from .colours import FILES as COLOUR_FILES
+from .colours import classes_of, colour_table, stated_colours, voc_colours
 from .listing import Unfit, list_files
 
 EXPECTED = (
     "expected classes.txt with images/ and masks/, JPEGImages/ with SegmentationClass/, or a COCO .json file"
 )
-MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
+MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug", "SegmentationClassPNG")
+NONE = ("none",)
+"""What --ignore says where nothing is ignored."""
 CLASS_FILES = ("classes.txt", "class_names.txt")
 
 
@@ -68,38 +72,42 @@ class GivenDataset(SegDataset):
 
 @final
 class PaletteDataset(SegDataset):
-    """A folder of VOC's kind without lists, as annotation tools write it; all images that have a mask.
+    """A folder of VOC's kind, as annotation tools write it; all images that have a mask.
 
     JPEGImages/*                 anything PIL opens
-    SegmentationClass/*.png      palette or grey, the same names
+    SegmentationClass/*.png      palette, grey, or RGB in stated colours; the same names
+    labelmap.txt                 optional: names and colours (`colours.py`), as CVAT writes it
     classes.txt                  optional (class_names.txt too): line i names value i; else VOC's 20 classes
+    ImageSets/Segmentation/      optional: train.txt and val.txt; without both, all are training images
     saliency_map/*.png           optional
 
     Args:
         root: The folder.
         exclude: Images that are left out, each as SPLIT/ID.
+        hold_out: Where no list names validation images, take a fifth as such.
+        ignore: Names in labelmap.txt that count nowhere; None: those that are called so, such as "ignore".
 
     Raises:
-        UserError: No mask, a mask without an image, or class names that cannot be read.
+        UserError: No mask, a mask without an image, or class names or colours that cannot be read.
     """
 
     name = "palette"
 
-    def __init__(self, root: Path, exclude: frozenset[str] = frozenset()) -> None:
-        from .folder import read_classes
-        from .voc import NAMES
-
+    def __init__(
+        self,
+        root: Path,
+        hold_out: bool = False,
+        ignore: Collection[str] | None = None,
+        exclude: frozenset[str] = frozenset(),
+    ) -> None:
         self.root = root
-        named = next((root / name for name in CLASS_FILES if (root / name).is_file()), None)
-        self.class_names, self.notes = read_classes(named) if named else (NAMES, ())
-        self.ignore_id = 255 if len(self.class_names) <= 255 else 65535
-        folder = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
-        if folder is None:
-            raise UserError(f"{root} has JPEGImages but no folder {MASK_FOLDERS[0]} with masks; add it")
+        self._name_classes(ignore)
+        folder = _mask_folder(root)
         self._images, self._masks = list_files(root / "JPEGImages", "image"), list_files(folder, "mask")
         self._maps = list_files(root / "saliency_map", "saliency map")
-        self.excluded = tuple(f"train/{i}" for i in self._masks.files if f"train/{i}" in exclude)
-        self._masks = self._masks.without("train", exclude)
+        there = [f"{split}/{i}" for split in ("train", "val") for i in self._masks.files]
+        self.excluded = tuple(name for name in there if name in exclude)
+        self._masks = self._masks.without("train", exclude).without("val", exclude)
         images, masks = self._images.files, self._masks.files
         if alone := sorted(masks.keys() - images.keys()):
             says = {f"train/{i}": f"mask {self._masks.path(i)} has no image" for i in alone}
@@ -113,10 +121,66 @@ class PaletteDataset(SegDataset):
                 f"{root}: {len(unmasked)} of {len(images)} images have no mask in {folder.name} and are left "
                 f"out (first {images[unmasked[0]]})",
             )
+        self._ids = self._divide(hold_out)
+
+    def _name_classes(self, ignore: Collection[str] | None) -> None:
+        """Names, and the colours of RGB masks: of a list, of labelmap.txt, or VOC's."""
+        from .folder import read_classes
+        from .voc import NAMES
+
+        named = next((self.root / name for name in CLASS_FILES if (self.root / name).is_file()), None)
+        stated = stated_colours(self.root)
+        self.class_names = NAMES
+        ignored: Collection[str] = ()
+        if named:
+            self.class_names, self.notes = read_classes(named)
+        elif stated:
+            self.class_names, ignored = classes_of(stated[1], ignore)
+        if ignore and (unknown := [name for name in ignore if name not in ignored]):
+            raise UserError(
+                f'{self.root} has no colour of "{unknown[0]}" to ignore; of masks of numbers write '
+                "255 where nothing counts, and leave --ignore out"
+            )
+        self.ignore_id = 255 if len(self.class_names) <= 255 else 65535
+        if stated:
+            self.colours = colour_table(*stated, self.class_names, ignored, self.ignore_id)
+        elif self.class_names == NAMES:
+            self.colours = voc_colours(NAMES)
+        if ignored:
+            self.notes += (f"{stated and stated[0]}: pixels of {', '.join(ignored)} count nowhere",)
+
+    def _divide(self, hold_out: bool) -> dict[Split, tuple[str, ...]]:
+        """Ids of each split: as lists say, or all for training."""
+        from .folder import held_out
+        from .voc import LISTS, read_list
+
+        ids = tuple(self._masks.files)
+        for folder in (self.root / name for name in LISTS):
+            if (folder / "train.txt").is_file() and (folder / "val.txt").is_file():
+                lists: dict[Split, tuple[str, ...]] = {
+                    "train": read_list(folder / "train.txt"),
+                    "val": read_list(folder / "val.txt"),
+                }
+                lists = {s: tuple(i for i in n if f"{s}/{i}" not in self.excluded) for s, n in lists.items()}
+                listed = {i for split in lists.values() for i in split}
+                if missing := sorted(listed - set(ids)):
+                    raise UserError(f"{folder} lists {missing[0]}, which has no mask in {self._masks.folder}")
+                if left := [i for i in ids if i not in listed]:
+                    self.notes += (
+                        f"{folder}: {len(left)} images are in no list and left out (first {left[0]})",
+                    )
+                return lists
+        held = held_out(ids) if hold_out and len(ids) > 1 else frozenset()
+        if held:
+            self.notes += (
+                f"{self.root} has no list of validation images (ImageSets/Segmentation/train.txt and "
+                f"val.txt), so {len(held)} of {len(ids)} images are held out, chosen by their names",
+            )
+        return {"train": tuple(i for i in ids if i not in held), "val": tuple(i for i in ids if i in held)}
 
     def ids(self, split: Split) -> tuple[str, ...]:
-        """Sorted file names without suffix; there are no validation images."""
-        return tuple(self._masks.files) if split == "train" else ()
+        """Sorted file names without suffix, or in the order of the lists."""
+        return self._ids[split]
 
     def image_path(self, split: Split, image_id: str) -> Path:
         """JPEGImages/ID.*"""
@@ -131,12 +195,72 @@ class PaletteDataset(SegDataset):
         return self._maps.or_expected(image_id)
 
 
-def open_given(root: Path, option: str, exclude: frozenset[str] = frozenset()) -> SegDataset:
-    """Whatever annotated images are in `root`.
+def _mask_folder(root: Path) -> Path:
+    """The folder of masks: the first that holds any; labelme keeps arrays in the others."""
+    there = [root / name for name in MASK_FOLDERS if (root / name).is_dir()]
+    if not there:
+        raise UserError(f"{root} has JPEGImages but no folder {MASK_FOLDERS[0]} with masks; add it")
+    return next((folder for folder in there if list_files(folder, "mask").files), there[0])
+
+
+def find_given(
+    root: Path,
+    hold_out: bool = False,
+    ignore: Collection[str] | None = None,
+    exclude: frozenset[str] = frozenset(),
+) -> SegDataset | None:
+    """Whatever annotated images are in `root`; None when nothing there is known.
 
     Args:
         root: A folder of one's own (`data/folder.py`), a folder of VOC's kind, with lists or without, or a
             COCO file or the folder it is in.
+        hold_out: Where there are no validation images, take a fifth as such.
+        ignore: Names of categories that count nowhere; NONE: none; None: those that are called so.
+        exclude: Images that are left out, each as SPLIT/ID.
+
+    Raises:
+        UserError: Something that is broken, or of a format that segrow does not read.
+    """
+    if ignore is not None and tuple(ignore) == NONE:
+        ignore = ()
+    if (root / "classes.txt").is_file() and (root / "images").is_dir():
+        from .folder import FolderDataset
+
+        _no_ignore(root, ignore)
+        return FolderDataset(root, hold_out, exclude)
+    if (root / "JPEGImages").is_dir():
+        from .voc import LISTS, MASKS, OWN_MASKS, VocDataset
+
+        listed = any((root / name / "val.txt").is_file() for name in LISTS)
+        named = any((root / name).is_file() for name in (*CLASS_FILES, *COLOUR_FILES))
+        if listed and not named and any((root / name).is_dir() for name in (MASKS, OWN_MASKS)):
+            _no_ignore(root, ignore)
+            return VocDataset(root, exclude)
+        return PaletteDataset(root, hold_out, ignore, exclude)
+    if (root / "images").is_dir() and (root / "masks").is_dir():
+        return None  # a folder of one's own that lacks classes.txt, whatever .json is beside it
+    from .coco import CocoDataset, find_files
+
+    return CocoDataset(root, ignore, hold_out, exclude) if find_files(root)[0] else None
+
+
+def _no_ignore(root: Path, ignore: Collection[str] | None) -> None:
+    if ignore:
+        raise UserError(
+            f"{root} has masks of numbers, so --ignore {','.join(ignore)} has nothing to act on; write 255 "
+            "where nothing counts, and leave it out"
+        )
+
+
+def open_given(
+    root: Path,
+    option: str,
+    ignore: Collection[str] | None = None,
+    exclude: frozenset[str] = frozenset(),
+) -> SegDataset:
+    """Whatever annotated images are in `root`, as `find_given`.
+
+    Args:
         option: The option that named it, for errors.
         exclude: Images that are left out, each as SPLIT/ID.
 
@@ -146,20 +270,7 @@ def open_given(root: Path, option: str, exclude: frozenset[str] = frozenset()) -
     root = root.expanduser()
     if not root.exists():
         raise UserError(f"{option} {root} is not there; {EXPECTED}")
-    if root.is_dir() and (root / "classes.txt").is_file() and (root / "images").is_dir():
-        from .folder import FolderDataset
-
-        return FolderDataset(root, exclude=exclude)
-    if (root / "JPEGImages").is_dir():
-        from .voc import LISTS, MASKS, VocDataset
-
-        listed = any((root / name / "val.txt").is_file() for name in LISTS)
-        named = any((root / name).is_file() for name in CLASS_FILES)
-        if listed and not named and (root / MASKS).is_dir():
-            return VocDataset(root, exclude)
-        return PaletteDataset(root, exclude)
-    from .coco import CocoDataset, find_files
-
-    if not find_files(root)[0]:
+    found = find_given(root, ignore=ignore, exclude=exclude)
+    if found is None:
         raise UserError(f"{option} {root} holds no annotated images; {EXPECTED}")
-    return CocoDataset(root, exclude=exclude)
+    return found

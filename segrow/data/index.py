@@ -160,6 +160,12 @@ def _stamp(pairs: Sequence[Pair]) -> Stamps:
     return stamps
 
 
+def _head(values: Values) -> list[int]:
+    """What an index was made for."""
+    colours = 0 if values.colours is None else values.colours.key
+    return [FORMAT, values.n_raw, values.ignore_id, colours]
+
+
 def _recall(
     path: Path, ids: Sequence[str], stamps: Stamps, values: Values, present: Bits, taken: Flags
 ) -> Bits:
@@ -167,7 +173,7 @@ def _recall(
     valid = np.zeros(len(ids), dtype=np.bool_)
     try:
         with open(path, "rb") as file, np.load(file) as stored:
-            if stored["head"].tolist() != [FORMAT, values.n_raw, values.ignore_id]:
+            if stored["head"].tolist() != _head(values):
                 return valid
             old_ids, old_stamps, old_taken = stored["ids"].tolist(), stored["stamps"], stored["taken"]
             old = np.unpackbits(stored["present"], axis=1, count=values.n_raw).astype(np.bool_)
@@ -192,7 +198,7 @@ def _store(
         with new_file(path) as file:
             np.savez(
                 file,
-                head=np.array([FORMAT, values.n_raw, values.ignore_id]),
+                head=np.array(_head(values)),
                 ids=np.array(ids, dtype=np.str_),
                 stamps=stamps,
                 present=np.packbits(present, axis=1),

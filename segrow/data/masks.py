@@ -11,12 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .colours import ColourTable
 from .files import GREY_16, Refused, grey_palette, has_frames, opened, orientation, raw_mode
 from .taken import Taken
 
 MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".pgm", ".pnm"})
 """Formats that keep numbers as they are."""
 LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "WEBP": "WebP", "AVIF": "AVIF", "JPEG2000": "JPEG 2000"}
+_TRANSPARENT = (
+    "has transparent pixels, which may be meant as ignored or as the value under them; remove the alpha "
+    "channel"
+)
 _STEP = {"L;2": 85, "L;4": 17}  # PIL stretches grey of 2 and 4 bits to 0..255
 
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
@@ -29,10 +34,12 @@ class Values:
     Attributes:
         n_raw: Number of classes: values 0 to n_raw - 1.
         ignore_id: The value that is no class; 255 makes masks uint8, 65535 uint16.
+        colours: Which colours stand for which values, where a file states it.
     """
 
     n_raw: int
     ignore_id: int
+    colours: ColourTable | None = None
 
 
 def read_mask(path: Path, values: Values) -> Mask:
@@ -61,7 +68,9 @@ def decode_mask(path: Path, values: Values) -> tuple[Mask, Taken]:
     numbers: NDArray[Any]
     with opened(path, "mask") as image:
         _check_form(image)
-        if image.mode == "P":
+        if values.colours is not None and _shows_colours(image, values.colours):
+            numbers, taken = _of_colours(image, values.colours)
+        elif image.mode == "P":
             numbers, taken = _of_palette(image, values)
         elif image.mode in ("LA", "RGB", "RGBA"):
             numbers, taken = _of_channels(image)
@@ -134,16 +143,30 @@ def _are_classes(greys: NDArray[np.generic], values: Values) -> bool:
     return bool((a_class | (numbers == values.ignore_id)).all() and (a_class & (numbers > 0)).any())
 
 
+def _shows_colours(image: Image.Image, table: ColourTable) -> bool:
+    """Whether the colours of an image are to be looked up: numbers saved as grey are none."""
+    if image.mode == "P":
+        return table.of_palettes
+    if image.mode not in ("RGB", "RGBA"):
+        return False
+    pixels = np.asarray(image)
+    grey = bool((pixels[..., :3] == pixels[..., :1]).all())
+    return not grey or {(v, v, v) for v in np.unique(pixels[..., 0]).tolist()} <= set(table.colours)
+
+
+def _of_colours(image: Image.Image, table: ColourTable) -> tuple[NDArray[np.uint16], Taken]:
+    if image.mode == "RGBA" and np.asarray(image)[..., -1].min(initial=255) < 255:
+        raise Refused(_TRANSPARENT)
+    return table.to_ids(np.asarray(image.convert("RGB"))), Taken.PLAIN
+
+
 def _of_channels(image: Image.Image) -> tuple[NDArray[np.uint8], Taken]:
     """Grey that was saved with colours or alpha."""
     pixels = np.asarray(image)
     taken = Taken.PLAIN
     if image.mode in ("LA", "RGBA"):
         if pixels[..., -1].min(initial=255) < 255:
-            raise Refused(
-                "has transparent pixels, which may be meant as ignored or as the value under them; remove "
-                "the alpha channel"
-            )
+            raise Refused(_TRANSPARENT)
         pixels, taken = pixels[..., :-1], Taken.ALPHA
     if image.mode == "LA":
         return pixels[..., 0].copy(), taken
@@ -173,5 +196,5 @@ def _check_range(numbers: NDArray[np.generic], ignore_id: int) -> None:
 def _other_mode(image: Image.Image) -> str:
     return (
         f"is an image of mode {image.mode}; expected a palette or grey PNG whose pixel values are class "
-        "numbers"
+        "numbers, or a labelmap.txt beside the masks' folder that says which colour is which class"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..documents import read_text
 from ..errors import UserError
 from .base import SegDataset, Split, find_root
+from .colours import voc_colours
 from .files import IMAGE_SUFFIXES
 from .listing import list_files
 
@@ -38,16 +39,17 @@ NAMES = (
     "train",
     "tvmonitor",
 )
-IMAGES, MASKS, SALIENCY = "JPEGImages", "SegmentationClassAug", "saliency_map"
+IMAGES, MASKS, OWN_MASKS, SALIENCY = "JPEGImages", "SegmentationClassAug", "SegmentationClass", "saliency_map"
 LISTS = ("ImageSets/Segmentation", "ImageSet/Segmentation")  # the second is a misspelling that goes around
 TRAIN_LISTS = ("train_aug.txt", "trainaug.txt")
+OWN_TRAIN_LISTS = ("train.txt",)
 
 
 class VocDataset(SegDataset):
     """VOC 2012: 20 classes.
 
     Training ids are those of train_aug.txt or trainaug.txt; without either, every mask that is not in
-    val.txt.
+    val.txt. Without SegmentationClassAug they are VOC's own, of SegmentationClass and train.txt, with a note.
 
     Args:
         root: VOC2012 or a folder above it, such as VOCdevkit.
@@ -60,7 +62,13 @@ class VocDataset(SegDataset):
     name = "voc"
 
     def __init__(self, root: str | Path, exclude: frozenset[str] = frozenset()) -> None:
-        self.root = find_root(Path(root), "VOC2012", (IMAGES, MASKS))
+        self.root = find_root(Path(root), "VOC2012", (IMAGES,))
+        own = not (self.root / MASKS).is_dir() and (self.root / OWN_MASKS).is_dir()
+        if not own and not (self.root / MASKS).is_dir():
+            raise UserError(
+                f"{self.root} has no folder {MASKS}; --data.root should be VOC2012 with {IMAGES}, {MASKS} "
+                "in it"
+            )
         self.class_names = NAMES
         self.ignore_id = 255
         folder = next((self.root / name for name in LISTS if (self.root / name).is_dir()), None)
@@ -68,19 +76,20 @@ class VocDataset(SegDataset):
             raise UserError(f"{self.root} has no folder {LISTS[0]}, which holds val.txt and train_aug.txt")
         self._images, self._masks = (
             list_files(self.root / IMAGES, "image"),
-            list_files(self.root / MASKS, "mask"),
+            list_files(self.root / (OWN_MASKS if own else MASKS), "mask"),
         )
         self._maps = list_files(self.root / SALIENCY, "saliency map")
-        val = _read_list(folder / "val.txt")
-        train_list = next((folder / name for name in TRAIN_LISTS if (folder / name).is_file()), None)
+        val = read_list(folder / "val.txt")
+        names = OWN_TRAIN_LISTS if own else TRAIN_LISTS
+        train_list = next((folder / name for name in names if (folder / name).is_file()), None)
         if train_list:
-            train = _read_list(train_list)
+            train = read_list(train_list)
         else:
             held_out = set(val)
             train = tuple(i for i in self._masks.files if i not in held_out)
             if not train:
                 raise UserError(
-                    f"{self.root / MASKS} holds no training mask (none that is not in {folder / 'val.txt'})"
+                    f"{self._masks.folder} holds no training mask (none that is not in {folder / 'val.txt'})"
                 )
         listed: dict[Split, tuple[str, ...]] = {"train": train, "val": val}
         self._ids = {
@@ -89,6 +98,12 @@ class VocDataset(SegDataset):
         self.excluded = tuple(
             f"{split}/{i}" for split, ids in listed.items() for i in ids if f"{split}/{i}" in exclude
         )
+        self.colours = voc_colours(NAMES)
+        if own:
+            self.notes += (
+                f"{self.root} has no {MASKS}: trained are the {len(train)} masks of {OWN_MASKS} "
+                f"({train_list.name if train_list else 'all but val.txt'}); published results have 10,582",
+            )
 
     def ids(self, split: Split) -> tuple[str, ...]:
         """Ids in the order of the list."""
@@ -107,7 +122,7 @@ class VocDataset(SegDataset):
         return self._maps.or_expected(image_id)
 
 
-def _read_list(path: Path) -> tuple[str, ...]:
+def read_list(path: Path) -> tuple[str, ...]:
     """Ids of a list: its first column, be it an id or a path of an image; each id once."""
     if not path.is_file():
         raise UserError(f"{path} is missing; it lists image ids, one a line")

@@ -34,6 +34,7 @@ FREE = frozenset(
 
 # what a run did that was started before segrow had the option
 BEFORE: dict[str, Any] = {
+    "data.ignore": None,
     "train.feature_views": 0,
     "method.gives_way": [],
     "model.dilate_first": False,

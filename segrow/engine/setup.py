@@ -64,6 +64,7 @@ def prepare(
         config.data.root,
         config.data.scenes,
         exclude=read_exclusion(config.data.exclude),
+        ignore=config.data.ignore,
     )
     if "saliency" in method.aux:
         data.require_saliency()

@@ -30,6 +30,8 @@ class AddOptions:
         exemplars: Folder of the data set that the model's memory is of; None: the memory is not used.
         saliency: What makes saliency maps where there are none: an ONNX file, the name of a rembg model, auto
             (rembg's REMBG where rembg is installed, else nothing) or none.
+        ignore: Names of categories in `data` that count nowhere; ("none",): none; None: those that are called
+            so, such as "ignore" and "void".
         max_drop: Points of IoU that an old class may lose.
         min_new: Points of IoU that a new class must reach on held-out images; None: any will do.
         epochs: None: enough for UPDATES updates.
@@ -48,6 +50,7 @@ class AddOptions:
     check: Path | None = None
     exemplars: Path | None = None
     saliency: str = AUTO
+    ignore: tuple[str, ...] | None = None
     max_drop: float = 1.0
     min_new: float | None = None
     epochs: int | None = None

@@ -152,7 +152,7 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
     check_options(options)
     classes = [plain_name(name) if isinstance(name, str) else name for name in classes]
     _check_classes(classes, meta, folder)
-    dataset = open_given(data, "--data")
+    dataset = open_given(data, "--data", options.ignore)
     present = dataset.presence("train")
     columns = _columns(dataset, classes, data)
     new, held = _divide(dataset, present, columns, classes, options)

@@ -134,6 +134,7 @@ def open_source(run: ReportRun, root: str | None, pool: int) -> Source:
         where,
         options.get("scenes", DataConfig.scenes),
         exclude=read_exclusion(options.get("exclude")),
+        ignore=options.get("ignore"),
     )
     train, val = data.presence("train", False), data.presence("val", False)
     scenario = build_scenario(
