@@ -118,7 +118,8 @@ def _named(shape: Shape) -> str:
         return f"a whole number from {shape.start} to {shape.stop - 1}"
     if isinstance(shape, frozenset):
         return " or ".join(sorted(shape))
-    return _NAMES[type(shape) if isinstance(shape, dict | list) else shape]
+    kind = type(shape) if isinstance(shape, dict | list) else shape
+    return _NAMES[kind] if kind in _NAMES else f"a {kind.__name__.lower()}"
 
 
 def _shown(value: Any) -> str:
@@ -127,7 +128,7 @@ def _shown(value: Any) -> str:
         return f"{_NAMES[type(value)]} of {len(value)}"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _EXACT:
         return "a whole number that is too large"
-    return json.dumps(value, ensure_ascii=False)[:40]
+    return json.dumps(value, ensure_ascii=False, default=lambda other: type(other).__name__)[:40]
 
 
 def shape_of(kind: type) -> dict[str, Shape]:
@@ -146,4 +147,6 @@ def _annotated(hint: Any) -> Shape:
         return tuple(_annotated(each) for each in inner)
     if origin is tuple:
         return [_annotated(inner[0])]
-    return None if hint is NoneType else hint
+    if hint is NoneType:
+        return None
+    return hint if hint in (int, float, str, bool) else object  # another package's: it checks that itself

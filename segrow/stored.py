@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 
 from .errors import UserError
@@ -14,6 +12,7 @@ from .methods.base import Method, make_method
 from .model.record import is_model, read_file_beside
 from .model.segmenter import Segmenter
 from .model.store import load_model
+from .tensor_files import parse_safetensors
 
 MEMORY, METHOD_STATE = "memory.json", "method.safetensors"
 """Files of a model directory: its exemplars; what `Method.state_dict` gave, missing when that was nothing."""
@@ -120,12 +119,7 @@ def restore_state(method: Method, folder: Path, device: torch.device | str) -> N
     content = read_file_beside(folder, METHOD_STATE)
     if content is None:
         return
-    try:
-        state = safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
-        reason = " ".join(str(error).split())
-        path = folder / METHOD_STATE
-        raise UserError(f"{path} is not the state of a method ({reason}); copy the model again") from None
+    state = parse_safetensors(content, f"state of a method {folder / METHOD_STATE}", "copy the model again")
     method.load_state_dict({name: value.to(device) for name, value in state.items()})
 
 

@@ -199,4 +199,4 @@ def test_a_damaged_state_is_one_line(
     save_model(network, tmp_path / "model", ours, {METHOD_STATE: b"\x08" + bytes(20)})
     words = ["eval", str(tmp_path / "model"), "--data.root", str(root), "--allow_code"]
     assert cli.main(words) == 2
-    assert "is not the state of a method" in last_line(capsys.readouterr().err)
+    assert "cannot read state of a method" in last_line(capsys.readouterr().err)

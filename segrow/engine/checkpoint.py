@@ -5,9 +5,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..atomic import new_file
 from ..errors import UserError
+from ..shapes import Shape, expect
+from ..tensor_files import check_archive, check_tensors
+
+_TENSORS = {str: Tensor}
+_COUNT = range(1 << 31)
+_CHOICE: Shape = {"update": _COUNT, "score": (float, None), "weights": _TENSORS}
+_SHAPE: Shape = {
+    "step": range(1 << 16),
+    "epoch": _COUNT,
+    "model": _TENSORS,
+    "optimizer": {"state": dict},
+    "scaler": dict,
+    "method": _TENSORS,
+    "seconds": float,
+    "selected?": dict,
+    "precision?": str,
+}
+_AGAIN = "delete it to start the step again"
 
 
 @dataclass(frozen=True)
@@ -52,10 +71,14 @@ class Checkpoint:
         """
         if not path.exists():
             return None
+        check_archive(path, "checkpoint")
         try:
-            return cls(**torch.load(path, map_location="cpu", weights_only=True))
+            stored = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises half a dozen kinds for a damaged file
             reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{path} is not a checkpoint of segrow ({reason}); delete it to start the step again"
-            ) from None
+            raise UserError(f"{path} is not a checkpoint of segrow ({reason}); {_AGAIN}") from None
+        check_tensors(stored, f"checkpoint {path}")
+        expect(stored, _SHAPE, f"checkpoint {path}", _AGAIN)
+        if stored.get("selected"):
+            expect(stored["selected"], _CHOICE, f"checkpoint {path}", _AGAIN)
+        return cls(**{name: value for name, value in stored.items() if name in cls.__dataclass_fields__})

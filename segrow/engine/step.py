@@ -121,11 +121,7 @@ class StepTrainer:
         self.first = resume.epoch if resume else 0
         self.watch = Stopwatch(resume.seconds if resume else 0.0)
         if resume:
-            # without a frozen trunk's tensors, which are those of the step before
-            ctx.model.load_state_dict({**ctx.model.state_dict(), **resume.model})
-            optimizer.load_state_dict(resume.optimizer)
-            if resume.scaler:
-                machine.precision.load_state_dict(resume.scaler)
+            _restore(resume, ctx.model, optimizer, machine)
         self.objective, self.optimizer = fabric.setup(Objective(method, ctx), optimizer)
         plan = epoch_plan(machine, ctx.step, images)
         self.batches = ShardedBatches(plan, fabric.global_rank, fabric.world_size)
@@ -259,6 +255,32 @@ class StepTrainer:
             selected=self.selection.state_dict() if self.selection else {},
             precision=self.precision,
         )
+
+
+def _restore(
+    resume: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, machine: Machine
+) -> None:
+    """Put what a checkpoint holds into a step's model and optimizer.
+
+    Raises:
+        UserError: It does not fit them.
+    """
+    groups = optimizer.state_dict()["param_groups"]  # rates and decay are those of the configuration
+    try:
+        # without a frozen trunk's tensors, which are those of the step before
+        model.load_state_dict({**model.state_dict(), **resume.model})
+        optimizer.load_state_dict({"state": resume.optimizer["state"], "param_groups": groups})
+        for parameter, state in optimizer.state.items():
+            if any(isinstance(v, Tensor) and v.shape != parameter.shape for v in state.values()):
+                raise ValueError("momentum of another shape than its weight")
+        if resume.scaler:
+            machine.precision.load_state_dict(resume.scaler)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{RunPaths(machine.root).checkpoint} does not fit the network ({reason}); "
+            "delete it to start the step again"
+        ) from None
 
 
 def _means(fabric: Fabric, recent: list[dict[str, Tensor]], images: list[list[str]]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from ..batch import Batch
 from ..errors import UserError, near
 from ..model.fused import folded
 from ..model.segmenter import Segmenter, SegOutput, Trunk, TrunkOutput
+from ..shapes import expect, shape_of
 
 ParameterGroup = dict[str, Any]
 
@@ -366,11 +367,13 @@ def make_method(name: str, fields: Mapping[str, Any]) -> Method:
     """Build a method from its name and hyper-parameters, as a model directory stores them.
 
     Raises:
-        UserError: For an unknown method or field.
+        UserError: For an unknown method or field, or a value that the field cannot have.
     """
     kind = method_class(name)
     known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in fields:
         if key not in known:
             raise UserError(f'method {name} has no field "{key}"; it has {", ".join(sorted(known))}')
-    return kind(**fields)
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+    expect(plain, shape_of(kind), f"method {name}", "correct it")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})

@@ -160,7 +160,13 @@ class Composed(Method, abc.ABC):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         if other := set(state) - {"thresholds"}:
             raise UserError(f"method {self.name} has no state {', '.join(sorted(other))}")
-        self._thresholds = state.get("thresholds")
+        thresholds = state.get("thresholds")
+        if thresholds is not None and (thresholds.ndim != 1 or not thresholds.is_floating_point()):
+            raise UserError(
+                f"method {self.name} has one threshold per class, got {tuple(thresholds.shape)} of "
+                f"{thresholds.dtype}; copy the model again"
+            )
+        self._thresholds = thresholds
 
     # ---- labels
 

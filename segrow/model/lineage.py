@@ -26,6 +26,7 @@ from ..atomic import locked
 from ..class_lists import name_hint, one_name
 from ..errors import UserError
 from ..memory import Exemplar, from_json, to_json
+from ..tensor_files import parse_safetensors
 from .exchange import exchanged, settle
 from .record import RECORD, WEIGHTS, model_files, read_file_beside, read_record, standing
 from .segmenter import Group, Head, Segmenter
@@ -348,11 +349,15 @@ def _without(extra: Mapping[str, bytes], index: int, meta: Mapping[str, Any]) ->
                 kept.append(Exemplar(e.image, e.step, classes))
         files["memory.json"] = to_json(kept)
     if "method.safetensors" in files:
-        state = safetensors.torch.load(files["method.safetensors"])
+        state = parse_safetensors(files["method.safetensors"], "the state of the model's method")
         if other := sorted(set(state) - {"thresholds"}):
             raise UserError(
                 f"method {meta['method']['name']} keeps {', '.join(other)} with the model, which cannot lose "
                 "a class; teach a model without it instead"
+            )
+        if "thresholds" not in state or state["thresholds"].ndim != 1:
+            raise UserError(
+                "the state of the model's method has no threshold per class; copy the model again"
             )
         rows = [k for k in range(len(state["thresholds"])) if k != index]
         files["method.safetensors"] = safetensors.torch.save({"thresholds": state["thresholds"][rows]})

@@ -14,10 +14,11 @@ from typing import Any
 
 from .. import __version__
 from ..config import ModelConfig
-from ..documents import read_json
+from ..documents import JSON_BYTES, read_json
 from ..errors import UserError
 from ..inside import is_file_name
 from ..shapes import Shape, expect, shape_of
+from ..tensor_files import shapes_in
 
 FORMAT = 1
 WEIGHTS, RECORD = "model.safetensors", "model.json"
@@ -87,12 +88,30 @@ def read_record(directory: Path) -> dict[str, Any]:
     if not _is_unchanged(record):
         raise UserError(f"{path} was changed after it was written (its hash differs); {_AGAIN}")
     expect(record, _SHAPE, str(path), _AGAIN)
+    _check_classes(record, path)
     for name in record["hashes"]["files"]:
         if not is_file_name(name):
             raise UserError(
                 f"{path} lists a file {name}, expected names of files beside it; do not use this model"
             )
     return record
+
+
+def _check_classes(record: Mapping[str, Any], path: Path) -> None:
+    """Every class has one name, one step and one channel.
+
+    Raises:
+        UserError: Where that is not so.
+    """
+    names, end = record["class_names"], 0
+    for group in record["model"]["layout"]:
+        if group["start"] != end or group["stop"] <= end:
+            raise UserError(
+                f"{path}: layout has classes {group['start']} to {group['stop']} after {end}; {_AGAIN}"
+            )
+        end = group["stop"]
+    if not len(names) == len(record["class_steps"]) == end or len(set(names)) != end or not all(names):
+        raise UserError(f"{path} does not name each of its {end} classes once; {_AGAIN}")
 
 
 def _is_unchanged(record: Mapping[str, Any]) -> bool:
@@ -159,7 +178,10 @@ def check_files(record: Mapping[str, Any], folder: Path) -> None:
             raise UserError(f"{path} is a link, expected the file itself; copy the file to its place")
         if not path.is_file():
             raise UserError(f"{path} is missing; copy the whole model directory again")
-        if sha256_of_file(path) != expected:
+        small = name == WEIGHTS or path.stat().st_size <= JSON_BYTES  # the weights are as large as they say
+        if name == WEIGHTS:
+            shapes_in(path, "weights")
+        if not small or sha256_of_file(path) != expected:
             raise UserError(f"{path} was changed or cut off after it was written; {_AGAIN}")
 
 

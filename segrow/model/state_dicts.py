@@ -16,11 +16,10 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import UserError
+from ..tensor_files import check_archive, check_tensors, read_safetensors
 
 SAVE = 'save torch.save(model.state_dict(), "weights.pth") where the model is'
 
@@ -108,11 +107,7 @@ def read_file(path: Path, what: str) -> Mapping[str, object]:
     if said := next((said for start, said in _BEGINNINGS if beginning.startswith(start)), None):
         raise UserError(f"{what} {path} {said}")
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"cannot read {what} {path}: {reason}") from None
+        return read_safetensors(path, what)
     content = read_torch_file(path, what)
     if isinstance(content, _Setting):
         raise UserError(f"{what} {path} holds a whole object, not names and tensors; {SAVE}")
@@ -132,13 +127,18 @@ def read_torch_file(path: Path, what: str) -> object:
         UserError: For a file that cannot be read or holds anything else.
     """
     _refuse_other_archives(path, what)
+    check_archive(path, what)
     names: dict[str, type] = {}
     while True:
         try:
             # torch warns of what it then refuses
             allowed = [*_safe_numpy(), *((stand_in, name) for name, stand_in in names.items())]
             with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(allowed):
-                return torch.load(path, map_location="cpu", weights_only=True)
+                content: object = torch.load(path, map_location="cpu", weights_only=True)
+            check_tensors(content, f"{what} {path}")
+            return content
+        except UserError:
+            raise
         except Exception as error:  # torch raises half a dozen kinds for a damaged file
             code = re.search(r"GLOBAL ([\w.]+)", str(error))
             if code is None:

@@ -20,6 +20,7 @@ from .. import __version__
 from ..config import ModelConfig
 from ..errors import UserError
 from ..inside import is_file_name
+from ..tensor_files import shapes_in
 from .exchange import exchanged
 from .record import (
     FORMAT,
@@ -119,39 +120,65 @@ def _describe(model: Segmenter) -> dict[str, Any]:
     }
 
 
-def _fill(model: Segmenter, path: Path) -> bool:
-    """Put the tensors of a file in a model's place of them; False, and nothing done, when they do not fit.
+def _fill(model: Segmenter, path: Path) -> None:
+    """Put the tensors of a file in a model's place of them, whose names and shapes are the same.
 
     As aligned copies: the same numbers then give the same results, to the last bit. A few at a time, because
     what has been read of an open file counts as the process' memory, and so do the weights they replace.
     """
-    with safetensors.safe_open(path, "pt") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    if shapes != {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}:
-        return False
-    names = list(shapes)
+    names = list(model.state_dict())
     for start in range(0, len(names), _AT_ONCE):
         with safetensors.safe_open(path, "pt") as file:
             some = {name: file.get_tensor(name).clone() for name in names[start : start + _AT_ONCE]}
         model.load_state_dict(some, strict=False, assign=True)
-    return True
 
 
 def _build(record: Mapping[str, Any], directory: Path) -> Segmenter:
     """The network that model.json describes, filled; no pretrained weights are fetched."""
-    described = record["model"]
-    fields = dict(described["config"])
-    fields["rates"] = None if fields["rates"] is None else tuple(fields["rates"])
-    layout = tuple(Group(**group) for group in described["layout"])
     normal = record["input"]
     mean, std = tuple(normal["mean"]), tuple(normal["std"])
-    with torch.random.fork_rng(devices=[]):
-        model = Segmenter(ModelConfig(**fields), layout, described["unknown"], mean, std)
-    if not _fill(model, directory / WEIGHTS):
+    there = shapes_in(directory / WEIGHTS, "weights")
+    with torch.device("meta"):  # needs no memory, whatever the numbers in model.json are
+        sketch = _network(record, directory, len(there))
+    if there != {name: tuple(tensor.shape) for name, tensor in sketch.state_dict().items()}:
         raise UserError(
-            f"the weights in {directory} do not fit {fields['name']} of timm {timm.__version__}; they were "
-            f"written with timm {record['timm']}, install that version"
+            f"the weights in {directory} do not fit {sketch.config.name} of timm {timm.__version__}; they "
+            f"were written with timm {record['timm']}, install that version"
         )
+    with torch.random.fork_rng(devices=[]):
+        model = _network(record, directory, len(there))
+    _fill(model, directory / WEIGHTS)
     dtype = next(model.parameters()).dtype
     model.to(dtype).set_normalisation(mean, std, dtype)  # buffers too that no file holds
     return model.eval()
+
+
+def _network(record: Mapping[str, Any], directory: Path, tensors: int) -> Segmenter:
+    """The network that model.json describes.
+
+    Args:
+        tensors: Number of them in the file of weights, for which there cannot be more heads.
+
+    Raises:
+        UserError: It describes none.
+    """
+    described, where = record["model"], directory / RECORD
+    fields = dict(described["config"])
+    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    if other := sorted(set(fields) - known):
+        raise UserError(
+            f"{where} has {', '.join(other)} of a network, which this segrow lacks; update segrow"
+        )
+    if fields.get("rates") is not None:
+        fields["rates"] = tuple(fields["rates"])
+    layout = tuple(Group(**group) for group in described["layout"])
+    mean, std = tuple(record["input"]["mean"]), tuple(record["input"]["std"])
+    try:
+        if len(layout) > tensors or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError("other heads or normalisation than the weights have")
+        return Segmenter(ModelConfig(**fields), layout, described["unknown"], mean, std)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except Exception as error:  # torch and timm have a kind for every number that cannot be
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{where} describes no network ({reason}); copy the model again") from None
