@@ -100,9 +100,9 @@ def as_upright_rgb(image: Image.Image) -> tuple[Image.Image, Taken]:
     Raises:
         Refused: Its numbers have no range that is known.
     """
-    turn = UPRIGHT.get(orientation(image))
-    wide = ";16" in raw_mode(image)
+    wide = ";16" in raw_mode(image) and image.mode not in GREY_16  # known before the pixels are read
     image.load()
+    turn = UPRIGHT.get(orientation(image))  # afterwards, for PIL turns a TIFF while it reads it
     image, taken = _as_8_bits(image)
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -163,12 +163,13 @@ def examine_image(path: Path) -> tuple[tuple[int, int], Taken]:
         UserError: As `decode_image`.
     """
     with opened(path, "image") as image:
-        height, width = image.height, image.width
-        turned = orientation(image) >= 5
         first = Taken.FIRST if has_frames(image) else Taken.PLAIN
-        image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
+        whole = image.width, image.height
+        image.draft("RGB", (max(1, whole[0] // 8), max(1, whole[1] // 8)))
+        small = image.size
         taken = as_upright_rgb(image)[1] | first
-        return ((width, height) if turned else (height, width)), taken
+        width, height = whole if image.size == small else image.size  # PIL turns a TIFF while it reads it
+        return ((width, height) if orientation(image) >= 5 else (height, width)), taken
 
 
 def read_saliency(path: Path) -> NDArray[np.uint8]:
@@ -201,14 +202,20 @@ def grey_palette(image: Image.Image) -> NDArray[np.uint8] | None:
 
 
 def upright_size(path: Path, what: str = "image") -> tuple[int, int]:
-    """Height and width after the EXIF orientation; the header alone is read.
+    """Height and width after the EXIF orientation; of most formats the header alone is read.
 
     Raises:
         UserError: A file that is missing or has no header that PIL knows.
     """
     with opened(path, what) as image:
-        turned = orientation(image) >= 5
-        return (image.width, image.height) if turned else (image.height, image.width)
+        return _upright_size(image)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    if image.format == "TIFF":
+        image.load()  # which turns it, and some versions of PIL know its size only then
+    turned = orientation(image) >= 5
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def orientation(image: Image.Image) -> int:

@@ -67,7 +67,8 @@ def decode_mask(path: Path, values: Values) -> tuple[Mask, Taken]:
     """
     numbers: NDArray[Any]
     with opened(path, "mask") as image:
-        _check_form(image)
+        stored = raw_mode(image)  # gone once PIL has read the pixels, which EXIF of a PNG makes it do
+        _check_form(image, stored)
         if values.colours is not None and _shows_colours(image, values.colours):
             numbers, taken = _of_colours(image, values.colours)
         elif image.mode == "P":
@@ -77,10 +78,9 @@ def decode_mask(path: Path, values: Values) -> tuple[Mask, Taken]:
         elif image.mode == "F":
             numbers, taken = _whole(np.asarray(image)), Taken.FLOAT_MASK
         elif image.mode in {"1", "L"} | GREY_16:
-            step = _STEP.get(raw_mode(image), 1)  # gone once the pixels are loaded
             numbers, taken = np.array(image), Taken.PLAIN
-            if step > 1:
-                numbers //= np.uint8(step)
+            if stored in _STEP:
+                numbers //= np.uint8(_STEP[stored])
         else:
             raise Refused(_other_mode(image))
         if "transparency" in image.info and image.mode in ("1", "L", "P"):
@@ -91,7 +91,7 @@ def decode_mask(path: Path, values: Values) -> tuple[Mask, Taken]:
     return numbers.astype(np.uint16, copy=False), taken
 
 
-def _check_form(image: Image.Image) -> None:
+def _check_form(image: Image.Image, stored: str) -> None:
     """Refuses what may have changed the numbers on their way, or has more than one reading."""
     packed = str(image.info.get("compression", "")) if image.format == "TIFF" else ""
     if image.format in LOSSY or packed in ("jpeg", "webp"):
@@ -104,7 +104,6 @@ def _check_form(image: Image.Image) -> None:
             "has an EXIF orientation, so its pixels may be meant turned or as they are; save it upright, "
             "without EXIF"
         )
-    stored = raw_mode(image)
     if image.mode not in GREY_16 and ";16" in stored:
         raise Refused("has 16 bits per channel with colours or alpha; save it as plain grey")
     if stored.startswith("L;") and "I" in stored:
