@@ -82,7 +82,13 @@ def _spans(images: int, height: int, threads: int) -> list[tuple[int, int, int]]
     return [(i, *rows) for i in range(images) for rows in itertools.pairwise(edges)]
 
 
-def arg_max(logits: Tensor, unknown: Tensor | None, size: Sequence[int], scores: Scores) -> Tensor:
+def arg_max(
+    logits: Tensor,
+    unknown: Tensor | None,
+    size: Sequence[int],
+    scores: Scores,
+    dtype: torch.dtype = torch.int64,
+) -> Tensor:
     """Class of every pixel: `scores(upsample(logits, size), upsample(unknown, size)).argmax(1)`.
 
     Args:
@@ -90,16 +96,17 @@ def arg_max(logits: Tensor, unknown: Tensor | None, size: Sequence[int], scores:
         unknown: B 1 h w or None.
         size: H and W of the result.
         scores: A method's `scores`.
+        dtype: Of the result.
 
     Returns:
-        B H W int64. The same but where the two best scores are equal up to rounding.
+        B H W. The same but where the two best scores are equal up to rounding.
     """
 
     def decide(band: Tensor, unknown_band: Tensor | None) -> Tensor:
         # max gives the first of equal ones, as argmax does, and is several times faster on a CPU
         return scores(band, unknown_band).max(1).indices
 
-    return by_bands(logits, unknown, size, decide, torch.int64)
+    return by_bands(logits, unknown, size, decide, dtype)
 
 
 def _bands(maps: Tensor, size: Sequence[int], first: int, last: int) -> Iterator[tuple[int, int, Tensor]]:

@@ -5,6 +5,7 @@ seen = predictor("photo.jpg")
 seen.labels, seen.probability, seen.unknown, seen.overlay()      # all in the size of the photo
 """
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,7 +93,9 @@ class Segmentation:
 
     def shares(self) -> dict[str, float]:
         """Class name -> part of the pixels, 0..1, of the classes that appear, the largest first."""
-        pixels = np.bincount(self.labels.ravel(), minlength=len(self.classes))
+        pixels = np.zeros(len(self.classes), np.int64)
+        for row in self.labels:  # counting makes eight bytes of every pixel
+            pixels += np.bincount(row, minlength=len(self.classes))
         order = np.argsort(-pixels, kind="stable")
         return {self.classes[c]: float(pixels[c] / self.labels.size) for c in order if pixels[c]}
 
@@ -115,7 +118,8 @@ class _Maps:
 
     @torch.inference_mode()
     def labels(self) -> Tensor:
-        return self._cut(arg_max(self.out.logits, self.out.unknown, self.size, self.scores)[0])
+        kind = torch.uint8 if self.out.logits.shape[1] <= 256 else torch.int16  # of large images much less
+        return self._cut(arg_max(self.out.logits, self.out.unknown, self.size, self.scores, kind)[0])
 
     @torch.inference_mode()
     def probability(self) -> npt.NDArray[np.float32]:
@@ -253,7 +257,7 @@ class Predictor:
             return [self(one) for one in image]
         pixels = as_rgb(image)
         maps = self._tiled(pixels) if self.tile else self._whole(pixels)
-        labels: Labels = maps.labels().cpu().numpy().astype(self._index)
+        labels: Labels = maps.labels().cpu().numpy().astype(self._index, copy=False)
         return Segmentation(pixels, labels, self.classes, maps)
 
     def labels(self, image: Image_) -> Labels:
@@ -310,31 +314,32 @@ class Predictor:
         shape = pixels.shape[0], pixels.shape[1]
         side = (self.tile or 0) // STRIDE * STRIDE
         size = tuple(-(-length // STRIDE) * STRIDE for length in shape)
-        padded = np.pad(
-            pixels,
-            [(0, whole - length) for whole, length in zip(size, shape, strict=True)] + [(0, 0)],
-            "edge",
-        )
-        tiles = {
-            (top, left): self._stacked(padded[top : top + side, left : left + side])
-            for top in _starts(size[0], side)
-            for left in _starts(size[1], side)
-        }
-        first = tiles[0, 0]
-        stride = min(side, size[0]) // first.shape[2]
-        total = first.new_zeros(1, first.shape[1] + 1, size[0] // stride, size[1] // stride)
-        for (top, left), maps in tiles.items():
+        total: Tensor | None = None  # the one map of the whole image: tiles are added as they come
+        for top, left in itertools.product(*(_starts(length, side) for length in size)):
+            maps = self._stacked(_tile(pixels, top, left, min(side, size[0]), min(side, size[1])))
             height, width = maps.shape[2:]
+            stride = min(side, size[0]) // height
+            if total is None:
+                total = maps.new_zeros(1, maps.shape[1] + 1, size[0] // stride, size[1] // stride)
             weight = (_tent(height)[:, None] * _tent(width)).to(maps)[None, None]
             rows, columns = (
                 slice(at // stride, at // stride + n) for at, n in ((top, height), (left, width))
             )
-            total[..., rows, columns] += torch.cat([maps * weight, weight], 1)
-        mean = total[:, :-1] / total[:, -1:]
+            total[:, :-1, rows, columns] += maps * weight
+            total[:, -1:, rows, columns] += weight
+        assert total is not None  # an image has a tile
+        mean = total[:, :-1].div_(total[:, -1:])
         known = len(self.classes)
         unknown = mean[:, known:] if mean.shape[1] > known else None
         merged = SegOutput(mean[:, :known], unknown, mean.new_empty(0), ())
         return self._maps(merged, (size[0], size[1]), shape)
+
+
+def _tile(pixels: Pixels, top: int, left: int, height: int, width: int) -> Pixels:
+    """A tile, its last rows and columns repeated where it goes beyond the image."""
+    part = pixels[top : top + height, left : left + width]
+    beyond = [(0, height - part.shape[0]), (0, width - part.shape[1]), (0, 0)]
+    return np.pad(part, beyond, "edge")
 
 
 def _starts(length: int, side: int) -> list[int]:

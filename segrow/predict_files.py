@@ -171,7 +171,9 @@ def _one(
 ) -> Prediction:
     try:
         picture, taken = decode_image(image)
-        seen = predictor(np.array(picture))
+        pixels = np.array(picture)
+        del picture  # of a large image there should not be two
+        seen = predictor(pixels)
     except UserError as error:
         return Prediction(image, None, None, {}, str(error))
     painted = _beside(target, "_overlay.jpg") if overlays else None

@@ -51,10 +51,11 @@ def png(
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A grey PNG of one byte per pixel, all black, whose rows are never held together."""
+    """A grey PNG of one byte per pixel, all black, made without its pixels: its sum of bytes is wrong."""
     squeeze = zlib.compressobj(9)
-    rows = bytes((1 + width) * 64)
-    body = b"".join([squeeze.compress(rows) for _ in range(height // 64)]) + squeeze.flush()
+    head = squeeze.compress(b"") + squeeze.flush(zlib.Z_FULL_FLUSH)
+    rows = squeeze.compress(bytes((1 + width) * 64)) + squeeze.flush(zlib.Z_FULL_FLUSH)
+    body = head + rows * (height // 64) + squeeze.flush()
     header = struct.pack(">IIBBBBB", width, height // 64 * 64, 8, GREY, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + _block(b"IHDR", header) + _block(b"IDAT", body) + _block(b"IEND", b"")
 

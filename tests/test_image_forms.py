@@ -1,4 +1,4 @@
-"""What an image becomes: format x mode x depth. RGB of 8 bits, a note where a range was guessed, or one line."""
+"""What an image becomes: format x mode x depth. RGB of 8 bits, a note where a range is guessed, or a line."""
 
 import io
 from collections.abc import Callable
