@@ -148,7 +148,7 @@ def _wrong_value(root: Path) -> None:
 
 
 def _colours(root: Path) -> None:
-    Image.new("RGB", (48, 40)).save(root / MASK)
+    Image.new("RGB", (48, 40), (1, 2, 3)).save(root / MASK)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def _colours(root: Path) -> None:
         ),
         (_other_size, ("2007_000003.jpg is 30x40 pixels", "48x40; they must be equal")),
         (_wrong_value, ("2007_000003.png has value 77", "0 (background) to 20 and 255")),
-        (_colours, ("2007_000003.png is an image of mode RGB", "palette or grey PNG")),
+        (_colours, ("2007_000003.png has colour 1,2,3 in 1920 pixels, which VOC's palette lacks",)),
         (
             lambda root: (root / "saliency_map" / "2007_000003.png").unlink(),
             (

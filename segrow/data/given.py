@@ -255,8 +255,8 @@ def _no_ignore(root: Path, ignore: Collection[str] | None) -> None:
 def open_given(
     root: Path,
     option: str,
-    ignore: Collection[str] | None = None,
     exclude: frozenset[str] = frozenset(),
+    ignore: Collection[str] | None = None,
 ) -> SegDataset:
     """Whatever annotated images are in `root`, as `find_given`.
 

@@ -22,6 +22,9 @@ from ..scenario import Scenario, Step, build_scenario
 from .select import check_selection
 from .step import make_precision
 
+LEAST = 2
+"""Images of a forward pass: batch normalisation needs as many."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -160,22 +163,47 @@ def check_ranges(config: RunConfig) -> None:
 
 
 def _check_batches(train: TrainConfig, steps: Sequence[Step]) -> None:
+    """Every forward pass of every step has the two images that batch normalisation needs.
+
+    What an error advises fits all steps: no further error follows.
+    """
+    step = min(steps, key=lambda step: len(step.images))
+    images, names = len(step.images), ", ".join(step.classes)
+    if images < LEAST:
+        raise UserError(
+            f"step {step.index} ({names}) has {images} image, expected {LEAST} or more, which batch "
+            f"normalisation needs; annotate more images of it, or leave it out: name the other classes in "
+            "--data.classes, and give a --task that adds up"
+        )
     parts = train.devices * train.accumulate
+    advice = _batches_for(train, images)
     if train.batch_size % parts:
         raise UserError(
-            f"--train.batch_size {train.batch_size} should be a multiple of devices x accumulate = {parts}"
+            f"--train.batch_size {train.batch_size} should be a multiple of devices x accumulate = {parts}; "
+            f"use {advice}"
         )
-    if train.batch_size // parts < 2:
+    if train.batch_size // parts < LEAST:
         raise UserError(
-            f"--train.batch_size {train.batch_size} leaves fewer than 2 images in a forward pass, "
-            "which batch normalisation cannot train on; use a larger batch or a smaller --train.accumulate"
+            f"--train.batch_size {train.batch_size} leaves fewer than {LEAST} images in a forward pass "
+            f"(devices x accumulate = {parts}), which batch normalisation cannot train on; use {advice}"
         )
-    for step in steps:
-        if train.batch_size > len(step.images):
-            raise UserError(
-                f"step {step.index} ({', '.join(step.classes)}) has {len(step.images)} images, fewer than "
-                f"the batch size {train.batch_size}; use --train.batch_size {len(step.images)} or less"
-            )
+    if train.batch_size > images:
+        raise UserError(
+            f"step {step.index} ({names}) has {images} images, fewer than the batch size "
+            f"{train.batch_size}; use {advice}"
+        )
+
+
+def _batches_for(train: TrainConfig, images: int) -> str:
+    """Options of a batch that can be drawn from so many images, as near as possible to what was asked for."""
+    devices = min(train.devices, images // LEAST)
+    accumulate = min(train.accumulate, images // LEAST // devices)
+    parts = devices * accumulate
+    batch = max(min(train.batch_size, images) // parts, LEAST) * parts
+    wanted = {"devices": devices, "accumulate": accumulate, "batch_size": batch}
+    return " ".join(
+        f"--train.{name} {value}" for name, value in wanted.items() if value != getattr(train, name)
+    )
 
 
 def _check_memory(config: RunConfig, scenario: Scenario, method: Method) -> None:
@@ -192,7 +220,8 @@ def _check_memory(config: RunConfig, scenario: Scenario, method: Method) -> None
     available = len(scenario.images(len(scenario.steps) - 1, "seen"))
     if size > available:
         raise UserError(
-            f"--memory.size {size} is larger than the data ({available} training images); use a smaller one"
+            f"--memory.size {size} is larger than the data ({available} training images); use "
+            f"{available} or less"
         )
 
 

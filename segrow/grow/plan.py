@@ -19,7 +19,7 @@ from ..data.base import Presence, SegDataset, Split
 from ..data.contents import Copies, find_copies
 from ..data.given import open_given
 from ..data.saliency import SaliencyMaker
-from ..engine.setup import check_ranges
+from ..engine.setup import LEAST, check_ranges
 from ..errors import UserError
 from ..memory import Exemplar
 from ..methods.base import Method, make_method
@@ -152,7 +152,7 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
     check_options(options)
     classes = [plain_name(name) if isinstance(name, str) else name for name in classes]
     _check_classes(classes, meta, folder)
-    dataset = open_given(data, "--data", options.ignore)
+    dataset = open_given(data, "--data", ignore=options.ignore)
     present = dataset.presence("train")
     columns = _columns(dataset, classes, data)
     new, held = _divide(dataset, present, columns, classes, options)
@@ -323,6 +323,11 @@ def _divide(
                 "leave it out of --classes"
             )
     rows = np.flatnonzero(shows.any(axis=1)).tolist()
+    if len(rows) < LEAST:
+        raise UserError(
+            f"{dataset.root} has {len(rows)} image to learn from, expected {LEAST} or more that show "
+            f"{' or '.join(classes)}; annotate more"
+        )
     held: list[int] = []
     validation = dataset.ids("val")
     if validation:
@@ -336,10 +341,10 @@ def _divide(
     elif options.min_new is not None:
         held = _hold_out(shows, classes, options.seed)
     chosen = tuple(present.ids[r] for r in rows if r not in set(held))
-    if len(chosen) < 2:
+    if len(chosen) < LEAST:
         raise UserError(
-            f"{dataset.root} has {len(chosen)} image to learn from, expected at least 2 that show "
-            f"{' or '.join(classes)}; annotate more"
+            f"{dataset.root} has {len(chosen)} image to learn from besides what --min-new holds out, "
+            f"expected {LEAST} or more that show {' or '.join(classes)}; annotate more, or leave it out"
         )
     new = Images(dataset, "train", chosen)
     if validation:
