@@ -191,8 +191,8 @@ def paired(differences: Sequence[float]) -> tuple[float, float]:
 
 def embedded() -> RunConfig:
     """The demo's network on fewer digits, its first increment only."""
-    config = demo_config(DemoSize(scenes=600, epochs=12), 1, "4-1")
-    return replace(config, steps=2, train=replace(config.train, step0_epochs=10, device="cpu"))
+    config = demo_config(DemoSize(scenes=600, base_epochs=10, epochs=12), 1, "4-1")
+    return replace(config, steps=2, train=replace(config.train, batch_size=16, device="cpu"))
 
 
 def real(options: Options) -> RunConfig:

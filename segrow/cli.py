@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from . import __version__
 from .errors import LeakError, NonFiniteLossError, UserError, near, shown
+from .processes import sleep_while_waiting
 
 USAGE = """\
 segrow: grow a semantic segmentation model class by class, without forgetting.
@@ -197,6 +198,7 @@ def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = 
         name: Begins the line.
         resumable: The command, given again, continues where it was stopped.
     """
+    sleep_while_waiting()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot write, as stderr
     try:

@@ -29,6 +29,7 @@ from .model.fused import fuse
 from .model.segmenter import Segmenter, SegOutput
 from .palette import voc_palette
 from .precision import PrecisionWarning, choose
+from .processes import limit_threads
 from .report.figures import overlay
 from .stored import find_model, load_with_method
 
@@ -226,6 +227,7 @@ class Predictor:
         if precision not in ("auto", "32", "bf16"):
             raise UserError(f'precision is {precision!r}, expected "auto", "32" or "bf16"')
         self.device = _device(device)
+        limit_threads()
         self.precision = choose(precision, self.device.type)
         number = torch.bfloat16 if self.precision.used == "bf16" else None
         self.model = fuse(model).to(self.device, number)

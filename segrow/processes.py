@@ -98,3 +98,31 @@ def quota(group: Path = Path("/sys/fs/cgroup")) -> int | None:
     except (OSError, ValueError):
         return None  # no Linux, or no control groups
     return -(-int(most) // int(period)) if most.isdigit() and int(most) else None
+
+
+def sleep_while_waiting() -> None:
+    """Before torch is imported: its threads sleep while they wait, unless the user says otherwise.
+
+    By default they wait busily, which takes the core from who has work: beside another busy process two
+    threads of torch needed six times as long for an update as one did, and now need about as long.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def limit_threads(processes: int = 1) -> None:
+    """Not more threads of torch, of all processes together, than there are cores for this program.
+
+    torch counts the cores a process is bound to, not a container's quota, and knows no other processes.
+    OMP_NUM_THREADS goes over it, and a lower number that was set stays.
+
+    Args:
+        processes: As many that compute at the same time; those not started yet inherit it.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    threads = min(torch.get_num_threads(), max(1, cores() // processes))
+    torch.set_num_threads(threads)
+    if processes > 1:
+        os.environ["OMP_NUM_THREADS"] = str(threads)

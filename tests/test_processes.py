@@ -1,16 +1,19 @@
 """Processes beside the program: how many, and that a script needs no guard wherever they begin anew."""
 
 import multiprocessing
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from runs import build_tree, matrices, options, run_processes, start, weights
 
-from segrow import processes
+import segrow
+from segrow import cli, processes
 from segrow.config import TrainConfig
 from segrow.engine.setup import make_fabric
 from segrow.errors import UserError
@@ -182,3 +185,66 @@ def test_cores_are_those_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(processes, "quota", lambda given=given: given)
         assert cores() == expected
     assert processes.worker_count(20) == 8
+
+
+# --- threads ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "policy"),
+    [
+        (("import segrow", "segrow.load"), "PASSIVE"),
+        (("from segrow import cli", "cli.main(['methods', 'ssul'])"), "PASSIVE"),
+        (("import os", "os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'", "import segrow", "segrow.load"), "ACTIVE"),
+    ],
+)
+def test_threads_sleep_while_they_wait(tmp_path: Path, lines: tuple[str, ...], policy: str) -> None:
+    """Said before torch is imported, which reads it once; the user's own word stands."""
+    watch = (
+        "import os, sys",
+        "class Watch:",
+        "    def find_spec(self, name, path=None, target=None):",
+        "        if name == 'torch':",
+        "            print('policy', os.environ.get('OMP_WAIT_POLICY'))",
+        "            sys.exit()",
+        "sys.meta_path.insert(0, Watch())",
+    )
+    done = run_script(tmp_path / "mine.py", *watch, *lines)
+    assert f"policy {policy}" in done.stdout.splitlines(), done.stderr
+
+
+@pytest.fixture
+def torch_threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """torch has eight threads; what is set instead."""
+    chosen: list[int] = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    return chosen
+
+
+def test_no_more_threads_than_cores(torch_threads: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, processes_, expected in ((8, 1, 8), (3, 1, 3), (8, 2, 4), (2, 4, 1), (64, 1, 8)):
+        monkeypatch.setattr(processes, "cores", lambda there=there: there)
+        processes.limit_threads(processes_)
+        assert torch_threads.pop() == expected
+        assert os.environ.get("OMP_NUM_THREADS") == (str(expected) if processes_ > 1 else None)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    processes.limit_threads()
+    assert torch_threads == []
+
+
+def test_what_computes_on_a_cpu_limits_its_threads(
+    root: Path, tmp_path: Path, torch_threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "cores", lambda: 3)
+    make_fabric(TrainConfig(device="cpu"))
+    assert torch_threads == [3]
+    out = tmp_path / "run"
+    assert start(root, out, "--steps", "1", "--train.epochs", "1") == 0
+    torch_threads.clear()
+    segrow.load(out)
+    assert torch_threads == [3]
+    assert cli.main(["eval", str(out), "--data.root", str(root)]) == 0
+    assert 3 in torch_threads[1:]

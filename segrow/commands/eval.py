@@ -16,6 +16,7 @@ from ..data import open_dataset
 from ..data.base import SegDataset, Split
 from ..errors import UserError
 from ..evaluate import eval_loader, evaluate
+from ..processes import limit_threads
 from ..protocol import definition, summarise
 from ..report.tables import percent
 from ..scenario import empty_table
@@ -127,6 +128,7 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
         raise UserError("--train.device cuda, but torch sees no GPU; use --train.device cpu")
     gpu = options.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
+    limit_threads()
     model, meta, method = load_with_method(folder, options.allow_code, device)
     origin, protocol = meta["scenario"], meta["protocol"]
     whole = options.split == "all"

@@ -17,7 +17,7 @@ from ..data.exclude import read_exclusion
 from ..errors import UserError
 from ..methods.base import Method
 from ..precision import choose
-from ..processes import can_start_again
+from ..processes import can_start_again, limit_threads
 from ..scenario import Scenario, Step, build_scenario
 from .select import check_selection
 from .step import make_precision
@@ -246,6 +246,8 @@ def make_fabric(train: TrainConfig) -> tuple[Fabric, Precision]:
             f"--train.devices {train.devices} starts the program again for every further device, and this "
             "one is not a file; put the lines into a script, or use segrow train"
         )
+    if device == "cpu":
+        limit_threads(train.devices)
     precision = make_precision(choose(train.precision, device).used, device)
     fabric = Fabric(
         accelerator=device,
