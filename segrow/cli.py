@@ -31,7 +31,7 @@ usage: segrow COMMAND [options]
   rollback      an earlier version becomes the model again
   rename-class  give a class of a model another name
   remove-class  take a class out of a model
-  data          make saliency maps for a data folder
+  data          check a data folder: all that is wrong, what it holds; or make its saliency maps
   recipes       every cell of the published tables with its mIoU, and measured experiments
   reproduce     train a recipe of the tables; measured beside published
   methods       the methods: paper, exchangeable parts, hyper-parameters

@@ -95,6 +95,19 @@ def _names(parser: argparse.ArgumentParser) -> Iterator[str]:
             yield from action.option_strings or [str(action.metavar)]
 
 
+def _parser_of(words: list[str]) -> OneLineParser:
+    found: list[OneLineParser] = []
+
+    def capture(self: OneLineParser, args: object) -> None:
+        found.append(self)
+        raise _Stop
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(_Stop):
+        patch.setattr(OneLineParser, "parse_args", capture)
+        cli.main(words)
+    return found[0]
+
+
 def surface() -> str:
     """Every option of every command, one a line."""
     lines = []
@@ -108,16 +121,8 @@ def surface() -> str:
             only = [name for name in _names(run_options._parser("ssul", "", command)) if "." not in name]
             lines += [f"{command} {name}" for name in ["NAME", *only]]
             continue
-        found: list[argparse.ArgumentParser] = []
-
-        def capture(self: OneLineParser, args: object, found: list[argparse.ArgumentParser] = found) -> None:
-            found.append(self)
-            raise _Stop
-
-        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(_Stop):
-            patch.setattr(OneLineParser, "parse_args", capture)
-            cli.main([command])
-        lines += [f"{command} {name}" for name in _names(found[0])]
+        for words in [["data", "check"], ["data", "saliency"]] if command == "data" else [[command]]:
+            lines += [f"{' '.join(words)} {name}" for name in _names(_parser_of(words))]
     return "".join(f"{line}\n" for line in sorted(set(lines)))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from trees import Tree, as_sets, folder_tree, save_mask, voc_tree
 
-from segrow.data import index
+from segrow.data import index, parallel
 from segrow.data.base import SegDataset, Split
 from segrow.data.folder import FolderDataset
 from segrow.data.voc import VocDataset
@@ -122,7 +122,7 @@ def test_a_cache_that_cannot_be_written_is_only_a_warning(
 def test_after_an_error_the_good_part_is_kept(
     tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index, "CHUNK", 2)
+    monkeypatch.setattr(parallel, "CHUNK", 2)
     tree = voc_tree(tmp_path / "VOC2012", train=6, val=1)
     ids = tree.ids("train")
     rewrite(tree, ids[4], [1, 99])
@@ -135,7 +135,7 @@ def test_after_an_error_the_good_part_is_kept(
 
 
 def test_many_masks_are_read_by_processes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    tree = folder_tree(tmp_path / "fruit", train=index.SERIAL + 10, val=0, size=(4, 6))
+    tree = folder_tree(tmp_path / "fruit", train=parallel.SERIAL + 10, val=0, size=(4, 6))
     data = FolderDataset(tree.root)
     presence = data.presence("train", progress=True)
     assert {
@@ -149,7 +149,7 @@ def test_many_masks_are_read_by_processes(tmp_path: Path, capfd: pytest.CaptureF
 
 
 def test_an_error_comes_out_of_the_processes_as_one_line(tmp_path: Path) -> None:
-    tree = folder_tree(tmp_path / "fruit", train=index.SERIAL + 10, val=0, size=(4, 6))
+    tree = folder_tree(tmp_path / "fruit", train=parallel.SERIAL + 10, val=0, size=(4, 6))
     for bad in ("train0200", "train0100"):
         save_mask(np.full((4, 6), 77, np.uint8), tree.root / f"masks/train/{bad}.png")
     with pytest.raises(UserError, match=r"train0100.png has value 77") as caught:

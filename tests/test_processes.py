@@ -51,8 +51,8 @@ def begin_anew(method: str) -> tuple[str, ...]:
     return (
         "import multiprocessing",
         f"multiprocessing.set_start_method({method!r})",
-        "import segrow.data.index",
-        "segrow.data.index.SERIAL, segrow.data.index.CHUNK = 1, 4",
+        "import segrow.data.parallel",
+        "segrow.data.parallel.SERIAL, segrow.data.parallel.CHUNK = 1, 4",
     )
 
 

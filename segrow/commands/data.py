@@ -1,4 +1,4 @@
-"""`segrow data`: saliency."""
+"""`segrow data`: check a data folder, or make the saliency maps that it lacks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,20 +8,42 @@ from rich.progress import track
 from ..data.base import SegDataset, Split
 from ..data.given import open_given
 from ..data.saliency import SaliencyMaker, write_map
-from ..errors import UserError
+from ..errors import UserError, near
 from ..terminal import Terminal
+from .data_check import check
 from .notes import say_notes
 from .parser import OneLineParser
 
+USAGE = """\
+usage: segrow data check DIR [options]
+       segrow data saliency DIR --model FILE [options]
+
+  check     everything that is wrong with a tree of images and masks, and what it holds
+  saliency  a saliency map for every image that has none, where ssul looks for it
+
+segrow data check --help says more. Example:
+  segrow data check photos --fix-list bad.txt
+"""
+
 
 def main(argv: Sequence[str]) -> int:
-    """Make what a data folder lacks."""
+    """Check a data folder, or make what it lacks."""
+    actions = {"check": check, "saliency": make_saliency}
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if argv[0] not in actions:
+        raise UserError(f"segrow data {argv[0]}: expected check or saliency.{near(argv[0], actions)}")
+    return actions[argv[0]](argv[1:])
+
+
+def make_saliency(argv: Sequence[str]) -> int:
+    """Make saliency maps."""
     parser = OneLineParser(
-        prog="segrow data",
-        description="saliency: write a saliency map for every image that has none, where ssul looks for it.",
+        prog="segrow data saliency",
+        description="Write a saliency map for every image that has none, where ssul looks for it.",
         epilog="Example: segrow data saliency photos --model u2netp.onnx",
     )
-    parser.add_argument("what", choices=("saliency",), metavar="saliency", help="what to make")
     parser.add_argument("folder", metavar="DIR", help="a data folder, as segrow add and segrow train take it")
     parser.add_argument("--model", required=True, help="an ONNX file, or the name of a rembg model")
     parser.add_argument("--again", action="store_true", help="also replace the maps that are there")

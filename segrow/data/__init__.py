@@ -42,14 +42,14 @@ def open_dataset(
             f"--data.ignore names categories of a folder in COCO's or CVAT's layout (--data.name folder), "
             f"not of {name}; leave it out"
         )
-    data = _open(name, root, scenes, hold_out, exclude.images, ignore)
+    data = open_without(name, root, scenes, hold_out, exclude.images, ignore)
     if exclude.images:
         exclude.check(data.excluded)
         data.notes += (exclude.note(),)
     return data
 
 
-def _open(
+def open_without(
     name: str,
     root: str | None,
     scenes: int,
@@ -57,6 +57,7 @@ def _open(
     exclude: frozenset[str],
     ignore: Sequence[str] | None,
 ) -> SegDataset:
+    """The same without some images, each SPLIT/ID, of which there need not be all."""
     # Imported by need: digits alone wants scikit-learn, and the command line should start fast.
     if name == "digits":
         from .digits import open_digits

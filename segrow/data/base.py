@@ -91,10 +91,11 @@ class SegDataset(abc.ABC):
         Raises:
             UserError: A file that is missing, cannot be decoded or is no mask.
         """
-        return read_mask(self.mask_path(split, image_id), self._legal())
+        return read_mask(self.mask_path(split, image_id), self.values())
 
     @final
-    def _legal(self) -> Values:
+    def values(self) -> Values:
+        """Legal values of its masks."""
         return Values(self.known_values or len(self.class_names), self.ignore_id, self.colours)
 
     @final
@@ -152,7 +153,7 @@ class SegDataset(abc.ABC):
         """
         ids = self.ids(split)
         pairs = [(str(self.image_path(split, i)), str(self.mask_path(split, i))) for i in ids]
-        found = index(self.name, self.root, split, ids, pairs, self._legal(), progress)
+        found = index(self.name, self.root, split, ids, pairs, self.values(), progress)
         self.notes = tuple(dict.fromkeys((*self.notes, *found.notes)))
         return found
 

@@ -10,26 +10,22 @@ import hashlib
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..atomic import new_file, tidy
 from ..errors import UserError
-from ..processes import context, cores
-from ..terminal import Terminal
 from .files import examine_image
 from .masks import Values, decode_mask
+from .parallel import in_chunks
 from .taken import Taken, taken_notes
 
 FORMAT = 2
-CHUNK = 64  # pairs a process reads at a time
-SERIAL = 256  # fewer pairs than this are read sooner than processes start
 
 Pair = tuple[str, str]  # image file, mask file
 Bits = NDArray[np.bool_]
@@ -90,9 +86,10 @@ def index(
     taken = np.zeros(len(ids), dtype=np.int64)
     valid = _recall(path, ids, stamps, values, present, taken)
     if todo := np.flatnonzero(~valid).tolist():
+        read = partial(_read_chunk, values=values)
         try:
             done = 0
-            for bits, flags in _read_all([pairs[i] for i in todo], values, f"{name} {split} masks", progress):
+            for bits, flags in in_chunks(read, [pairs[i] for i in todo], f"{name} {split} masks", progress):
                 rows = todo[done : done + len(bits)]
                 present[rows], taken[rows] = bits, flags
                 valid[rows] = True
@@ -100,11 +97,11 @@ def index(
         finally:  # what was read before a broken file need not be read again
             good = [i for i, ok in zip(ids, valid, strict=True) if ok]
             _store(path, good, stamps[valid], values, present[valid], taken[valid])
-    _check_annotated(root, split, values, present, taken)
+    check_annotated(root, split, values, present, taken)
     return Presence(tuple(ids), present, taken_notes(taken, ids, split))
 
 
-def _check_annotated(root: Path, split: str, values: Values, present: Bits, taken: Flags) -> None:
+def check_annotated(root: Path, split: str, values: Values, present: Bits, taken: Flags) -> None:
     """Refuses a split in which no mask shows a class, for the class was written as the ignored value."""
     if (taken & Taken.ONLY_IGNORED).any() and not present[:, 1:].any():
         raise UserError(
@@ -210,42 +207,6 @@ def _store(
             f"again next time; set SEGROW_CACHE to a folder that can be written",
             stacklevel=3,
         )
-
-
-def _read_all(
-    pairs: Sequence[Pair], values: Values, what: str, progress: bool
-) -> Iterator[tuple[Bits, Flags]]:
-    """The rows of all pairs, a chunk at a time, in order."""
-    chunks = [pairs[i : i + CHUNK] for i in range(0, len(pairs), CHUNK)]
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    # no refreshing thread: processes are forked below, and a fork should not meet a thread with a lock
-    console = Terminal(stderr=True)
-    shown = progress and console.is_terminal  # elsewhere it would leave an empty line
-    with Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not shown) as bar:
-        task = bar.add_task(what, total=len(pairs))
-        for bits, flags in _read_chunks(chunks, len(pairs), values):
-            yield bits, flags
-            bar.update(task, advance=len(bits), refresh=True)
-
-
-def _read_chunks(
-    chunks: Sequence[Sequence[Pair]], n_pairs: int, values: Values
-) -> Iterator[tuple[Bits, Flags]]:
-    workers = min(cores(), len(chunks))
-    if n_pairs < SERIAL or workers < 2:
-        for chunk in chunks:
-            yield _read_chunk(chunk, values)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=context())
-    try:
-        yield from pool.map(_read_chunk, chunks, [values] * len(chunks))
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _read_chunk(pairs: Sequence[Pair], values: Values) -> tuple[Bits, Flags]:
