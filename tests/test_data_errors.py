@@ -225,6 +225,10 @@ def bad_mask(tmp_path: Path, image: Image.Image) -> str:
             "train0000.png has value 4, but the data set has the classes 0 (background) to 3",
         ),
         (np.full((24, 32), 254, np.uint8), "has value 254, but"),
+        (
+            np.resize(np.uint8([0, 128, 255, 64]), (24, 32)),
+            "has value 64 (and 128), but the data set has the",
+        ),
         (np.full((24, 32), 300, np.uint16), "has value 300; values above 255 are no class"),
         (
             np.full((24, 32, 3), (0, 0, 9), np.uint8),

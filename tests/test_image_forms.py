@@ -184,3 +184,16 @@ def test_an_orientation_is_found_whatever_else_is_asked(tmp_path: Path) -> None:
         path = written(tmp_path, saved(RGB, kind, exif=exif))
         assert examine_image(path)[0] == upright_size(path) == (7, 5)
         assert decode_image(path)[0].size == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "told"),
+    [(1, (5, 7), False), (3, (5, 7), True), (6, (5, 7), False), (6, (7, 7), True)],
+)
+def test_a_turned_image_whose_size_does_not_tell(
+    tmp_path: Path, orientation: int, size: tuple[int, int], told: bool
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = written(tmp_path, saved(np.zeros((*size, 3), np.uint8), "JPEG", exif=exif))
+    assert (examine_image(path)[1] == Taken.TURNED) == told

@@ -174,6 +174,14 @@ def test_a_jpeg_mask_is_named(tree: Tree) -> None:
         FolderDataset(tree.root)
 
 
+def test_an_image_that_is_not_read_is_named_where_its_mask_stands_alone(tree: Tree) -> None:
+    (tree.root / "images/train/train0000.png").rename(tree.root / "images/train/train0000.HEIC")
+    with pytest.raises(
+        UserError, match=r"mask .*train0000.png has no image, .*; train0000.HEIC is of a kind that"
+    ):
+        FolderDataset(tree.root)
+
+
 def test_images_beside_the_splits_and_other_splits_are_named(tree: Tree) -> None:
     (tree.root / "images/test").mkdir()
     (tree.root / "images/a.jpg").touch()
@@ -190,6 +198,15 @@ def test_splits_of_another_name_are_no_sub_folders(tree: Tree, name: str) -> Non
         (tree.root / kind / "train").rename(tree.root / kind / "half")
         (tree.root / kind / "val").rename(tree.root / kind / name)
     with pytest.raises(UserError, match=rf"images has a folder {name}; expected images/train and images/val"):
+        FolderDataset(tree.root)
+
+
+@pytest.mark.parametrize(("split", "name"), [("val", "valid"), ("val", "Validation"), ("train", "training")])
+def test_a_split_of_another_name_beside_one_of_ours(tree: Tree, split: str, name: str) -> None:
+    (tree.root / "images" / split).rename(tree.root / "images" / name)
+    with pytest.raises(
+        UserError, match=rf"images has a folder {name}, expected {split}; rename it, and that in"
+    ):
         FolderDataset(tree.root)
 
 

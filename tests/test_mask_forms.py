@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 from pngs import ALPHA, COLOUR, GREY, GREY_ALPHA, PALETTE, png
 
+from segrow.data.colours import voc_colours
 from segrow.data.masks import Values, decode_mask
 from segrow.data.taken import SAYS, Taken, taken_notes
 from segrow.errors import UserError
+from segrow.palette import voc_palette
 
 # 0, 1, 2, 3 are values; those of 12 classes are 0..11
 MASK = np.array([[0, 1, 2, 3, 0], [3, 3, 2, 1, 1], [0, 0, 0, 2, 2]], np.uint8)
@@ -235,8 +237,6 @@ def test_many_classes_need_16_bits(tmp_path: Path) -> None:
 
 def test_vocs_greys_are_no_palette_of_greys(tmp_path: Path) -> None:
     """Index 7 (car) is drawn in grey 128 there; a mask of background and cars shows greys alone."""
-    from segrow.palette import voc_palette
-
     cars = BITS * np.uint8(7)
     (tmp_path / "a.png").write_bytes(png(cars, 8, PALETTE, voc_palette(256).ravel().tolist()))
     got, taken = decode_mask(tmp_path / "a.png", Values(200, 255))
@@ -250,3 +250,25 @@ def test_every_flag_has_a_sentence() -> None:
         (note,) = taken_notes([Taken.PLAIN, flag, flag], ["a", "b", "c"], "train")
         assert note.startswith("train: 2 of 3 ")
         assert note.endswith("(first b)")
+
+
+def test_vocs_colours_at_other_indices(tmp_path: Path) -> None:
+    """As a web tool saves a palette PNG anew: colours keep, indices do not."""
+    table, ours = voc_colours([f"c{k}" for k in range(21)]), np.array([0, 15, 8, 255], np.uint8)
+    colours = {v: c for c, v in zip(table.colours, table.values, strict=True)}
+    values, at = Values(21, 255, table), np.array([2, 0, 3, 1], np.uint8)  # where each of them stands now
+    palette = [c for v in ours[np.argsort(at)] for c in colours[int(v)]]
+    path = tmp_path / "a.png"
+    path.write_bytes(png(at[MASK], 8, PALETTE, palette))
+    got, taken = decode_mask(path, values)
+    np.testing.assert_array_equal(got, ours[MASK])
+    assert taken == Taken.MOVED
+    for other in (COLOURS, RAMP, greys(0, 0, 0, 0)):  # not VOC's: the index counts
+        path.write_bytes(png(MASK, 8, PALETTE, other))
+        got, taken = decode_mask(path, values)
+        np.testing.assert_array_equal(got, MASK)
+        assert not taken & Taken.MOVED
+    path.write_bytes(png(ours[MASK], 8, PALETTE, voc_palette(256).ravel().tolist()))
+    got, taken = decode_mask(path, values)
+    np.testing.assert_array_equal(got, ours[MASK])
+    assert taken == Taken.PLAIN

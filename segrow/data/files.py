@@ -168,8 +168,11 @@ def examine_image(path: Path) -> tuple[tuple[int, int], Taken]:
         image.draft("RGB", (max(1, whole[0] // 8), max(1, whole[1] // 8)))
         small = image.size
         taken = as_upright_rgb(image)[1] | first
+        turned = orientation(image)
         width, height = whole if image.size == small else image.size  # PIL turns a TIFF while it reads it
-        return ((width, height) if orientation(image) >= 5 else (height, width)), taken
+        if turned > 1 and (turned < 5 or width == height):
+            taken |= Taken.TURNED
+        return ((width, height) if turned >= 5 else (height, width)), taken
 
 
 def read_saliency(path: Path) -> NDArray[np.uint8]:

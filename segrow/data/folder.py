@@ -22,7 +22,8 @@ from .files import IMAGE_SUFFIXES
 from .listing import Pairs, divide, list_files, match_pairs
 
 SPLITS: tuple[Split, ...] = ("train", "val")
-LIKE_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+LIKE_TRAIN, LIKE_VAL = frozenset({"train", "training"}), frozenset({"val", "valid", "validation"})
+LIKE_SPLITS = LIKE_TRAIN | LIKE_VAL | {"test", "testing"}
 HELD_OUT = 5
 """Every fifth image is held out for validation where a folder has no validation images."""
 NO_CLASS = frozenset({"background", "bg", "void", "unlabeled", "unlabelled", "unlabel", "unknown", "ignore"})
@@ -105,7 +106,13 @@ class FolderDataset(SegDataset):
                     "without splits: rename it, and that in masks"
                 )
             return bool(list_files(images, "image").files)
-        if others := [name for name in folders if name not in SPLITS]:
+        others = [name for name in folders if name not in SPLITS]
+        for split, like in ("train", LIKE_TRAIN), ("val", LIKE_VAL):
+            if split not in splits and (wrong := [name for name in others if name.lower() in like]):
+                raise UserError(
+                    f"{images} has a folder {wrong[0]}, expected {split}; rename it, and that in masks"
+                )
+        if others:
             self.notes += (f"{images}: only train and val are read; {', '.join(others)} is left out",)
         if direct := divide((entry.name for entry in entries if entry.is_file()), IMAGE_SUFFIXES)[0]:
             some = "1 image file" if len(direct) == 1 else f"{len(direct)} image files"

@@ -132,10 +132,13 @@ def check_pair(pair: Pair, values: Values) -> tuple[Bits, Taken]:
     ignored = bool(shown[values.ignore_id])
     shown[values.ignore_id] = False
     if shown[values.n_raw :].any():
-        wrong = values.n_raw + int(np.argmax(shown[values.n_raw :]))
+        wrong = (values.n_raw + np.flatnonzero(shown[values.n_raw :])).tolist()
+        more = (
+            f" (and {', '.join(map(str, wrong[1:4]))}{' …' if len(wrong) > 4 else ''})" if wrong[1:] else ""
+        )
         raise UserError(
-            f"mask {mask_file} has value {wrong}, but the data set has the classes 0 (background) to "
-            f"{values.n_raw - 1} and {values.ignore_id} for pixels to ignore"
+            f"mask {mask_file} has value {wrong[0]}{more}, but the data set has the classes 0 (background) "
+            f"to {values.n_raw - 1} and {values.ignore_id} for pixels to ignore; write classes by their numbers"
         )
     if ignored and not shown[1:].any():
         taken |= Taken.ONLY_IGNORED

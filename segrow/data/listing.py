@@ -50,6 +50,11 @@ class Listing:
         files = {i: file for i, file in self.files.items() if f"{split}/{i}" not in exclude}
         return replace(self, files=files)
 
+    def unread(self, image_id: str, says: str) -> str:
+        """`; a.heic SAYS` where a file that is not read has the name of an id; else nothing."""
+        there = next((name for name in self.left if os.path.splitext(name)[0] == image_id), None)
+        return "" if there is None else f"; {there} {says}"
+
     def notes(self) -> tuple[str, ...]:
         """A sentence on what is left out; none where that is nothing."""
         if not self.left:
@@ -189,8 +194,7 @@ def match_pairs(
     found, of_masks = found.without(split, exclude), of_masks.without(split, exclude)
     if alone := sorted(found.files.keys() - of_masks.files.keys()):
         count = f" ({len(alone)} such images)" if len(alone) > 1 else ""
-        there = next((name for name in of_masks.left if os.path.splitext(name)[0] == alone[0]), None)
-        hint = "" if there is None else f"; {there} is of a kind that does not keep class numbers"
+        hint = of_masks.unread(alone[0], "is of a kind that does not keep class numbers")
         says = {f"{split}/{i}": f"image {found.path(i)} has no mask" for i in alone}
         first = f"{says[f'{split}/{alone[0]}']}, expected {masks / f'{alone[0]}.png'}{hint}{count}"
         raise Unfit(first, says)
@@ -198,5 +202,6 @@ def match_pairs(
         count = f" ({len(alone)} such masks)" if len(alone) > 1 else ""
         says = {f"{split}/{i}": f"mask {of_masks.path(i)} has no image" for i in alone}
         expected = images / f"{alone[0]}.jpg"
-        raise Unfit(f"{says[f'{split}/{alone[0]}']}, expected {expected} (or .png){count}", says)
+        hint = found.unread(alone[0], "is of a kind that is not read; convert it to JPEG or PNG")
+        raise Unfit(f"{says[f'{split}/{alone[0]}']}, expected {expected} (or .png){hint}{count}", says)
     return Pairs(found, of_masks, list_files(maps, "saliency map"), excluded)

@@ -117,6 +117,8 @@ def _of_palette(image: Image.Image, values: Values) -> tuple[NDArray[np.uint8], 
     give the classes greys to look at, spread from 0 to 255.
     """
     index = np.array(image)
+    if values.colours is not None and (moved := _moved(image, index, values.colours)) is not None:
+        return moved, Taken.MOVED
     greys = grey_palette(image)
     if greys is None or (greys == np.arange(len(greys))).all():
         return index, Taken.PLAIN
@@ -133,6 +135,24 @@ def _of_palette(image: Image.Image, values: Values) -> tuple[NDArray[np.uint8], 
         f"has a palette of greys (index {pairs}), so a class may be the index or the grey; save it as a grey "
         "PNG whose values are class numbers"
     )
+
+
+def _moved(image: Image.Image, index: NDArray[np.uint8], table: ColourTable) -> NDArray[np.uint8] | None:
+    """Values by the colours of a palette, where these are a table's but stand at other indices.
+
+    Tools that save a palette anew keep the colours and give them indices of their own.
+    """
+    palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+    used = np.unique(index)
+    if used[-1] >= len(palette) or len(np.unique(palette, axis=0)) < 2:
+        return None
+    ids = dict(zip(table.colours, table.values, strict=True))
+    meant = [ids.get((int(r), int(g), int(b)), -1) for r, g, b in palette[used]]
+    if -1 in meant or len(set(meant)) < len(meant) or meant == used.tolist():
+        return None
+    lookup = np.zeros(256, np.uint8)
+    lookup[used] = meant
+    return lookup[index]
 
 
 def _are_classes(greys: NDArray[np.generic], values: Values) -> bool:

@@ -22,6 +22,7 @@ class Taken(enum.IntFlag):
     FLOAT_MASK = 1 << 4
     CLEAR_VALUE = 1 << 5
     ONLY_IGNORED = 1 << 6
+    MOVED = 1 << 7
     # images
     UNIT = 1 << 16
     FLOAT = 1 << 17
@@ -31,6 +32,7 @@ class Taken(enum.IntFlag):
     DARK = 1 << 21
     FIRST = 1 << 22
     SEE_THROUGH = 1 << 23
+    TURNED = 1 << 24
 
 
 SAYS: dict[Taken, str] = {
@@ -43,6 +45,8 @@ SAYS: dict[Taken, str] = {
     Taken.CLEAR_VALUE: "masks show a value as transparent; it counts as any other value",
     Taken.ONLY_IGNORED: 'masks hold only 0 and the value that means "ignore", so nothing is annotated in '
     "them; where that value is a class, write it as 1",
+    Taken.MOVED: "masks have the colours of the classes at other indices of their palette, and the colours "
+    "are taken; where the index is the class, save them as grey",
     Taken.UNIT: "images hold floating-point numbers from 0 to 1, which are scaled to 0..255",
     Taken.FLOAT: "images hold floating-point numbers above 1, which are taken as 0..255",
     Taken.NAN: "images have pixels that are no number, which are taken as black",
@@ -52,6 +56,8 @@ SAYS: dict[Taken, str] = {
     "with 8 bits",
     Taken.FIRST: "images hold several pictures (frames or pages), of which the first is taken",
     Taken.SEE_THROUGH: "images have transparent pixels; alpha is left out, and the colour under it counts",
+    Taken.TURNED: "images are turned by their EXIF orientation, and the size does not tell whether their "
+    "masks are; they are taken as drawn on the upright image",
 }
 
 

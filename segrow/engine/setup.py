@@ -78,7 +78,10 @@ def prepare(
         for note in data.notes:
             say(f"note: {note}")
     if not val.ids:
-        raise UserError(f"{data.root} has no validation images; every step is evaluated on them")
+        raise UserError(
+            f"{data.root} has no validation images, on which every step is evaluated; add some "
+            "(images/val, masks/val)"
+        )
     scenario = build_scenario(
         config.data.name,
         data.class_names,
