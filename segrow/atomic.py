@@ -30,6 +30,8 @@ from typing import IO, Any
 from .errors import UserError
 
 _UNFINISHED = re.compile(r"\.segrow-[0-9a-f]{16}\.tmp")
+_LOCK = re.compile(r"\..*\.lock")
+_SIGNED = b'{"what": '  # how the text of a lock begins
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 _BINARY = getattr(os, "O_BINARY", 0)  # only Windows has it
 _OLD = 24 * 3600  # seconds: what is unfinished for longer has no writer, where locks cannot tell
@@ -215,12 +217,23 @@ def discard(folder: Path) -> None:
 def tidy(folder: Path) -> None:
     """Remove what killed writers left in a folder; what a living process holds stays."""
     try:
-        entries = [entry for entry in os.scandir(folder) if _UNFINISHED.fullmatch(entry.name)]
+        entries = [entry for entry in os.scandir(folder) if _is_left(entry)]
     except OSError:  # not there, or not to be read: then nothing is to be done
         return
     for entry in entries:
         with suppress(OSError):
             _remove_dead(Path(entry.path))
+
+
+def _is_left(entry: os.DirEntry[str]) -> bool:
+    """Whether it has the name of something unfinished, or is a lock that has been signed."""
+    if not _LOCK.fullmatch(entry.name):
+        return _UNFINISHED.fullmatch(entry.name) is not None
+    if not entry.is_file(follow_symlinks=False):
+        return False
+    with suppress(OSError), Path(entry.path).open("rb") as file:
+        return file.read(len(_SIGNED)) == _SIGNED
+    return False
 
 
 def _remove_dead(path: Path) -> None:
@@ -291,7 +304,7 @@ def locked(directory: Path, what: str) -> Iterator[None]:
         descriptor = _acquire(lock, directory)
     except OSError as error:
         raise UserError(
-            f"{directory} cannot be written ({error.strerror}); choose another place, or make it writable"
+            f"{directory} cannot be written ({error.strerror}); choose another place, such as with --out"
         ) from None
     try:
         _mine[place] = threading.get_ident()

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .atomic import write_atomic
+from .atomic import tidy, write_atomic
 from .data.files import IMAGE_SUFFIXES, decode_image
 from .data.listing import divide, left_out, walk
 from .data.taken import Taken
@@ -155,6 +155,7 @@ def predict_files(
         except OSError as error:
             reason = error.strerror
             raise UserError(f"{folder} cannot be a folder ({reason}); choose another --out.") from error
+        tidy(folder)  # every file is whole by itself, so that several calls may share a folder
     return (
         _one(predictor, job.image, target, palette, overlays, unknown)
         for job, target in zip(jobs, targets, strict=True)

@@ -298,8 +298,8 @@ def test_a_mistake_is_one_line(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("train: {lrr: 3}", 'Did you mean "--train.lr"?'),
-        ("trian: {lr: 3}", 'Did you mean "--train.lr"?'),
+        ("train: {lrr: 3}", 'no option train.lrr. Did you mean "train.lr"?'),
+        ("trian: {lr: 3}", 'no option trian. Did you mean "train"?'),
         ("method: {name: ssul, thresold: 3}", 'Did you mean "--method.threshold"?'),
         ("method: sul", 'Did you mean "ssul"?'),
         ("- 3", "mine.yaml holds a list of 1, expected a mapping; correct it"),

@@ -97,7 +97,7 @@ def test_out_below_a_file(root: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "file").write_text("")
     assert start(root, tmp_path / "file" / "run") == 2
     line = last_line(capsys.readouterr().err)
-    assert "cannot be made" in line
+    assert "cannot be written (File exists)" in line
     assert "--out" in line
 
 

@@ -53,4 +53,5 @@ def read_config_file(path: Path) -> dict[str, Any]:
 def _check_keys(path: Path, before: str, there: Iterable[str], known: Iterable[str]) -> None:
     for key in there:
         if key not in known:
-            raise UserError(f"--config {path}: no option {before}{key}.{near(key, known)}")
+            hint = near(f"{before}{key}", [f"{before}{name}" for name in known])
+            raise UserError(f"--config {path}: no option {before}{key}.{hint}")

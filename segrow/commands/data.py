@@ -5,10 +5,12 @@ from pathlib import Path
 
 from rich.progress import track
 
+from ..atomic import locked
 from ..data.base import SegDataset, Split
 from ..data.given import open_given
 from ..data.saliency import SaliencyMaker, write_map
 from ..errors import UserError, near
+from ..inside import is_below
 from ..terminal import Terminal
 from .data_check import check
 from .notes import say_notes
@@ -50,7 +52,8 @@ def make_saliency(argv: Sequence[str]) -> int:
     args = parser.parse_args(list(argv))
     data = open_given(Path(args.folder), "folder")
     say_notes(data.notes)
-    made, there = make_maps(data, SaliencyMaker(args.model), args.again)
+    with locked(data.root, "segrow data saliency"):
+        made, there = make_maps(data, SaliencyMaker(args.model), args.again)
     line = f"{data.root}: {made} saliency maps written, {there} were there"
     Terminal().say(line)
     return 0
@@ -63,6 +66,8 @@ def make_maps(data: SegDataset, maker: SaliencyMaker, again: bool = False) -> tu
         UserError: An image that cannot be read, or a place that cannot be written.
     """
     splits: tuple[Split, ...] = ("train", "val")
+    if wrong := [i for split in splits for i in data.ids(split) if not is_below(i)]:
+        raise UserError(f'{data.root} lists an image "{wrong[0]}", expected one below it; correct the list')
     pairs = [
         (data.image_path(split, i), data.saliency_path(split, i)) for split in splits for i in data.ids(split)
     ]

@@ -10,7 +10,7 @@ import torch
 from rich.progress import track
 from rich.table import Table
 
-from ..atomic import write_json
+from ..atomic import tidy, write_json
 from ..class_lists import split_names
 from ..data import open_dataset
 from ..data.base import SegDataset, Split
@@ -97,6 +97,7 @@ def main(argv: Sequence[str]) -> int:
     results = evaluate_model(find_model(Path(args.model)), options, progress=not args.json)
     summary = summarise(results, args.definition)
     if args.out:
+        tidy(Path(args.out).resolve().parent)
         write_json(Path(args.out), results)
     if args.json:
         print(json.dumps(summary))

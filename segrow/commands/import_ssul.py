@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..atomic import locked
 from ..config import ModelConfig
 from ..data.ade20k import default_names
 from ..data.voc import NAMES
@@ -124,7 +125,8 @@ def import_checkpoint(
         "imported": path.name,
     }
     try:
-        save_model(network, out, meta)
+        with locked(out, "segrow import-ssul"):
+            save_model(network, out, meta)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); use another --out") from None
     report(

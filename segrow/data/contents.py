@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..atomic import write_atomic
+from ..atomic import tidy, write_atomic
 from ..errors import UserError
 from ..processes import cores
 from .index import cache_folder
@@ -157,7 +157,7 @@ def _recall(cache: Path) -> dict[Key, bytes]:
 
 def _store(cache: Path, known: Mapping[Key, bytes]) -> None:
     """Writes paths as one text, stamps int64 n x 2, digests uint8 n x 16."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
+    tidy(cache.parent)
     buffer = io.BytesIO()
     np.savez(
         buffer,

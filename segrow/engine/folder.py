@@ -127,8 +127,13 @@ def check_folder(folder: Path, config: Mapping[str, Any]) -> None:
                 f"{folder} holds a run of another configuration ({'; '.join(found)}); "
                 "use another --out, or delete that folder"
             )
-    elif folder.exists() and not (folder.is_dir() and all(f.suffix == ".tmp" for f in folder.iterdir())):
+    elif folder.exists() and not (folder.is_dir() and all(_is_litter(f) for f in folder.iterdir())):
         raise UserError(f"{folder} is there and is no run folder; use another --out")
+
+
+def _is_litter(path: Path) -> bool:
+    """Whether a call that was killed before it wrote anything, or this one, made it."""
+    return path.suffix == ".tmp" or path.name == ".lock"
 
 
 def read_config(folder: Path) -> dict[str, Any]:

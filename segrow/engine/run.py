@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 from lightning_fabric import Fabric
 from safetensors.torch import save as tensors_to_bytes
 
-from ..atomic import write_atomic, write_json
+from ..atomic import locked, write_atomic, write_json
 from ..config import RunConfig, RunPaths
 from ..data.augment import Augmentation
 from ..data.loader import StepImages
@@ -84,6 +85,21 @@ def train(
         UserError: For every mistake in the options, the data or the folder, before anything is written.
     """
     check_ranges(config)
+    # the other processes of a data-parallel run write nothing of their own
+    with locked(out, "segrow train") if is_first_process() else nullcontext():
+        return _train(config, method, out, base, remarks, after_step, strict, left or TimeLeft())
+
+
+def _train(
+    config: RunConfig,
+    method: Method,
+    out: Path,
+    base: Path | None,
+    remarks: tuple[str, ...],
+    after_step: Callable[[Callable[[str], None]], None] | None,
+    strict: bool,
+    left: TimeLeft,
+) -> dict[str, Any]:
     plain = configuration(config, method, base)
     check_folder(out, plain)
     # before the other processes of a data-parallel run are started, so that a mistake is reported once
@@ -91,7 +107,6 @@ def train(
     prepared = prepare(config, method, progress=first, say=Display(quiet=not first).say, strict=strict)
     fabric, precision = make_fabric(config.train)
     with Display(quiet=not fabric.is_global_zero) as display:
-        left = left or TimeLeft()
         machine = Machine(fabric, precision, config.train, config.seed, out, display, left)
         run = Run(config, method, prepared, machine, pages=after_step is not None)
         run.begin(plain, base, (*remarks, *prepared.data.notes))

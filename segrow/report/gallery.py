@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ..atomic import write_atomic
+from ..atomic import discard, locked, write_atomic
 from ..config import DataConfig, RunPaths
 from ..data import open_dataset
 from ..data.base import SegDataset
@@ -208,18 +209,48 @@ def update_gallery(
         "classes": list(source.scenario.classes),
         "palette": source.palette.tolist(),
     }
-    stored = _read(folder / _POOL, _ABOUT)
-    if stored is None or not _is_whole(folder, stored) or any(stored.get(k) != v for k, v in about.items()):
+    if _undrawn(run, folder, about):
+        with locked(folder, "segrow report"):
+            _draw_missing(
+                run, source, about, partial(_draw_step, allow_code=allow_code, trusted=trusted), say
+            )
+    return stored_gallery(run)
+
+
+def _draw_missing(
+    run: ReportRun,
+    source: Source,
+    about: Mapping[str, Any],
+    draw_step: Callable[[Path, Source, ReportRun, int], None],
+    say: Callable[[str], None] | None,
+) -> None:
+    """The pool, if it is another one or damaged, and the steps that lack whole pictures of their model."""
+    folder = run.folder / "pictures"
+    if not _is_pool(folder, about):
         _clear(folder)
         _draw_pool(folder, source)
         _close(folder, _POOL, about)
-    for record in run.records:
-        step = int(record["step"])
-        if _step(folder, step, _hash(RunPaths(run.folder).model(step)), len(source.pool)) is None:
-            if say:
-                say(f"step {step}  drawing {len(source.pool)} images for the report")
-            _draw_step(folder, source, run, step, allow_code, trusted)
-    return stored_gallery(run)
+    for step in _undrawn(run, folder, about):
+        if say:
+            say(f"step {step}  drawing {len(source.pool)} images for the report")
+        draw_step(folder, source, run, step)
+
+
+def _is_pool(folder: Path, about: Mapping[str, Any]) -> bool:
+    """Whether the pool's pictures are those that are wanted, and whole."""
+    stored = _read(folder / _POOL, _ABOUT)
+    return (
+        stored is not None and _is_whole(folder, stored) and all(stored.get(k) == v for k, v in about.items())
+    )
+
+
+def _undrawn(run: ReportRun, folder: Path, about: Mapping[str, Any]) -> list[int]:
+    """Steps without whole pictures of their model."""
+    steps = [int(record["step"]) for record in run.records]
+    if not _is_pool(folder, about):
+        return steps
+    size = len(about["images"])
+    return [s for s in steps if _step(folder, s, _hash(RunPaths(run.folder).model(s)), size) is None]
 
 
 def stored_gallery(run: ReportRun) -> Gallery:
@@ -293,10 +324,7 @@ def _clear(folder: Path) -> None:
     if there and not (folder / _POOL).exists():
         raise UserError(f"{folder} holds pictures that no report has made; move them elsewhere")
     if there:
-        aside = folder.with_name(f".{folder.name}.old")  # a kill while it goes must not leave half of it
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
-        shutil.rmtree(aside)
+        discard(folder)
     write_atomic(folder / _POOL, b"{}")  # what follows is a report's, even after a kill
 
 

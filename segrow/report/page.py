@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..atomic import write_atomic
+from ..atomic import locked, write_atomic
 from ..errors import UserError
 from ..methods.base import Method
 from .charts import Chart, axis_of, drift_series, line_chart, miou_series
@@ -84,9 +84,10 @@ def write_report(
             say(f"pictures: {problem}")
     try:
         figures = out.with_name(f"{out.stem}_figures")
-        export(figures, groups, definition, same, chosen)
-        text = render(groups, definition, pictures, same, chosen, figures.name)
-        write_atomic(out, text.encode())
+        with locked(figures, "segrow report"):
+            export(figures, groups, definition, same, chosen)
+            text = render(groups, definition, pictures, same, chosen, figures.name)
+            write_atomic(out, text.encode())
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror or error}); use another --out") from None
     return figures
