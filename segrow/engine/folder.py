@@ -11,7 +11,7 @@ from ..config import RunConfig, RunPaths
 from ..documents import read_json, read_yaml
 from ..errors import UserError
 from ..methods.base import Method, make_method
-from ..model.record import RECORD, is_model
+from ..model.record import RECORD, WEIGHTS, is_model, read_record
 from ..model.store import load_model
 from ..scenario import Scenario
 from ..shapes import Shape
@@ -113,15 +113,25 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_folder(folder: Path, config: Mapping[str, Any]) -> None:
+def check_folder(folder: Path, config: Mapping[str, Any]) -> str | None:
     """A run folder is continued only with the configuration it was started with.
+
+    The base may stand elsewhere now, where its base step is the same.
+
+    Returns:
+        A line when it does.
 
     Raises:
         UserError: Showing the difference; or when the folder holds something else.
     """
     stored = RunPaths(folder).config
     if stored.exists():
-        found = differences(read_config(folder), config)
+        there = read_config(folder)
+        found = differences(there, config)
+        before, now = there.get("base"), config["base"]
+        moved = len(found) == 1 and found[0].startswith("base: ") and before and now
+        if moved and _same_base(folder, now):
+            return f"{now} holds the same base step, byte for byte, as {before} did: the run goes on"
         if found:
             raise UserError(
                 f"{folder} holds a run of another configuration ({'; '.join(found)}); "
@@ -129,6 +139,27 @@ def check_folder(folder: Path, config: Mapping[str, Any]) -> None:
             )
     elif folder.exists() and not (folder.is_dir() and all(_is_litter(f) for f in folder.iterdir())):
         raise UserError(f"{folder} is there and is no run folder; use another --out")
+    return None
+
+
+def _same_base(folder: Path, base: str) -> bool:
+    """Whether the base step that a run has taken over is that of a base; so it is before it took one over.
+
+    Raises:
+        UserError: A record of either that is damaged.
+    """
+    mine = RunPaths(folder).model(0)
+    place = Path(base)
+    theirs = place if is_model_directory(place) else RunPaths(place).model(0)
+    if not (mine / RECORD).is_file():
+        return True
+    return (theirs / RECORD).is_file() and _weights(mine) == _weights(theirs)
+
+
+def _weights(folder: Path) -> str:
+    """Hash of the weights of a model directory."""
+    files: Mapping[str, str] = read_record(folder)["hashes"]["files"]
+    return files[WEIGHTS]
 
 
 def _is_litter(path: Path) -> bool:

@@ -101,9 +101,11 @@ def _train(
     left: TimeLeft,
 ) -> dict[str, Any]:
     plain = configuration(config, method, base)
-    check_folder(out, plain)
+    moved = check_folder(out, plain)
     # before the other processes of a data-parallel run are started, so that a mistake is reported once
     first = is_first_process()
+    if moved and first:
+        Display(quiet=False).say(moved)
     prepared = prepare(config, method, progress=first, say=Display(quiet=not first).say, strict=strict)
     fabric, precision = make_fabric(config.train)
     with Display(quiet=not fabric.is_global_zero) as display:
