@@ -1,6 +1,6 @@
 """What a step costs: seconds, peak memory, parameters, bytes kept."""
 
-import resource
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -44,15 +44,27 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak in bytes since the last reset: of the GPU's allocator, or of this process' resident set."""
+    """Peak in bytes since the last reset: of the GPU's allocator, or of this process' resident set.
+
+    Where there is no /proc the host's peak is that of the whole process (macOS), or 0, not known (Windows).
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
+        return _peak_of_the_process()
     line = next(row for row in status.splitlines() if row.startswith("VmHWM:"))
     return int(line.split()[1]) * _KIB
+
+
+def _peak_of_the_process() -> int:
+    if sys.platform == "win32":
+        return 0
+    import resource  # which Windows has not
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * _KIB  # macOS counts bytes
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

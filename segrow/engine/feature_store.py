@@ -10,6 +10,7 @@ import os
 import sys
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, final
@@ -150,7 +151,8 @@ class FeatureStore:
         mapped = np.memmap(self.file, np.uint8, "r+", shape=(rows, size))
         machine.fabric.barrier()
         if machine.fabric.is_global_zero:
-            self.file.unlink()  # the mapping stays until the last process is gone, killed or not
+            with suppress(PermissionError):  # Windows keeps what is mapped; the next call removes it
+                self.file.unlink()  # the mapping stays until the last process is gone, killed or not
         return mapped
 
     def write(
