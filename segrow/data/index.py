@@ -138,7 +138,7 @@ def check_pair(pair: Pair, values: Values) -> tuple[Bits, Taken]:
         )
         raise UserError(
             f"mask {mask_file} has value {wrong[0]}{more}, but the data set has the classes 0 (background) "
-            f"to {values.n_raw - 1} and {values.ignore_id} for pixels to ignore; write classes by their numbers"
+            f"to {values.n_raw - 1} and {values.ignore_id} for pixels to ignore; write the numbers of classes"
         )
     if ignored and not shown[1:].any():
         taken |= Taken.ONLY_IGNORED
