@@ -77,7 +77,11 @@ def open_without(
         return Ade20kDataset(root, exclude)
     from .folder import FolderDataset
     from .given import find_given
+    from .other_formats import recognise
 
     place = Path(root).expanduser()
     found = find_given(place, hold_out, ignore, exclude) if place.exists() else None
+    own = (place / "images").is_dir() and (place / "masks").is_dir()
+    if found is None and not own and place.exists() and (said := recognise(place)):
+        raise UserError(f"--data.root {root} holds {said}")
     return FolderDataset(root, hold_out, exclude) if found is None else found  # which says what is missing

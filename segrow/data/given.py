@@ -199,6 +199,10 @@ def _mask_folder(root: Path) -> Path:
     """The folder of masks: the first that holds any; labelme keeps arrays in the others."""
     there = [root / name for name in MASK_FOLDERS if (root / name).is_dir()]
     if not there:
+        from .other_formats import recognise
+
+        if said := recognise(root):
+            raise UserError(f"{root} has no folder {MASK_FOLDERS[0]} with masks; it holds {said}")
         raise UserError(f"{root} has JPEGImages but no folder {MASK_FOLDERS[0]} with masks; add it")
     return next((folder for folder in there if list_files(folder, "mask").files), there[0])
 
@@ -240,7 +244,10 @@ def find_given(
     if (root / "images").is_dir() and (root / "masks").is_dir():
         return None  # a folder of one's own that lacks classes.txt, whatever .json is beside it
     from .coco import CocoDataset, find_files
+    from .other_formats import recognise_beside_json
 
+    if said := recognise_beside_json(root):
+        raise UserError(f"{root} holds {said}")
     return CocoDataset(root, ignore, hold_out, exclude) if find_files(root)[0] else None
 
 
@@ -272,5 +279,14 @@ def open_given(
         raise UserError(f"{option} {root} is not there; {EXPECTED}")
     found = find_given(root, ignore=ignore, exclude=exclude)
     if found is None:
-        raise UserError(f"{option} {root} holds no annotated images; {EXPECTED}")
+        raise UserError(nothing_in(root, option))
     return found
+
+
+def nothing_in(root: Path, option: str) -> str:
+    """Why nothing is found in a folder: another format, which is named, or nothing that is known."""
+    from .other_formats import recognise
+
+    if said := recognise(root):
+        return f"{option} {root} holds {said}"
+    return f"{option} {root} holds no annotated images; {EXPECTED}"
