@@ -7,12 +7,15 @@ segrow results runs/*
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from . import __version__
 from .errors import LeakError, NonFiniteLossError, UserError, near, shown
 from .processes import sleep_while_waiting
+from .resources import NO_ROOM, TOO_MANY_FILES, error_number, lacks_memory, lost_process, without_memory
+from .stops import Stopped, stoppable
 
 USAGE = """\
 segrow: grow a semantic segmentation model class by class, without forgetting.
@@ -201,8 +204,10 @@ def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = 
     sleep_while_waiting()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot write, as stderr
+    again = "; the same command then continues" if resumable else "; then give the command again"
     try:
-        return command()
+        with stoppable():
+            return command()
     except SystemExit as stop:  # argparse, after --help
         return stop.code if isinstance(stop.code, int) else 0
     except UserError as error:
@@ -212,23 +217,62 @@ def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = 
         _complain(name, f"label leak: {error}")
         return 1
     except NonFiniteLossError as error:
-        _complain(name, f"{error}; use a smaller learning rate, or --train.precision 32")
+        more = "; with it the same command continues after the last good epoch" if resumable else ""
+        _complain(name, f"{error}; use a smaller learning rate, or --train.precision 32{more}", of_all=True)
         return 1
     except BrokenPipeError:
         raise  # `entry` knows
-    except OSError as error:
-        what = " and ".join(str(part) for part in (error.filename, error.filename2) if part is not None)
-        reason = error.strerror or " ".join(str(error).split())
-        _complain(name, f"{what or 'the system says'}: {reason}; mend that and try again")
-        return 2
-    except KeyboardInterrupt:
-        again = "; the same command continues from the last finished epoch" if resumable else ""
-        _complain(name, f"stopped{again}")
-        return 130
+    except (OSError, MemoryError, RuntimeError) as error:
+        line, code = _of_the_machine(error, again)
+        if not line:
+            raise
+        _complain(name, line, lost_process(error))
+        return code
+    except KeyboardInterrupt as stop:
+        left = "; the same command continues from the last finished epoch" if resumable else ""
+        by = (
+            f" by {signal.Signals(stop.number).name}"
+            if isinstance(stop, Stopped) and stop.code != 130
+            else ""
+        )
+        _complain(name, f"stopped{by}{left}", of_all=True)
+        return stop.code if isinstance(stop, Stopped) else 130
 
 
-def _complain(name: str, text: str) -> None:
-    """One line on stderr, whatever names stand in it."""
+def _of_the_machine(error: OSError | MemoryError | RuntimeError, again: str) -> tuple[str, int]:
+    """The line and the exit code of what the machine refused; no line for what is a mistake of the program.
+
+    Args:
+        again: What can be done when the cause is gone.
+    """
+    if lost_process(error):
+        return "another process of this run has ended: its own line says why, or the system killed it", 1
+    if lacks_memory(error):
+        much = "smaller images, fewer of them at a time, or a machine with more memory, would do"
+        return f"{without_memory(error)}: {much}", 2
+    if not isinstance(error, OSError):
+        return "", 1
+    what = " and ".join(str(part) for part in (error.filename, error.filename2) if part is not None)
+    said = str(error).strip().splitlines() or [
+        type(error).__name__
+    ]  # from a loader process: with a traceback
+    reason = f"{what or 'the system says'}: {error.strerror or said[-1]}"
+    number = error_number(error)
+    if number in NO_ROOM:
+        return f"{reason}; what was written before is whole; make room{again}", 2
+    if number in TOO_MANY_FILES:
+        return f"{reason}; allow more (ulimit -n 4096), or use fewer workers{again}", 2
+    return f"{reason}; mend that and try again", 2
+
+
+def _complain(name: str, text: str, of_all: bool = False) -> None:
+    """One line on stderr, whatever names stand in it.
+
+    Args:
+        of_all: Every process of a data-parallel run says this; the first one is enough.
+    """
+    if of_all and os.environ.get("LOCAL_RANK", "0") != "0":
+        return
     print(f"{name}: {shown(text)}", file=sys.stderr)
 
 

@@ -17,6 +17,10 @@ class UserError(ValueError):
     """
 
 
+class MachineError(UserError):
+    """The machine has refused something (memory, a process); the same call can go on where it stood."""
+
+
 class LeakError(RuntimeError):
     """A label map shows a class that this step (or this exemplar) may not see."""
 

@@ -20,10 +20,11 @@ from .atomic import tidy, write_atomic
 from .data.files import IMAGE_SUFFIXES, decode_image
 from .data.listing import divide, left_out, walk
 from .data.taken import Taken
-from .errors import UserError
+from .errors import MachineError, UserError
 from .palette import voc_palette
 from .pictures import encoded
 from .predict import Labels, Predictor
+from .resources import enough_memory
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def predict_files(
 ) -> Iterator[Prediction]:
     """Write `<stem>.png`, and with `overlays` `<stem>_overlay.jpg`, for every image; one result at a time.
 
-    An image that cannot be read is skipped.
+    An image that cannot be read, or needs more memory than there is, is skipped.
 
     Args:
         predictor: The model.
@@ -163,6 +164,24 @@ def predict_files(
 
 
 def _one(
+    predictor: Predictor,
+    image: Path,
+    target: Path,
+    palette: npt.NDArray[np.uint8],
+    overlays: bool,
+    unknown: bool,
+) -> Prediction:
+    smaller = (
+        f"a smaller --tile than {predictor.tile}" if predictor.tile else "--tile 1024, which takes pieces"
+    )
+    try:
+        with enough_memory(lambda error: f"try {smaller}"):
+            return _written(predictor, image, target, palette, overlays, unknown)
+    except MachineError as error:
+        return Prediction(image, None, None, {}, f"{image}: {error}")
+
+
+def _written(
     predictor: Predictor,
     image: Path,
     target: Path,

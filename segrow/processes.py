@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any
 
 _STARTING = threading.Lock()
@@ -58,7 +58,25 @@ def _without_main() -> Iterator[None]:
 def loader_processes(wanted: int) -> dict[str, Any]:
     """Arguments of a DataLoader: at most so many processes, and how they are started."""
     workers = worker_count(wanted)
-    return {"num_workers": workers, "multiprocessing_context": context() if workers else None}
+    return {
+        "num_workers": workers,
+        "multiprocessing_context": context() if workers else None,
+        "worker_init_fn": begin_worker,
+    }
+
+
+def begin_worker(number: int) -> None:
+    """In every loader process, first: one whose main process is gone ends without a word.
+
+    Python hands over files in a thread, which else prints a traceback where it is stopped.
+    """
+    show = sys.excepthook
+
+    def quiet(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, ConnectionError | EOFError):
+            show(kind, error, trace)
+
+    sys.excepthook = quiet
 
 
 def worker_count(wanted: int) -> int:

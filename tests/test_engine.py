@@ -331,7 +331,7 @@ def test_weights_lost_in_the_last_update_are_not_saved(
     out = tmp_path / "run"
     rates = ("--train.step0_lr", "3.4e38", "--train.step0_backbone_lr", "3.4e38")
     assert start(root, out, "--train.epochs", "1", "--train.batch_size", "7", *rates) == 1
-    assert "the weights are not finite after the last update of step 0" in last_line(capsys.readouterr().err)
+    assert "is not finite after the last update of epoch 1 of step 0" in last_line(capsys.readouterr().err)
     assert not (out / "steps").exists()
 
 

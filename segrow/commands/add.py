@@ -202,7 +202,10 @@ def _parser() -> OneLineParser:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--allow_code", action="store_true", help="import a method from outside segrow")
     parser.add_argument(
-        "--strict", action="store_true", help="stop where an image is learnt from twice, or measured on, too"
+        "--strict",
+        action="store_true",
+        help="for scripts: stop where an image is learnt from twice, or measured on, too; and reject a model "
+        "with a class that is unsure or few (too few images)",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would happen and write nothing")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -19,6 +19,7 @@ from ..evaluate import eval_loader, evaluate
 from ..processes import limit_threads
 from ..protocol import definition, summarise
 from ..report.tables import percent
+from ..resources import enough_memory
 from ..scenario import empty_table
 from ..stored import data_names, find_model, load_with_method, origin_names
 from ..terminal import Terminal
@@ -167,15 +168,19 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     stored = protocol["crop"] if protocol["crop_val"] else None
     crop = stored if options.crop == "stored" else options.crop
     loader = eval_loader(data, split, presence.ids, table, crop, options.batch_size, options.workers)
-    matrices = evaluate(
-        model.to(device),
-        method.scores,
-        loader,
-        len(names),
-        with_known,
-        device,
-        track=lambda batches: track(batches, "evaluation", len(loader), disable=not progress),
-    )
+    fewer = "one image at a time; smaller images, or a machine with more memory, would do"
+    if crop:
+        fewer = f"{options.batch_size} images at a time; try --batch_size {max(1, options.batch_size // 2)}"
+    with enough_memory(lambda error: fewer):
+        matrices = evaluate(
+            model.to(device),
+            method.scores,
+            loader,
+            len(names),
+            with_known,
+            device,
+            track=lambda batches: track(batches, "evaluation", len(loader), disable=not progress),
+        )
     record = {"step": meta["step"], "known": known}
     return {
         "format": 1,

@@ -19,6 +19,7 @@ from ..memory import Exemplar, exemplar_table, unshift
 from ..scenario import Scenario
 from .augment import Augmentation, centre_view, cut_image, cut_map, whole_view
 from .base import SegDataset, Split
+from .workers import shared, survive
 
 
 @dataclass(frozen=True)
@@ -349,7 +350,7 @@ def collate(items: Sequence[Item | UserError | LeakError]) -> Loaded | UserError
     batch = Batch(
         images=default_collate([i.image.permute(1, 2, 0) for i in good]).permute(0, 3, 1, 2),
         labels=default_collate([i.labels for i in good]),
-        from_memory=torch.tensor([i.from_memory for i in good]),
+        from_memory=shared(torch.tensor([i.from_memory for i in good])),
         aux={name: default_collate([i.aux[name] for i in good]) for name in good[0].aux},
     )
     return batch, [i.image_id for i in good]
@@ -359,10 +360,10 @@ def iterate(loader: DataLoader[Loaded | UserError | LeakError]) -> Iterator[Load
     """The batches of a loader.
 
     Raises:
-        UserError: An image or mask that cannot be read.
+        UserError: An image or mask that cannot be read, or a loader process that was killed.
         LeakError: Labels that may not be seen.
     """
-    for loaded in loader:
+    for loaded in survive(loader):
         if isinstance(loaded, Exception):
             raise loaded
         yield loaded

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..batch import Batch
 from ..data.loader import Draw, EpochPlan, Loaded, RawView, StepImages
+from ..data.workers import shared, survive
 from ..errors import UserError
 from ..methods.base import Method, StepContext
 from ..processes import loader_processes
@@ -46,6 +47,9 @@ class _Views(Dataset[RawView | UserError]):
 
 
 def _as_they_are(items: list[RawView | UserError]) -> list[RawView | UserError]:
+    for item in items:
+        if isinstance(item, RawView):
+            shared(item.image)
     return items
 
 
@@ -123,7 +127,7 @@ class StepFeatures:
             generator=torch.Generator(),  # else the pass would move the global random state
         )
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
-        chunks = self._machine.display.track(loader, "features", len(loader))
+        chunks = self._machine.display.track(survive(loader), "features", len(loader))
         for n, items in enumerate(chunks):
             good = [_checked(item) for item in items]
             # batches of one size: what is kept of a view does not depend on which others are missing

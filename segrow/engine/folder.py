@@ -15,6 +15,7 @@ from ..model.record import RECORD, WEIGHTS, is_model, read_record
 from ..model.store import load_model
 from ..scenario import Scenario
 from ..shapes import Shape
+from .changes import COMPUTED, RATES, loss_was_lost
 
 # may change between a run and its continuation: they do not change what is learnt
 FREE = frozenset(
@@ -65,6 +66,7 @@ RESULTS: Shape = {
     "classes?": _NAMES,
     "remarks?": _NAMES,
     "unlabelled?": _NAMES,
+    "changes?": [dict],
     "evaluation?": dict,
     "excluded?": (str, None),
     "steps": [{"classes?": _NAMES, "images_hash?": str, "cost?": {"features?": ({"views": _INDEX}, None)}}],
@@ -95,12 +97,15 @@ def _plain(value: Any) -> Any:
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], free: frozenset[str] = FREE) -> list[str]:
     """`key: value there, value here` for every value that differs and is not free to."""
+    return [f"{key}: {a} there, {b} here" for key, (a, b) in _differing(there, here, free).items()]
+
+
+def _differing(
+    there: Mapping[str, Any], here: Mapping[str, Any], free: frozenset[str] = FREE
+) -> dict[str, tuple[Any, Any]]:
     a, b = ({**BEFORE, **_flat(side)} for side in (there, here))
-    return [
-        f"{key}: {a.get(key)} there, {b.get(key)} here"
-        for key in sorted(a.keys() | b.keys())
-        if key not in free and a.get(key) != b.get(key)
-    ]
+    keys = sorted(key for key in a.keys() | b.keys() if key not in free and a.get(key) != b.get(key))
+    return {key: (a.get(key), b.get(key)) for key in keys}
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -114,7 +119,9 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_folder(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """A run folder is continued only with the configuration it was started with.
+    """A run folder is continued only with the configuration it was started with, or what may change.
+
+    A run that has not come to the end of its first epoch is no loss: any configuration starts it anew.
 
     The base may stand elsewhere now, where its base step is the same.
 
@@ -124,20 +131,23 @@ def check_folder(folder: Path, config: Mapping[str, Any]) -> str | None:
     Raises:
         UserError: Showing the difference; or when the folder holds something else.
     """
-    stored = RunPaths(folder).config
-    if stored.exists():
-        there = read_config(folder)
-        found = differences(there, config)
-        before, now = there.get("base"), config["base"]
-        moved = len(found) == 1 and found[0].startswith("base: ") and before and now
-        if moved and _same_base(folder, now):
-            return f"{now} holds the same base step, byte for byte, as {before} did: the run goes on"
-        if found:
+    if RunPaths(folder).config.exists():
+        if not is_begun(folder):
+            return None
+        found = _differing(read_config(folder), config)
+        allowed, line = _may_change(folder, config), None
+        before, now = found.get("base", (None, None))
+        if before and now and _same_base(folder, now):
+            allowed |= {"base"}
+            line = f"{now} holds the same base step, byte for byte, as {before} did: the run goes on"
+        if not found.keys() <= allowed:
+            rows = (f"{key}: {a} there, {b} here" for key, (a, b) in found.items())
             raise UserError(
-                f"{folder} holds a run of another configuration ({'; '.join(found)}); "
+                f"{folder} holds a run of another configuration ({'; '.join(rows)}); "
                 "use another --out, or delete that folder"
             )
-    elif folder.exists() and not (folder.is_dir() and all(_is_litter(f) for f in folder.iterdir())):
+        return line
+    if folder.exists() and not (folder.is_dir() and all(_is_litter(f) for f in folder.iterdir())):
         raise UserError(f"{folder} is there and is no run folder; use another --out")
     return None
 
@@ -165,6 +175,31 @@ def _weights(folder: Path) -> str:
 def _is_litter(path: Path) -> bool:
     """Whether a call that was killed before it wrote anything, or this one, made it."""
     return path.suffix == ".tmp" or path.name == ".lock"
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a run folder holds anything that was trained."""
+    paths = RunPaths(folder)
+    return paths.results.exists() or (folder / "steps").exists() or any(folder.glob("*.ckpt*"))
+
+
+def changed_options(folder: Path, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Before and now of what `check_folder` let pass and the run did not begin with."""
+    if not RunPaths(folder).config.exists() or not is_begun(folder):
+        return {}
+    found = _differing(read_config(folder), config)
+    found.pop("base", None)  # the same base step in another place
+    return found
+
+
+def _may_change(folder: Path, config: Mapping[str, Any]) -> frozenset[str]:
+    """Options that a run may be continued with; none when nothing is left to train."""
+    if RunPaths(folder).results.exists():
+        results = read_results(folder)
+        done, taught = len(results["steps"]), sum(len(step.get("classes", ())) for step in results["steps"])
+        if done == config["steps"] or taught == len(results.get("classes", ())) - 1:
+            return frozenset()
+    return COMPUTED | (RATES if loss_was_lost(folder) else frozenset())
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ..data.exclude import Exclusion
 from ..methods.base import Method
 from ..precision import mixed_remark
 from ..scenario import Scenario
+from .changes import changed_remarks, read_changes
 from .folder import FREE, differences, images_hash, is_model_directory, read_config
 
 
@@ -96,6 +97,7 @@ def base_remark(base: Path, plain: Mapping[str, Any]) -> str:
         found.append(f"epochs of the base step: {theirs} there, {ours} here")
     if there["method"] != plain["method"]:
         found.insert(0, f"method {there['method']['name']}")
+    found += changed_remarks([change for change in read_changes(base) if change["step"] == 0])
     return f"{SHARED} {base.name}, {', '.join(found) or AS_OURS}"
 
 

@@ -28,19 +28,24 @@ from ..model.record import read_file_beside, read_record
 from ..model.segmenter import Segmenter, build_segmenter
 from ..model.store import load_model, save_model
 from ..precision import MIXED, last
+from ..resources import enough_memory
 from ..stored import MEMORY, METHOD_STATE, load_memory, load_with_method, restore_state
+from .changes import changed_remarks, note_change, note_lost, read_changes
 from .checkpoint import Checkpoint
 from .cost import Stopwatch, parameter_counts, peak_memory, reset_peak_memory, stored_bytes
 from .exemplars import Chooser
 from .feature_store import FeatureStore
 from .features import keep_features
+from .fitting import Gauge, evaluation_advice, training_advice
 from .folder import (
     META,
+    changed_options,
     check_base,
     check_data,
     check_folder,
     configuration,
     images_hash,
+    is_begun,
     is_model_directory,
     read_results,
 )
@@ -50,7 +55,7 @@ from .machine import Machine
 from .records import KEPT, SHARED, all_remarks, base_remark, empty_results, model_meta, step_remarks
 from .scan import scan
 from .select import Selection, new_classes_score
-from .setup import Prepared, check_ranges, is_first_process, make_fabric, prepare
+from .setup import Prepared, check_ranges, is_first_process, make_fabric, prepare, together
 from .step import StepTrainer, epoch_plan, mix_seed
 from .val_features import GIB, KeptFeatures
 from .validate import Validation
@@ -108,7 +113,7 @@ def _train(
         Display(quiet=False).say(moved)
     prepared = prepare(config, method, progress=first, say=Display(quiet=not first).say, strict=strict)
     fabric, precision = make_fabric(config.train)
-    with Display(quiet=not fabric.is_global_zero) as display:
+    with together(fabric), Display(quiet=not fabric.is_global_zero) as display:
         machine = Machine(fabric, precision, config.train, config.seed, out, display, left)
         run = Run(config, method, prepared, machine, pages=after_step is not None)
         run.begin(plain, base, (*remarks, *prepared.data.notes))
@@ -168,7 +173,7 @@ class Run:
         empty["remarks"] = all_remarks(remarks, self.config, self.method)
         if base is not None and is_model_directory(base):
             self._base = base
-        there = self.paths.results.exists()
+        there, changed = self.paths.results.exists(), changed_options(self.paths.root, plain)
         self.fabric.barrier()  # all processes have looked before the first one writes
         if there:
             if self.fabric.is_global_zero:
@@ -177,6 +182,7 @@ class Run:
             check_data(self.results, empty, self.scenario)
             shared = [line for line in self.results.get("remarks", ()) if line.startswith(SHARED)]
             self.results["remarks"] = [*empty["remarks"], *shared, *step_remarks(self.results["steps"])]
+            self._change(changed, plain)
             return
         self.results = empty
         adopted = None if base is None else check_base(base, plain, self.results, self.method, self.scenario)
@@ -192,11 +198,28 @@ class Run:
                 raise UserError(
                     f"{self.paths.root} cannot be made ({error.strerror}); use another --out"
                 ) from None
+        self._change(changed, plain)
+        if base is not None:
+            self._adopt(base, adopted)
+
+    def _change(self, changed: Mapping[str, tuple[Any, Any]], plain: Mapping[str, Any]) -> None:
+        """Write the configuration, and before it what of it changes for a run that has begun."""
+        root = self.paths.root
+        if changed and self.fabric.is_global_zero:
+            done, last = len(self.results["steps"]), Checkpoint.load(self.paths.checkpoint)
+            step, epoch = (last.step, last.epoch) if last and last.step >= done else (done, 0)
+            note_change(root, step, epoch, changed)
+        if self.fabric.is_global_zero and (changed or not self.paths.results.exists()):
             # how far one call goes is no part of what the run is: the next call may go further
             stored = {key: value for key, value in plain.items() if key != "steps"}
             write_atomic(self.paths.config, yaml.safe_dump(stored, sort_keys=False).encode())
-        if base is not None:
-            self._adopt(base, adopted)
+        self.fabric.barrier()
+        changes = read_changes(root)
+        if changes:
+            self.results["changes"] = changes
+            self.results["remarks"] += changed_remarks(changes)
+        if changed:
+            self.machine.display.say(changed_remarks(changes)[-1])
 
     def say_precision(self) -> None:
         """Which precision the steps to come are trained in, when that was not said by the user."""
@@ -264,10 +287,20 @@ class Run:
             self.config, self.method, self.scenario, val, step, self._pages
         )
         if not self.paths.model(step).exists():
-            self.machine.left.finished(training, self.train_step(step))
+            self.machine.left.finished(training, self._train_or_note(step))
             self.fabric.barrier()
         self._evaluate_step(step)
         return True
+
+    def _train_or_note(self, step: int) -> float:
+        """`train_step`; when memory runs out it is said what may fit, and a lost loss is written down."""
+        try:
+            with enough_memory(partial(training_advice, self.config.train, Gauge(self.fabric.device))):
+                return self.train_step(step)
+        except NonFiniteLossError as error:
+            if self.fabric.is_global_zero and is_begun(self.paths.root):
+                note_lost(self.paths.root, step, str(error))
+            raise
 
     def train_step(self, step: int) -> float:
         """Train one step on the model directory in the place of the step before, without evaluation.
@@ -300,10 +333,6 @@ class Run:
             ctx.fold_frozen_trunk()
         trainer = StepTrainer(self.machine, self.method, ctx, images, epochs, resume, selection, features)
         seconds = trainer.fit()
-        if not all(
-            bool(p.isfinite().all()) for p in model.parameters()
-        ):  # the losses never saw the last update
-            raise NonFiniteLossError(f"the weights are not finite after the last update of step {step}")
         trainable, total = parameter_counts(model)
         self.method.end_step(ctx)
         if self.fabric.is_global_zero:
@@ -417,7 +446,8 @@ class Run:
         if not self.config.memory.size:
             return ()
         chooser = Chooser(self.data, self.scenario, self.present, self.config, self.machine.display)
-        return chooser.choose(step, model, self.method, previous, self.fabric.device)
+        with enough_memory(partial(evaluation_advice, self.config.train, Gauge(self.fabric.device))):
+            return chooser.choose(step, model, self.method, previous, self.fabric.device)
 
     # ---- evaluation
 

@@ -1,12 +1,15 @@
 """Everything that is decided, and can fail, before a run writes its first file."""
 
 import os
-from collections.abc import Callable, Sequence
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import Precision
+from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from ..config import RunConfig, TrainConfig
@@ -260,3 +263,21 @@ def make_fabric(train: TrainConfig) -> tuple[Fabric, Precision]:
     )
     fabric.launch()
     return fabric, precision
+
+
+@contextmanager
+def together(fabric: Fabric) -> Iterator[None]:
+    """Where the first process stops early, those that it started end too, and wait for it in no reduction."""
+    try:
+        yield
+    except BaseException:
+        launcher = fabric.strategy.launcher
+        started = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
+        for process in started:
+            process.terminate()
+        for process in started:
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:  # it hangs in a reduction on a GPU
+                process.kill()
+        raise

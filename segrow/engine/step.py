@@ -157,6 +157,7 @@ class StepTrainer:
             for epoch in range(self.first, self.epochs):
                 with self.watch:
                     terms = self._epoch(epoch, bar, log)
+                self._check_weights(epoch + 1)
                 if first:
                     self._checkpoint(epoch + 1).save(RunPaths(machine.root).checkpoint)
                 if not machine.display.live and self._tells(epoch + 1):
@@ -238,6 +239,17 @@ class StepTrainer:
         floor = train.lr_floor if train.policy == "poly" else 0.0
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = max(rate * factor, floor if rate else 0.0)
+
+    def _check_weights(self, epochs_done: int) -> None:
+        """The losses never saw the last update; what cannot be continued from is no checkpoint.
+
+        Raises:
+            NonFiniteLossError: When a weight or a running statistic is not finite.
+        """
+        for name, value in self.ctx.model.state_dict().items():
+            if not bool(value.isfinite().all()):
+                when = f"the last update of epoch {epochs_done} of step {self.ctx.step}"
+                raise NonFiniteLossError(f"{name} is not finite after {when}")
 
     def _checkpoint(self, epochs_done: int) -> Checkpoint:
         return Checkpoint(

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from ..data.base import Presence, SegDataset
 from ..evaluate import Matrices, eval_loader, evaluate
 from ..methods.base import Method
 from ..model.segmenter import Segmenter
+from ..resources import enough_memory
 from ..scenario import Scenario
+from .fitting import Gauge, evaluation_advice
 from .machine import Machine
 from .val_features import KeptFeatures
 
@@ -72,14 +75,15 @@ class Validation:
         loader = eval_loader(
             self.data, "val", share, table, crop, train.val_batch_size, train.workers, pixels=pixels
         )
-        return evaluate(
-            model,
-            method.scores,
-            loader,
-            len(self.scenario.classes),
-            self.known(step),
-            fabric.device,
-            channels_last=train.channels_last,
-            features=features.features if features else None,
-            track=lambda items: display.track(items, f"step {step} {what}", len(loader)),
-        )
+        with enough_memory(partial(evaluation_advice, train, Gauge(fabric.device))):
+            return evaluate(
+                model,
+                method.scores,
+                loader,
+                len(self.scenario.classes),
+                self.known(step),
+                fabric.device,
+                channels_last=train.channels_last,
+                features=features.features if features else None,
+                track=lambda items: display.track(items, f"step {step} {what}", len(loader)),
+            )

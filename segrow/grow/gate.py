@@ -97,19 +97,33 @@ class Verdicts:
     Attributes:
         old: Of every class that was known before; empty without a gate.
         new: Of the new classes; empty when nothing was held out.
+        strict: Too few images to be sure of a class stop the model too.
     """
 
     old: tuple[OldClass, ...] = ()
     new: tuple[NewClass, ...] = ()
+    strict: bool = False
 
     @property
     def passes(self) -> bool:
-        """Whether no old class fails and every new class passes."""
-        return all(c.verdict != "fails" for c in self.old) and all(c.verdict != "fails" for c in self.new)
+        """Whether nothing stops the new model."""
+        stopping = ("fails", "unsure", "few") if self.strict else ("fails",)
+        verdicts = [*(c.verdict for c in self.old), *(c.verdict for c in self.new)]
+        return not any(verdict in stopping for verdict in verdicts)
 
     @property
     def reasons(self) -> list[str]:
-        """A sentence for every class that fails."""
+        """A sentence for every class that stops the model."""
+        classes: list[OldClass | NewClass] = [*self.old, *self.new]
+        doubted = [
+            f"{c.name} is {c.verdict}: {c.images} image{'s show' if c.images != 1 else ' shows'} it, "
+            f"{FEW if c.verdict == 'few' else ENOUGH} are needed (--strict)"
+            for c in classes
+            if self.strict and c.verdict in ("unsure", "few")
+        ]
+        return [*self._failures(), *doubted]
+
+    def _failures(self) -> list[str]:
         found = [
             f"{c.name} drops by {c.drop:.1f} points (90 % interval {c.interval[0]:.1f} to "
             f"{c.interval[1]:.1f}, {c.images} images)"
@@ -122,6 +136,8 @@ class Verdicts:
         """Plain values; NaN becomes None."""
         return {
             "passes": self.passes,
+            "strict": self.strict,
+            "reasons": self.reasons,
             "old": [_plain(vars(c)) for c in self.old],
             "new": [_plain(vars(c)) for c in self.new],
         }

@@ -43,7 +43,8 @@ class AddOptions:
         workers: Loader processes.
         device: auto, cpu or cuda.
         allow_code: Import a method from outside segrow.
-        strict: Images that are learnt from twice, or learnt from and measured on, are a mistake, not a note.
+        strict: Images that are learnt from twice, or learnt from and measured on, are a mistake, not a note;
+            and a class that is unsure or few stops the new model, as one that fails.
     """
 
     out: Path | None = None

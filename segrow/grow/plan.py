@@ -510,6 +510,11 @@ def _check_images(
             return None, [
                 "a fifth of the exemplars is not replayed: the gate looks at it; --check DIR judges better"
             ]
+        if options.strict:
+            raise UserError(
+                "--strict wants a verdict on every old class, and there are no images to judge them by; give "
+                "--check DIR (or --exemplars DIR), or leave --strict out"
+            )
         return None, ["no gate: nothing says what becomes of the old classes (--check DIR would)"]
     data = open_given(options.check, "--check")
     split: Split = "val" if data.ids("val") else "train"

@@ -12,12 +12,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ..argmax import Scores
@@ -27,13 +29,14 @@ from ..config import RunPaths
 from ..data.base import Presence, SegDataset
 from ..data.given import Files, GivenDataset
 from ..data.saliency import write_map
+from ..engine.fitting import Gauge, training_advice
 from ..engine.left import Work
 from ..engine.log import Display
 from ..engine.machine import Machine
 from ..engine.run import Run
 from ..engine.setup import Prepared, make_fabric
 from ..engine.val_features import trunk_hash
-from ..errors import UserError
+from ..errors import MachineError, UserError
 from ..evaluate import eval_loader, image_matrices
 from ..memory import Exemplar, to_json
 from ..methods.base import make_method
@@ -42,11 +45,15 @@ from ..model.record import read_file_beside, read_record
 from ..model.segmenter import Segmenter
 from ..model.store import load_model, save_model
 from ..pictures import encoded
+from ..resources import enough_memory
 from ..scenario import Scenario, Step, empty_table
 from ..stored import MEMORY, METHOD_STATE, data_names, load_memory, origin_names, restore_state
 from .gate import Matrices, Verdicts, judge_new, judge_old, with_unjudged
 from .options import AddOptions
 from .plan import EXEMPLAR, Images, Plan, plan_addition, rejected_folder
+
+OPTIONS = {"batch_size": "--batch-size", "crop": "--crop"}
+"""What `segrow add` calls them."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ def _work_folder(plan: Plan) -> Iterator[Path]:
         work.mkdir(exist_ok=True)
         try:
             yield work
-        except OSError:  # such as a full disk: when that is mended the same call goes on
+        except (OSError, MachineError):  # such as a full disk: when that is mended the same call goes on
             raise
         except Exception:
             shutil.rmtree(work)
@@ -231,7 +238,8 @@ def _train(plan: Plan, work: Path, data: GivenDataset, display: Display) -> Path
     if machine.numbers.line:
         display.say(machine.numbers.line)
     machine.left.ahead = [Work("evaluation", _gate_images(plan))]
-    Run(plan.config, plan.method, prepared, machine).train_step(plan.step)
+    with _enough_memory(plan, fabric.device):
+        Run(plan.config, plan.method, prepared, machine).train_step(plan.step)
     return paths.model(plan.step)
 
 
@@ -239,6 +247,11 @@ def _gate_images(plan: Plan) -> int:
     """How many images go through a network after the training: those of old classes through two."""
     old = len(plan.judged) if plan.check is None else len(plan.check.ids)
     return 2 * old + (0 if plan.held is None else len(plan.held.ids))
+
+
+def _enough_memory(plan: Plan, device: torch.device) -> AbstractContextManager[None]:
+    advice = partial(training_advice, plan.config.train, Gauge(device), options=OPTIONS)
+    return enough_memory(advice)
 
 
 def _extra(folder: Path, memory: Sequence[Exemplar]) -> dict[str, bytes]:
@@ -319,7 +332,7 @@ def _judge(plan: Plan, after: Segmenter, trained: Path, data: GivenDataset, disp
             table[plan.held.data.class_names.index(name)] = names.index(name)
         (later,) = _matrices(plan, models[1:], plan.held, table, "new classes", display)
         new = judge_new(later, names, known, options.min_new, options.seed)
-    return Verdicts(with_unjudged(old, names[:known]), new)
+    return Verdicts(with_unjudged(old, names[:known]), new, options.strict)
 
 
 def _matrices(
@@ -335,15 +348,17 @@ def _matrices(
     crop = train.crop if train.crop_val else None
     loader = eval_loader(images.data, images.split, images.ids, table, crop, train.batch_size, train.workers)
     one_trunk = len({trunk_hash(model) for model, _ in models}) == 1
-    return image_matrices(
-        models,
-        loader,
-        len(plan.names),
-        models[0][0].mean.device,
-        one_trunk=one_trunk,
-        channels_last=train.channels_last,
-        track=lambda items: display.track(items, what, len(loader)),
-    )
+    device = models[0][0].mean.device
+    with _enough_memory(plan, device):
+        return image_matrices(
+            models,
+            loader,
+            len(plan.names),
+            device,
+            one_trunk=one_trunk,
+            channels_last=train.channels_last,
+            track=lambda items: display.track(items, what, len(loader)),
+        )
 
 
 def _meta(plan: Plan, record: dict[str, Any], verdicts: Verdicts) -> dict[str, Any]:

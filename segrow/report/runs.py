@@ -200,7 +200,8 @@ def _method(run: ReportRun) -> str:
 
 def _settings(run: ReportRun) -> dict[str, Any]:
     images = {"training.images_hash": trained_on(run), "evaluation.images_hash": tested_on(run)[1]}
-    settings = {**BEFORE, **dict(flatten(run.config)), **images}
+    changes = run.results.get("changes", [])  # config.yaml holds what the run ended with
+    settings = {**BEFORE, **dict(flatten(run.config)), **images, "changes": changes}
     return {key: value for key, value in settings.items() if key not in _REPEATS}
 
 
