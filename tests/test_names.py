@@ -103,6 +103,18 @@ def test_every_command_takes_names_as_they_are(folder: Path, capsys: Capture) ->
     said = call("scenario", *of, *task, "--json")
     assert [name for step in said.json["steps"] for name in step["classes"]] == list(CLASSES)
     assert CLASSES[3] in call("scenario", *of, *task).out
+    checked = call("data", "check", data, "--task", "13-1", "--json").json
+    assert [row["class"] for row in checked["splits"]["train"]["per_class"]][1:] == list(CLASSES)
+    assert checked["ok"]
+    broken = folder / f"broken {ODD}"
+    shutil.copytree(data, broken)
+    (broken / f"masks/train/{ODD}.png").write_bytes(b"none")
+    (broken / f"images/val/{ODD}.png").unlink()
+    bad = folder / f"bad {ODD}"
+    said = call("data", "check", broken, "--fix-list", bad, code=1)
+    assert shown(f"mask: train/{ODD}: mask {broken}") in said.out
+    left = ("--data.root", broken, "--data.exclude", bad)
+    call("scenario", "--data.name", "folder", *left, *task)
     network = ("--model.name", "deeplabv3_test_resnet", "--model.weights", "none", "--model.width", "8")
     size = ("--train.epochs", "1", "--train.batch_size", "2", "--train.crop", "32", "--train.workers", "0")
     more = ("--memory.size", "6", "--train.device", "cpu", "--method", "mib", "--out", run)
