@@ -8,7 +8,7 @@ that a mask of the data set holds.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Literal, Protocol
@@ -149,6 +149,7 @@ def build_scenario(
     classes: Sequence[str] | None = None,
     order_seed: int | None = None,
     seed: int = 1,
+    ignored: Collection[int] = (),
 ) -> Scenario:
     """Divides the classes into steps and gives every step its training images.
 
@@ -170,6 +171,7 @@ def build_scenario(
         classes: Names in learning order; what is left out counts as background. Default: by raw id.
         order_seed: Shuffle the (selected) classes.
         seed: Of the partitioned setting.
+        ignored: Raw ids of classes that no mask shows, for their pixels count nowhere.
 
     Raises:
         UserError: Unknown or repeated names, a task that does not add up, a step without any image.
@@ -177,7 +179,7 @@ def build_scenario(
     if setting not in SETTINGS:
         hint = near(setting, SETTINGS)
         raise UserError(f'unknown setting "{setting}", expected overlap, disjoint or partitioned.{hint}')
-    raw, sizes = divide_classes(data, class_names, task, classes, order_seed)
+    raw, sizes = divide_classes(data, class_names, task, classes, order_seed, ignored)
     shown = np.asarray(presence.present)[:, raw]  # images x classes in learning order
     if setting == "partitioned":
         shown = _partition(presence.ids, shown, raw, seed)
@@ -206,13 +208,14 @@ def divide_classes(
     task: str,
     classes: Sequence[str] | None = None,
     order_seed: int | None = None,
+    ignored: Collection[int] = (),
 ) -> tuple[list[int], list[int]]:
     """Raw ids in learning order, and how many of them each step teaches; arguments of `build_scenario`.
 
     Raises:
         UserError: Unknown or repeated names, a task that does not add up.
     """
-    raw = _select(data, class_names, classes)
+    raw = _select(data, class_names, classes, ignored)
     base, increment, letter = _parse_task(task, len(raw))
     if letter:
         raw = _named_order(data, len(class_names), letter, task, classes, order_seed)
@@ -221,16 +224,18 @@ def divide_classes(
     return raw, _step_sizes(data, task, len(raw), base, increment)
 
 
-def _select(data: str, class_names: Sequence[str], classes: Sequence[str] | None) -> list[int]:
+def _select(
+    data: str, class_names: Sequence[str], classes: Sequence[str] | None, ignored: Collection[int]
+) -> list[int]:
     """Raw ids of the classes to learn."""
     _no_duplicates(class_names, f"the classes of {data}")
     if classes is None:
-        return list(range(1, len(class_names)))
+        return [raw for raw in range(1, len(class_names)) if raw not in ignored]
     if not classes:
         raise UserError("--data.classes is empty; name at least one class, or leave it out to learn all")
     classes = [plain_name(name) for name in classes]
     _no_duplicates(classes, "--data.classes")
-    known = {name: raw for raw, name in enumerate(class_names) if raw}
+    known = {name: raw for raw, name in enumerate(class_names) if raw and raw not in ignored}
     for name in classes:
         if name == class_names[0]:
             raise UserError(

@@ -119,3 +119,40 @@ def test_a_single_file_holds_a_fifth_out(tmp_path: Path) -> None:
     assert "so 2 of 10 images are held out, chosen by their names" in data.notes[-1]
     for split in ("train", "val"):
         assert data.presence(split, progress=False).present.all()  # type: ignore[arg-type]
+
+
+def cvat(root: Path) -> Path:
+    """RGB masks of one class and of what must not count."""
+    for name in ("JPEGImages", "SegmentationClass"):
+        (root / name).mkdir(parents=True)
+    for k in range(4):
+        image = np.random.default_rng(k).integers(90, 150, (*SIZE, 3)).astype(np.uint8)
+        mask = np.zeros((*SIZE, 3), np.uint8)
+        image[5:25, 20:32], mask[5:25, 20:32], mask[:4] = COLOURS["blue"], (9, 8, 7), (255, 255, 255)
+        Image.fromarray(image).save(root / f"JPEGImages/{k}.png")
+        Image.fromarray(mask).save(root / f"SegmentationClass/{k}.png")
+    (root / "labelmap.txt").write_text("background:0,0,0::\nblue:9,8,7::\nignore:255,255,255::\n")
+    return root
+
+
+def test_a_step_on_stated_colours(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = cvat(tmp_path / "cvat")
+    words = ["add", str(run), "--data", str(root), "--classes", "blue", "--out", str(tmp_path / "grown")]
+    small = ["--epochs", "1", "--views", "1", "--crop", "32", "--workers", "0", "--device", "cpu"]
+    assert cli.main([*words, *small, "--saliency", "none"]) == 0, capsys.readouterr().err
+    assert "ignore count nowhere" in capsys.readouterr().out
+    assert (
+        cli.main(
+            [
+                "eval",
+                str(tmp_path / "grown"),
+                "--data.root",
+                str(root),
+                "--data.name",
+                "folder",
+                "--workers",
+                "0",
+            ]
+        )
+        == 0
+    )

@@ -126,7 +126,7 @@ def test_vocs_own_colours(tmp_path: Path) -> None:
     assert np.array_equal(data.mask("train", "000"), VALUES)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------
 
 
 def refused(root: Path) -> str:
@@ -204,7 +204,7 @@ def test_names_with_spaces_and_numbers() -> None:
     assert parse_colours([]) is None
 
 
-# --- lists and commands -------------------------------------------------------------------------------------
+# --- lists and commands -----------------------------------------------------------------------------------
 
 
 def test_lists_of_train_and_val(tmp_path: Path) -> None:
@@ -254,3 +254,42 @@ def test_the_scenario_of_a_cvat_folder(tmp_path: Path, capsys: pytest.CaptureFix
     shown = capsys.readouterr()
     assert [step["classes"] for step in json.loads(shown.out)["steps"]] == [["blue"], ["red"]]
     assert "so 1 of 6 images are held out, chosen by their names" in shown.err
+
+
+# --- classes of numbers that count nowhere ------------------------------------------------------------------
+
+
+def with_void(root: Path) -> Path:
+    """A folder whose value 2 is called void."""
+    folder(root, Image.fromarray(VALUES))
+    (root / "classes.txt").write_text("background\nblue\nvoid\n")
+    return root
+
+
+def test_a_class_called_void_counts_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = with_void(tmp_path / "d")
+    data = open_given(root, "--data")
+    assert np.array_equal(data.mask("train", "000"), np.where(VALUES == 2, 255, VALUES))
+    assert data.presence("train", progress=False).present.tolist() == [[True, True, False]] * 6
+    assert any("pixels of void count nowhere; --ignore none" in note for note in data.notes)
+    words = ["scenario", "--data.name", "folder", "--data.root", str(root), "--task", "offline", "--json"]
+    assert cli.main(words) == 0
+    assert json.loads(capsys.readouterr().out)["steps"][0]["classes"] == ["blue"]
+    assert cli.main([*words, "--data.ignore", "none"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"][0]["classes"] == ["blue", "void"]
+
+
+def test_the_user_names_what_counts_nowhere(tmp_path: Path) -> None:
+    root = with_void(tmp_path / "d")
+    data = open_given(root, "--data", ignore=["blue"])
+    assert np.array_equal(data.mask("train", "000"), np.where(VALUES == 1, 255, VALUES))
+    assert any("pixels of blue count nowhere; as --ignore says" in note for note in data.notes)
+    with pytest.raises(UserError, match='has no class "snow" to ignore; its classes are blue, void'):
+        open_given(root, "--data", ignore=["snow"])
+
+
+def test_lists_of_names_of_vocs_kind(tmp_path: Path) -> None:
+    root = voc_like(tmp_path / "d", Image.fromarray(VALUES))
+    (root / "class_names.txt").write_text("_background_\nblue\nIgnore\n")
+    assert open_given(root, "--data").ignored == (2,)
+    assert open_given(root, "--data", ignore=["none"]).ignored == ()

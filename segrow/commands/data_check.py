@@ -96,7 +96,7 @@ def _scenario(report: Report, args: Any) -> Scenario | None:
     classes = split_names(args.classes, "--data.classes") if args.classes else None
     present = report.splits["train"].presence(len(data.class_names))
     task = (args.task, args.setting, classes, args.order_seed, args.seed)
-    return build_scenario(data.name, data.class_names, data.ignore_id, present, *task)
+    return build_scenario(data.name, data.class_names, data.ignore_id, present, *task, ignored=data.ignored)
 
 
 def _write_list(path: Path, report: Report, exclusion: Exclusion) -> None:

@@ -54,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
         classes,
         args.order_seed,
         args.seed,
+        ignored=data.ignored,
     )
     if args.json:
         steps = [{"index": s.index, "classes": s.classes, "images": s.images} for s in scenario.steps]

@@ -84,4 +84,6 @@ def open_without(
     own = (place / "images").is_dir() and (place / "masks").is_dir()
     if found is None and not own and place.exists() and (said := recognise(place)):
         raise UserError(f"--data.root {root} holds {said}")
-    return FolderDataset(root, hold_out, exclude) if found is None else found  # which says what is missing
+    return (
+        FolderDataset(root, hold_out, exclude, ignore) if found is None else found
+    )  # which says what is missing

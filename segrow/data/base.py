@@ -31,6 +31,7 @@ class SegDataset(abc.ABC):
         ignore_id: Raw value of pixels that count nowhere: 255, or 65535 where masks are 16 bit.
         known_values: Number of classes that the mask files were made for, where classes were added to theirs.
         colours: Which colours of RGB masks stand for which values, where that is stated.
+        ignored: Raw ids of classes whose pixels count nowhere; no mask that is read shows them.
         notes: What was left out, or decided where the files do not say it, a sentence each. `presence` adds
             those on the masks and images that it reads. Who opens a data set shows them.
         excluded: Images that were there and are left out because somebody asked for it, each as SPLIT/ID.
@@ -42,6 +43,7 @@ class SegDataset(abc.ABC):
     ignore_id: int
     known_values: int | None = None
     colours: ColourTable | None = None
+    ignored: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
 
@@ -96,7 +98,8 @@ class SegDataset(abc.ABC):
     @final
     def values(self) -> Values:
         """Legal values of its masks."""
-        return Values(self.known_values or len(self.class_names), self.ignore_id, self.colours)
+        known = self.known_values or len(self.class_names)
+        return Values(known, self.ignore_id, self.colours, self.ignored)
 
     @final
     def saliency(self, split: Split, image_id: str, size: tuple[int, ...] | None = None) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ Without train and val, what is in images, masks and saliency are all training im
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ class FolderDataset(SegDataset):
     Args:
         root: The folder.
         hold_out: Where it has no validation images, take a fifth of the training images as such.
+        ignore: Classes whose pixels count nowhere; None: those that are called so, such as "ignore".
         exclude: Images that are left out, each as SPLIT/ID.
 
     Raises:
@@ -46,7 +47,11 @@ class FolderDataset(SegDataset):
     name = "folder"
 
     def __init__(
-        self, root: str | Path, hold_out: bool = False, exclude: frozenset[str] = frozenset()
+        self,
+        root: str | Path,
+        hold_out: bool = False,
+        exclude: frozenset[str] = frozenset(),
+        ignore: Collection[str] | None = None,
     ) -> None:
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
@@ -55,6 +60,8 @@ class FolderDataset(SegDataset):
             )
         self.class_names, self.notes = read_classes(self.root / "classes.txt")
         self.ignore_id = 255 if len(self.class_names) <= 255 else 65535
+        self.ignored, said = ignored_values(self.class_names, ignore, self.root)
+        self.notes += said
         flat = self._is_flat()
         self._pairs: dict[Split, Pairs] = {}
         for split in SPLITS[:1] if flat else SPLITS:
@@ -152,6 +159,34 @@ class FolderDataset(SegDataset):
     def saliency_path(self, split: Split, image_id: str) -> Path:
         """saliency/SPLIT/ID.png"""
         return self._pairs[split].maps.or_expected(image_id)
+
+
+def ignored_values(
+    class_names: Sequence[str], ignore: Collection[str] | None, root: Path
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Mask values of classes that count nowhere, and a note on them.
+
+    Args:
+        class_names: By mask value.
+        ignore: Names that count nowhere; None: those that are called so, such as "ignore" and "void".
+        root: The folder, for errors.
+
+    Raises:
+        UserError: A name that is no class.
+    """
+    classes = class_names[1:]
+    if unknown := [name for name in ignore or () if name not in classes]:
+        raise UserError(
+            f'{root} has no class "{unknown[0]}" to ignore; its classes are {", ".join(classes[:20])}'
+        )
+    names = not_counted(classes, ignore)
+    if not names:
+        return (), ()
+    how = "as --ignore says"
+    if ignore is None:
+        how = "--ignore none (segrow train: --data.ignore none) makes a class of it"
+    values = tuple(class_names.index(name) for name in names)
+    return values, (f"{root}: pixels of {', '.join(names)} count nowhere; {how}",)
 
 
 def held_out(ids: Sequence[str]) -> frozenset[str]:

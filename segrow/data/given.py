@@ -36,7 +36,7 @@ class GivenDataset(SegDataset):
         class_names: Names by raw id, background first.
         ignore_id: 255 or 65535.
         files: By image id.
-        known_values: Number of classes that the files of masks were made for, where classes were added.
+        source: What its masks are read as, but for the classes that were added to those of `source`.
     """
 
     name = "given"
@@ -47,10 +47,12 @@ class GivenDataset(SegDataset):
         class_names: tuple[str, ...],
         ignore_id: int,
         files: Mapping[str, Files],
-        known_values: int | None = None,
+        source: SegDataset | None = None,
     ) -> None:
         self.root, self.class_names, self.ignore_id = root, class_names, ignore_id
-        self.known_values = known_values
+        if source is not None:
+            self.known_values = len(source.class_names)
+            self.colours, self.ignored = source.colours, source.ignored
         self._files = dict(files)
 
     def ids(self, split: Split) -> tuple[str, ...]:
@@ -125,7 +127,7 @@ class PaletteDataset(SegDataset):
 
     def _name_classes(self, ignore: Collection[str] | None) -> None:
         """Names, and the colours of RGB masks: of a list, of labelmap.txt, or VOC's."""
-        from .folder import read_classes
+        from .folder import ignored_values, read_classes
         from .voc import NAMES
 
         named = next((self.root / name for name in CLASS_FILES if (self.root / name).is_file()), None)
@@ -134,12 +136,13 @@ class PaletteDataset(SegDataset):
         ignored: Collection[str] = ()
         if named:
             self.class_names, self.notes = read_classes(named)
+            self.ignored, said = ignored_values(self.class_names, ignore, self.root)
+            self.notes += said
         elif stated:
             self.class_names, ignored = classes_of(stated[1], ignore)
-        if ignore and (unknown := [name for name in ignore if name not in ignored]):
+        if ignore and not named and (unknown := [name for name in ignore if name not in ignored]):
             raise UserError(
-                f'{self.root} has no colour of "{unknown[0]}" to ignore; of masks of numbers write '
-                "255 where nothing counts, and leave --ignore out"
+                f'{self.root} has no class "{unknown[0]}" to ignore; labelmap.txt names the classes there are'
             )
         self.ignore_id = 255 if len(self.class_names) <= 255 else 65535
         if stated:
@@ -230,8 +233,7 @@ def find_given(
     if (root / "classes.txt").is_file() and (root / "images").is_dir():
         from .folder import FolderDataset
 
-        _no_ignore(root, ignore)
-        return FolderDataset(root, hold_out, exclude)
+        return FolderDataset(root, hold_out, exclude, ignore)
     if (root / "JPEGImages").is_dir():
         from .voc import LISTS, MASKS, OWN_MASKS, VocDataset
 
@@ -254,8 +256,7 @@ def find_given(
 def _no_ignore(root: Path, ignore: Collection[str] | None) -> None:
     if ignore:
         raise UserError(
-            f"{root} has masks of numbers, so --ignore {','.join(ignore)} has nothing to act on; write 255 "
-            "where nothing counts, and leave it out"
+            f"{root} holds VOC 2012, which has no class {', '.join(ignore)} to ignore; leave --ignore out"
         )
 
 

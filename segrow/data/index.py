@@ -163,7 +163,7 @@ def _stamp(pairs: Sequence[Pair]) -> Stamps:
 def _head(values: Values) -> list[int]:
     """What an index was made for."""
     colours = 0 if values.colours is None else values.colours.key
-    return [FORMAT, values.n_raw, values.ignore_id, colours]
+    return [FORMAT, values.n_raw, values.ignore_id, colours, *values.ignored]
 
 
 def _recall(

@@ -35,11 +35,13 @@ class Values:
         n_raw: Number of classes: values 0 to n_raw - 1.
         ignore_id: The value that is no class; 255 makes masks uint8, 65535 uint16.
         colours: Which colours stand for which values, where a file states it.
+        ignored: Classes whose pixels count nowhere.
     """
 
     n_raw: int
     ignore_id: int
     colours: ColourTable | None = None
+    ignored: tuple[int, ...] = ()
 
 
 def read_mask(path: Path, values: Values) -> Mask:
@@ -86,6 +88,8 @@ def decode_mask(path: Path, values: Values) -> tuple[Mask, Taken]:
         if "transparency" in image.info and image.mode in ("1", "L", "P"):
             taken |= Taken.CLEAR_VALUE
         _check_range(numbers, values.ignore_id)
+    if values.ignored:
+        numbers = np.where(np.isin(numbers, values.ignored), values.ignore_id, numbers)
     if values.ignore_id < 256:
         return numbers.astype(np.uint8, copy=False), taken
     return numbers.astype(np.uint16, copy=False), taken

@@ -80,8 +80,8 @@ def _of_labels(root: Path, files: list[Path]) -> str | None:
     if any(re.search(r"_gt(Fine|Coarse)_(labelIds\.png|polygons\.json)$", name) for name in names):
         return (
             "Cityscapes; copy *_leftImg8bit.png to images/train and *_gtFine_labelTrainIds.png to "
-            "masks/train under the same names, 1 added to each value below 19 (0 is background), and list the classes in "
-            "classes.txt"
+            "masks/train under the same names, 1 added to each value below 19 (0 is background), and list "
+            "the classes in classes.txt"
         )
     if "project.json" in names or ("meta.json" in names and any(path.parent.name == "ann" for path in files)):
         return f"a project of Supervisely; export it as {_COCO} or as {_MASKS}"

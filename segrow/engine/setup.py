@@ -95,6 +95,7 @@ def prepare(
         config.data.classes,
         config.data.order_seed,
         config.seed,
+        ignored=data.ignored,
     )
     copies = find_copies(data.image_paths("train", scenario.ids), data.image_paths("val", val.ids))
     if strict:

@@ -300,6 +300,8 @@ def _check_classes(classes: Sequence[str], meta: Mapping[str, Any], folder: Path
 def _columns(dataset: SegDataset, classes: Sequence[str], data: Path) -> list[int]:
     """Mask values of the new classes."""
     for name in classes:
+        if name in dataset.class_names and dataset.class_names.index(name) in dataset.ignored:
+            raise UserError(f'pixels of "{name}" of {data} count nowhere; give --ignore none to learn it')
         if name not in dataset.class_names[1:]:
             listed = ", ".join(dataset.class_names[1:21])
             hint = name_hint(name, dataset.class_names[1:])

@@ -170,6 +170,7 @@ def _fingerprint(plan: Plan) -> str:
         "exemplars": [asdict(e) for e in (*plan.exemplars, *plan.judged)],
         "saliency": [plan.salient, plan.maker.model if plan.maker else None],
         "images": stamps,
+        "masks": [repr(plan.new.data.colours), plan.new.data.ignored],
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
@@ -196,8 +197,7 @@ def _gather(plan: Plan, work: Path, display: Display) -> GivenDataset:
                 write_map(plan.maker.map(own.image), path)
             files[i] = own._replace(saliency=path)
     class_names = (*source.data.class_names, *(f"old {name}" for name in names[1:] if plan.exemplars))
-    known = len(source.data.class_names)
-    return GivenDataset(source.data.root, class_names, source.data.ignore_id, files, known)
+    return GivenDataset(source.data.root, class_names, source.data.ignore_id, files, source.data)
 
 
 def _exemplar_files(plan: Plan, old: SegDataset, masks: Path) -> dict[str, Files]:

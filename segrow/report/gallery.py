@@ -148,6 +148,7 @@ def open_source(run: ReportRun, root: str | None, pool: int) -> Source:
         options.get("classes"),
         options.get("order_seed"),
         run.config["seed"],
+        ignored=data.ignored,
     )
     tested = images_hash(val.ids)
     if list(scenario.classes) != run.results["classes"] or tested != tested_on(run)[1]:
