@@ -121,8 +121,8 @@ def quota(group: Path = Path("/sys/fs/cgroup")) -> int | None:
 def sleep_while_waiting() -> None:
     """Before torch is imported: its threads sleep while they wait, unless the user says otherwise.
 
-    By default they wait busily, which takes the core from who has work: beside another busy process two
-    threads of torch needed six times as long for an update as one did, and now need about as long.
+    By default they wait busily, which takes the core from who has work: beside other busy programs an update
+    on two threads needed ten times the CPU time (docs/performance.md).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
