@@ -219,6 +219,10 @@ class RunPaths:
         return self.root / "last.ckpt"
 
     @property
+    def checkpoint_before(self) -> Path:
+        return self.root / "before.ckpt"
+
+    @property
     def features(self) -> Path:
         return self.root / "features.bin"
 

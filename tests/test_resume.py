@@ -190,12 +190,24 @@ def test_a_damaged_checkpoint_is_one_line(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _stopped_in_step_1(root, tmp_path / "run")
-    checkpoint = tmp_path / "run" / "last.ckpt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    last, before = (tmp_path / "run" / name for name in ("last.ckpt", "before.ckpt"))
+    last.write_bytes(last.read_bytes()[:1000])
+    before.unlink()
     assert start(root, tmp_path / "run", *MEMORY) == 2
     line = last_line(capsys.readouterr().err)
-    assert "last.ckpt is not a checkpoint of segrow" in line
+    assert "last.ckpt was changed or cut off after it was written" in line
     assert "delete it to start the step again" in line
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    root: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _stopped_in_step_1(root, tmp_path / "run")
+    (tmp_path / "run" / "last.ckpt").write_bytes(b"damaged")
+    assert start(root, tmp_path / "run", *MEMORY) == 0
+    said = capsys.readouterr().err
+    assert "last.ckpt was changed or cut off after it was written; step 1 begins again" in said
+    assert weights(tmp_path / "run") == weights(whole)
 
 
 def test_a_missing_teacher_is_an_error(

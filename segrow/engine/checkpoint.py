@@ -1,13 +1,18 @@
 """The file that a step is continued from."""
 
+import os
+import zipfile
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
 
 from ..atomic import new_file
+from ..documents import open_file
 from ..errors import UserError
 from ..shapes import Shape, expect
 from ..tensor_files import check_archive, check_tensors
@@ -57,10 +62,19 @@ class Checkpoint:
     selected: dict[str, Any] = field(default_factory=dict)
     precision: str = ""
 
-    def save(self, path: Path) -> None:
-        """Write atomically."""
+    def save(self, path: Path, before: Path | None = None) -> None:
+        """Write atomically, with a checksum.
+
+        Args:
+            before: Where the file that is there goes.
+        """
         with new_file(path) as file:
-            torch.save(vars(self), file)
+            summed = _Summed(file)
+            torch.save(vars(self), cast("IO[bytes]", summed))
+            summed.end()
+            os.fsync(file.fileno())  # a full disk is met before anything moves
+            if before is not None and path.exists():
+                os.replace(path, before)
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint | None":
@@ -72,6 +86,7 @@ class Checkpoint:
         if not path.exists():
             return None
         check_archive(path, "checkpoint")
+        _check_sum(path)
         try:
             stored = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises half a dozen kinds for a damaged file
@@ -82,3 +97,100 @@ class Checkpoint:
         if stored.get("selected"):
             expect(stored["selected"], _CHOICE, f"checkpoint {path}", _AGAIN)
         return cls(**{name: value for name, value in stored.items() if name in cls.__dataclass_fields__})
+
+
+_MARK = b"segrow crc32 "
+_TRAILER = 2 + len(_MARK) + 8  # bytes: a zip file's length of its comment, and the comment
+
+
+class _Summed:
+    """A stream that ends as a zip file whose comment is the CRC-32 of all before it.
+
+    The sums that are in the file anyway cover its tensors, but not where they begin and how long they are.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._sum = file, 0
+
+    def write(self, content: bytes) -> int:
+        self._sum = zlib.crc32(content, self._sum)
+        return self._file.write(content)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def end(self) -> None:
+        comment = _MARK + f"{self._sum:08x}".encode()
+        self._file.seek(-2, os.SEEK_END)  # the length of the comment, which torch.save leaves 0
+        self._file.write(len(comment).to_bytes(2, "little") + comment)
+        self._file.flush()
+
+
+def _check_sum(path: Path) -> None:
+    """Compare the checksum; of an earlier segrow's file those that torch wrote.
+
+    Raises:
+        UserError: It differs, or the file was cut off.
+    """
+    with open_file(path, "checkpoint") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - _TRAILER, 0))
+        trailer = file.read()
+        file.seek(0)
+        if trailer[2:].startswith(_MARK):
+            found = zlib.crc32(bytes(2), _sum_of(file, size - _TRAILER))
+            wrong = trailer[2:] != _MARK + f"{found:08x}".encode()
+        else:
+            wrong = _is_torn(file)
+    if wrong:
+        raise UserError(f"{path} was changed or cut off after it was written; {_AGAIN}")
+
+
+def _sum_of(file: IO[bytes], size: int) -> int:
+    found = 0
+    while size > 0 and (block := file.read(min(size, 1 << 20))):
+        found, size = zlib.crc32(block, found), size - len(block)
+    return found
+
+
+def _is_torn(file: IO[bytes]) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is not None
+    except Exception:  # zipfile raises half a dozen kinds for a damaged file
+        return True
+
+
+def last_good(
+    last: Path, before: Path, step: int, say: Callable[[str], None]
+) -> tuple[Checkpoint | None, bool]:
+    """Where to go on with a step: from the last checkpoint, or the one before where it is lost or damaged.
+
+    Args:
+        last: The newer file.
+        before: The older one.
+        step: The step in progress; a checkpoint of another one is of no use.
+        say: Gets a line when it is not the last one.
+
+    Returns:
+        The checkpoint; None to begin the step. And whether the older file was taken.
+
+    Raises:
+        UserError: The last one is damaged, and there is no good one before it.
+    """
+    try:
+        found = Checkpoint.load(last)
+        problem = f"{last} is missing"
+    except UserError as error:
+        found, problem = None, str(error).removesuffix(f"; {_AGAIN}")
+        if not before.exists():
+            raise
+    older = found is None and before.exists()
+    if older:
+        found = Checkpoint.load(before)
+    of_this_step = found if found and found.step == step else None
+    if older and of_this_step:
+        say(f"{problem}; going on from {before.name}, after epoch {of_this_step.epoch}")
+    elif older:
+        say(f"{problem}; step {step} begins again")
+    return of_this_step, older

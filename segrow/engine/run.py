@@ -1,6 +1,7 @@
 """A run: all steps of a scenario with one method, in one folder that can be continued at any time."""
 
 import copy
+import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -31,7 +32,7 @@ from ..precision import MIXED, last
 from ..resources import enough_memory
 from ..stored import MEMORY, METHOD_STATE, load_memory, load_with_method, restore_state
 from .changes import changed_remarks, note_change, note_lost, read_changes
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, last_good
 from .cost import Stopwatch, parameter_counts, peak_memory, reset_peak_memory, stored_bytes
 from .exemplars import Chooser
 from .feature_store import FeatureStore
@@ -312,9 +313,7 @@ class Run:
         model, teacher, parent, exemplars = self._models(step)
         images = self._views(step, model, exemplars)
         ctx = self._context(step, model, teacher, images)
-        resume = Checkpoint.load(self.paths.checkpoint)
-        if resume and resume.step != step:
-            resume = None
+        resume = self._resume(step)
         if resume:
             self._say_change(f"step {step} was", resume.precision)
         self._announce(step, images)
@@ -355,6 +354,15 @@ class Run:
             meta = model_meta(self.config, self.method, self.scenario, step, parent, training)
             save_model(model, self.paths.model(step), meta, extra)
         return seconds
+
+    def _resume(self, step: int) -> Checkpoint | None:
+        """Where to go on with a step; what is left is the last good checkpoint as the last one."""
+        last, before = self.paths.checkpoint, self.paths.checkpoint_before
+        resume, older = last_good(last, before, step, self.machine.display.say)
+        self.fabric.barrier()  # all processes have read
+        if older and self.fabric.is_global_zero:
+            os.replace(before, last)
+        return resume
 
     def _selection(self, step: int, model: Segmenter, updates: int, resume: Checkpoint | None) -> Selection:
         """Chooses the step's weights on the validation images that show one of its new classes."""

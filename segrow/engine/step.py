@@ -159,7 +159,8 @@ class StepTrainer:
                     terms = self._epoch(epoch, bar, log)
                 self._check_weights(epoch + 1)
                 if first:
-                    self._checkpoint(epoch + 1).save(RunPaths(machine.root).checkpoint)
+                    paths = RunPaths(machine.root)
+                    self._checkpoint(epoch + 1).save(paths.checkpoint, paths.checkpoint_before)
                 if not machine.display.live and self._tells(epoch + 1):
                     losses = "  ".join(f"{name} {value:.4f}" for name, value in terms.items())
                     spent = f"{self.watch.seconds:.0f} s, {self._left(epoch + 1, 0)}"
