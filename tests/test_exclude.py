@@ -119,6 +119,10 @@ def test_it_is_part_of_what_a_run_is(tmp_path: Path, capsys: Capture) -> None:
     assert stored["training"]["images"] == 23
     assert stored["excluded"] == read_exclusion(some).hash
     assert [r for r in stored["remarks"] if r.startswith("1 image is left out (--data.exclude, ids ")]
+    words = ["eval", str(out), "--data.root", str(root), "--data.exclude", other, "--workers", "0", "--json"]
+    capsys.readouterr()
+    assert cli.main(words) == 0
+    assert any(r.startswith("1 image is left out") for r in json.loads(capsys.readouterr().out)["remarks"])
     renamed = tmp_path / "renamed"
     Path(some).rename(renamed)
     assert start(root, out, *short, "--data.exclude", str(renamed)) == 0  # the same ids: the same run

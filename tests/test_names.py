@@ -16,7 +16,10 @@ from trees import folder_tree
 
 from segrow import cli
 from segrow.errors import shown
+from segrow.protocol import summarise
+from segrow.report.demo_page import write_page
 from segrow.report.export import slugs_of
+from segrow.report.figures import Example, curves, qualitative
 from segrow.report.tables import markdown
 
 Capture = pytest.CaptureFixture[str]
@@ -206,3 +209,27 @@ def test_a_long_name_still_names_files() -> None:
 def test_markdown_shows_a_name_as_it_is() -> None:
     assert markdown("dining_table 2-1 (a.b)") == "dining_table 2-1 (a.b)"
     assert markdown("_a_ b|c\n<i>`*[x](y)$&\\") == r"\_a\_ b\|c\\n\<i\>\`\*\[x\](y)\$\&" + "\\\\"
+
+
+def test_pictures_of_the_demo_take_names_as_they_are(tmp_path: Path) -> None:
+    from test_report import results
+
+    stored = {name: results(8) for name in (ODD, "_a", "$x_1$")}
+    for each in stored.values():
+        each["classes"] = ["background", "<b>$", ODD, "語" * 50]
+        for step, names in zip(each["steps"], (["<b>$"], [ODD, "語" * 50]), strict=True):
+            step["classes"] = names
+    summaries = [(name, summarise(each, "mib")) for name, each in stored.items()]
+    picture = np.zeros((8, 10, 3), np.uint8)
+    labels = np.arange(80).reshape(8, 10) % 4
+    maps = {name: [labels, labels] for name in stored}
+    figures = {
+        f"curves {ODD}": curves(summaries, tmp_path / "curves.png"),
+        "grid": qualitative([Example(picture, labels, maps)], stored["_a"]["classes"], tmp_path / "grid.png"),
+    }
+    page = tmp_path / "index.html"
+    write_page(page, f"title {ODD}", summaries, stored, figures, f"segrow demo --out '{ODD}'")
+    text = page.read_text(encoding="utf-8")
+    no_control_characters(text, "the page")
+    assert html.escape(shown(ODD), quote=False).split("'")[0] in text
+    assert "<b>$" not in text

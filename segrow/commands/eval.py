@@ -14,6 +14,7 @@ from ..atomic import tidy, write_json
 from ..class_lists import split_names
 from ..data import open_dataset
 from ..data.base import SegDataset, Split
+from ..data.exclude import read_exclusion
 from ..errors import UserError
 from ..evaluate import eval_loader, evaluate
 from ..processes import limit_threads
@@ -42,6 +43,7 @@ class EvalOptions:
         crop: Side of the centre crop in pixels, None for whole images, or as the model's run evaluated.
         device: auto, cpu or cuda.
         ignore: Categories of a folder in COCO's or CVAT's layout that count nowhere.
+        exclude: File that lists images to leave out.
     """
 
     name: str | None = None
@@ -54,6 +56,7 @@ class EvalOptions:
     crop: int | Literal["stored"] | None = "stored"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     ignore: tuple[str, ...] | None = None
+    exclude: str | None = None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--data.name", dest="name", help="default: the data set the model was trained on")
     parser.add_argument("--data.root", dest="root", help="folder of the data set")
     parser.add_argument("--data.ignore", dest="ignore", help="categories that count nowhere, or none")
+    parser.add_argument("--data.exclude", dest="exclude", metavar="FILE", help="images to leave out")
     parser.add_argument("--data.scenes", dest="scenes", type=int, default=1200, help="only for digits")
     parser.add_argument(
         "--split", choices=("train", "val", "all"), default="val", help="all: of a folder without images/val"
@@ -94,6 +98,7 @@ def main(argv: Sequence[str]) -> int:
         args.workers,
         args.allow_code,
         ignore=None if args.ignore is None else tuple(split_names(args.ignore, "--data.ignore")),
+        exclude=args.exclude,
     )
     results = evaluate_model(find_model(Path(args.model)), options, progress=not args.json)
     summary = summarise(results, args.definition)
@@ -134,8 +139,14 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     model, meta, method = load_with_method(folder, options.allow_code, device)
     origin, protocol = meta["scenario"], meta["protocol"]
     whole = options.split == "all"
+    exclusion = read_exclusion(options.exclude)
     data = open_dataset(
-        options.name or origin["data"], options.root, options.scenes, not whole, ignore=options.ignore
+        options.name or origin["data"],
+        options.root,
+        options.scenes,
+        not whole,
+        exclusion,
+        options.ignore,
     )
     if whole and data.ids("val"):
         raise UserError(f"{data.root} has validation images of its own; give --split val or train, not all")
@@ -191,7 +202,7 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
         "split": options.split,
         "n_images": len(presence.ids),
         "unlabelled": unlabelled,
-        "remarks": [_remark(unlabelled)] if unlabelled else [],
+        "remarks": [_remark(unlabelled)] * bool(unlabelled) + [exclusion.note()] * bool(exclusion.images),
         "notes": list(data.notes),
         "steps": [{**record, "matrix": matrices.all.tolist(), "matrix_known": matrices.known.tolist()}],
     }
