@@ -69,7 +69,8 @@ def test_nothing_but_what_is_not_read(photos: Path) -> None:
     found = find_images([str(photos / "*")])
     assert [job.image.name for job in found.jobs] == ["b.jpg"]
     assert found.notes == (
-        f"{photos}/*: 1 file is left out, not read as images: 1 .heic (first a.heic); convert them to JPEG or PNG",
+        f"{photos}/*: 1 file is left out, not read as images: 1 .heic (first a.heic); "
+        "convert them to JPEG or PNG",
     )
     assert (
         find_images([str(photos / "a.heic")]).notes == ()
