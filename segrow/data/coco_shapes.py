@@ -1,6 +1,5 @@
 """Outlines of COCO's kind (polygons, run lengths) as masks, in bounded time and memory."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,13 +66,15 @@ def draw_shapes(
     """
     encoded = [(_encoded(outline, size, masks, where), value) for outline, value, where in shapes]
     areas = [0 if runs is None else int(masks.area(runs)) for runs, _ in encoded]
-    drawn: NDArray[Any] = np.zeros(size, dtype)
+    columns: NDArray[Any] = np.zeros(size[::-1], dtype)  # runs go down the columns
+    flat = columns.reshape(-1)
     for index in sorted(range(len(areas)), key=lambda k: -areas[k]):
         runs, value = encoded[index]
-        if areas[index]:
-            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of numpy, inside
-                drawn[np.asarray(masks.decode(runs), dtype=bool)] = value
-    return drawn, areas.count(0)
+        if areas[index]:  # a run at a time: of a small object in a large image that is little
+            ends = np.cumsum(run_lengths(runs["counts"].decode())).tolist()
+            for start, stop in zip(ends[::2], ends[1::2], strict=False):
+                flat[start:stop] = value
+    return np.ascontiguousarray(columns.T), areas.count(0)
 
 
 def _encoded(outline: Outline, size: tuple[int, int], masks: Any, where: str) -> Any:

@@ -51,7 +51,10 @@ class Presence:
 def cache_folder() -> Path:
     """$SEGROW_CACHE, or ~/.cache/segrow."""
     chosen = os.environ.get("SEGROW_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "segrow"
+    try:
+        return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "segrow"
+    except RuntimeError:  # a user without a home, as containers have
+        return Path(os.devnull) / "segrow"  # which cannot be written, and is said then
 
 
 def index(
