@@ -198,9 +198,9 @@ def test_finished_steps_are_not_drawn_again(
     steps: list[int] = []
     draw = gallery_module._draw_step
 
-    def count(*arguments: Any) -> None:
+    def count(*arguments: Any, **more: Any) -> None:
         steps.append(arguments[3])
-        draw(*arguments)
+        draw(*arguments, **more)
 
     monkeypatch.setattr(gallery_module, "_draw_step", count)
     copy = shutil.copytree(run, tmp_path / "copy")
@@ -215,6 +215,13 @@ def test_finished_steps_are_not_drawn_again(
     assert steps == [1, 0, 1]
 
 
+def flip(path: Path) -> None:
+    """One bit; the file stays as long as it is."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("damage", "again"),
     [
@@ -222,6 +229,8 @@ def test_finished_steps_are_not_drawn_again(
         (lambda p: (p / "0002.jpg").write_bytes((p / "0002.jpg").read_bytes()[:100]), [0, 1]),
         (lambda p: (p / "pool.json").write_text('{"version": 2}'), [0, 1]),
         (lambda p: (p / "pool.json").write_text("[1]"), [0, 1]),
+        (lambda p: flip(p / "0000.png"), [0, 1]),
+        (lambda p: flip(p / "step_01/0003.jpg"), [1]),
         (lambda p: (p / "step_00/0003.png").unlink(), [0]),
         (lambda p: (p / "step_01/0003.jpg").write_bytes(b"x"), [1]),
         (lambda p: (p / "step_01/exemplars.jpg").unlink(), [1]),
@@ -245,7 +254,7 @@ def test_damaged_pictures_are_drawn_again(
         stored_gallery(one)
     steps: list[int] = []
     draw = gallery_module._draw_step
-    monkeypatch.setattr(gallery_module, "_draw_step", lambda *a: (steps.append(a[3]), draw(*a)))
+    monkeypatch.setattr(gallery_module, "_draw_step", lambda *a, **k: (steps.append(a[3]), draw(*a, **k)))
     assert gallery_module.update_gallery(one, None, 64, False) == first
     assert steps == again
     assert {path: path.read_bytes() for path in (copy / "pictures").rglob("*.??g")} == before

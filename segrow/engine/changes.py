@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..atomic import write_json
-from ..documents import read_json
+from ..sealed import read_sealed_json, write_sealed_json
 from ..shapes import Shape
 
 COMPUTED = frozenset({"train.accumulate", "train.precision"})
@@ -41,8 +40,7 @@ def _path(folder: Path) -> Path:
 def _read(folder: Path) -> dict[str, Any]:
     if not _path(folder).exists():
         return {"lost": None, "changes": []}
-    loaded: dict[str, Any] = read_json(_path(folder), "record of changed options", _CHANGES)
-    return loaded
+    return read_sealed_json(_path(folder), "record of changed options", _CHANGES)
 
 
 def read_changes(folder: Path) -> Changes:
@@ -62,14 +60,16 @@ def loss_was_lost(folder: Path) -> bool:
 
 def note_lost(folder: Path, step: int, why: str) -> None:
     """Write that a step has lost its loss."""
-    write_json(_path(folder), {**_read(folder), "lost": {"step": step, "why": why}})
+    write_sealed_json(_path(folder), {**_read(folder), "lost": {"step": step, "why": why}})
 
 
 def note_change(folder: Path, step: int, epoch: int, options: Mapping[str, Sequence[Any]]) -> None:
     """Write what changes from here on; once, when a kill lets it be said twice."""
     changes = read_changes(folder)
     ours = {"step": step, "epoch": epoch, "options": {key: list(pair) for key, pair in options.items()}}
-    write_json(_path(folder), {"lost": None, "changes": changes if ours in changes else [*changes, ours]})
+    write_sealed_json(
+        _path(folder), {"lost": None, "changes": changes if ours in changes else [*changes, ours]}
+    )
 
 
 def changed_remarks(changes: Changes) -> list[str]:

@@ -8,12 +8,12 @@ from typing import Any
 
 from .. import __version__
 from ..config import RunConfig, RunPaths
-from ..documents import read_json, read_yaml
 from ..errors import UserError
 from ..methods.base import Method, make_method
 from ..model.record import RECORD, WEIGHTS, is_model, read_record
 from ..model.store import load_model
 from ..scenario import Scenario
+from ..sealed import read_sealed_json, read_sealed_yaml
 from ..shapes import Shape
 from .changes import COMPUTED, RATES, loss_was_lost
 
@@ -211,7 +211,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = RunPaths(folder).config
     if not path.exists():
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
-    loaded: dict[str, Any] = read_yaml(path, "configuration", CONFIG, fix=_AGAIN)
+    loaded: dict[str, Any] = read_sealed_yaml(path, "configuration", CONFIG, fix=_AGAIN)
     return loaded
 
 
@@ -224,8 +224,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     path = RunPaths(folder).results
     if not path.exists():
         raise UserError(f"{folder} has no results.json; give the folder of a run that finished a step")
-    loaded: dict[str, Any] = read_json(path, "results", RESULTS, fix=_AGAIN)
-    return loaded
+    return read_sealed_json(path, "results", RESULTS, fix=_AGAIN)
 
 
 def check_data(stored: Mapping[str, Any], ours: Mapping[str, Any], scenario: Scenario) -> None:

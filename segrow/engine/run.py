@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning_fabric import Fabric
 from safetensors.torch import save as tensors_to_bytes
 
-from ..atomic import locked, write_atomic, write_json
+from ..atomic import locked
 from ..config import RunConfig, RunPaths
 from ..data.augment import Augmentation
 from ..data.loader import StepImages
@@ -30,6 +29,7 @@ from ..model.segmenter import Segmenter, build_segmenter
 from ..model.store import load_model, save_model
 from ..precision import MIXED, last
 from ..resources import enough_memory
+from ..sealed import write_sealed_json, write_sealed_yaml
 from ..stored import MEMORY, METHOD_STATE, load_memory, load_with_method, restore_state
 from .changes import changed_remarks, note_change, note_lost, read_changes
 from .checkpoint import Checkpoint, last_good
@@ -207,13 +207,14 @@ class Run:
         """Write the configuration, and before it what of it changes for a run that has begun."""
         root = self.paths.root
         if changed and self.fabric.is_global_zero:
-            done, last = len(self.results["steps"]), Checkpoint.load(self.paths.checkpoint)
-            step, epoch = (last.step, last.epoch) if last and last.step >= done else (done, 0)
-            note_change(root, step, epoch, changed)
+            step = len(self.results["steps"])
+            files = self.paths.checkpoint, self.paths.checkpoint_before
+            last, _ = last_good(*files, step, lambda line: None)  # it is said when it is used
+            note_change(root, step, last.epoch if last else 0, changed)
         if self.fabric.is_global_zero and (changed or not self.paths.results.exists()):
             # how far one call goes is no part of what the run is: the next call may go further
             stored = {key: value for key, value in plain.items() if key != "steps"}
-            write_atomic(self.paths.config, yaml.safe_dump(stored, sort_keys=False).encode())
+            write_sealed_yaml(self.paths.config, stored)
         self.fabric.barrier()
         changes = read_changes(root)
         if changes:
@@ -272,7 +273,7 @@ class Run:
 
     def _write_results(self) -> None:
         if self.fabric.is_global_zero:
-            write_json(self.paths.results, self.results)
+            write_sealed_json(self.paths.results, self.results)
         self.fabric.barrier()
 
     # ---- one step

@@ -6,9 +6,9 @@ step, and a report after each step costs only the new step.
 """
 
 import io
-import json
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,6 @@ from ..config import DataConfig, RunPaths
 from ..data import open_dataset
 from ..data.base import SegDataset
 from ..data.exclude import read_exclusion
-from ..documents import read_json
 from ..engine.folder import images_hash
 from ..errors import UserError
 from ..methods.base import Method
@@ -34,6 +33,7 @@ from ..palette import voc_palette
 from ..pictures import encoded
 from ..predict import Predictor
 from ..scenario import Scenario, build_scenario
+from ..sealed import read_sealed_json, write_sealed_json
 from ..shapes import Shape
 from ..stored import load_memory, load_with_method
 from .figures import outline
@@ -233,7 +233,9 @@ def _draw_missing(
         _close(folder, _POOL, about)
     for step in _undrawn(run, folder, about):
         if say:
-            say(f"step {step}  drawing {len(source.pool)} images for the report")
+            why = " again: its pictures are of another model, or were changed"
+            there = (folder / f"step_{step:02d}" / _SCORES).exists()
+            say(f"step {step}  drawing {len(source.pool)} images for the report{why if there else ''}")
         draw_step(folder, source, run, step)
 
 
@@ -275,20 +277,32 @@ def stored_gallery(run: ReportRun) -> Gallery:
 
 _POOL, _SCORES = "pool.json", "scores.json"
 """What says of a folder what it holds; the file of a step goes into that step's folder."""
-_ABOUT: Shape = {"images?": [str], "of?": int, "palette?": [[range(256)]], "bytes?": {str: int}}
-_SEEN: Shape = {"model?": str, "scores?": [(float, None)], "bytes?": {str: int}}
+_ABOUT: Shape = {
+    "images?": [str],
+    "of?": int,
+    "palette?": [[range(256)]],
+    "bytes?": {str: int},
+    "sums?": {str: int},
+}
+_SEEN: Shape = {"model?": str, "scores?": [(float, None)], "bytes?": {str: int}, "sums?": {str: int}}
 # what a report may throw away; the last are hidden, left by a kill or by a desktop
 _OURS = re.compile(r"step_\d+|\d+\.(jpg|png)|pool\.json|\..*")
 
 
 def _close(folder: Path, name: str, about: Mapping[str, Any]) -> None:
-    """Write what a folder holds, with the sizes of its pictures: what has it, and agrees, is whole."""
-    write_atomic(folder / name, json.dumps({**about, "bytes": _sizes(folder)}, indent=1).encode())
+    """Write what a folder holds, with the sums of its pictures: what has it, and agrees, is whole."""
+    write_sealed_json(folder / name, {**about, "sums": _sums(folder)})
 
 
 def _is_whole(folder: Path, about: Mapping[str, Any]) -> bool:
-    """Whether the pictures that a folder is said to hold are there, each as long as it was."""
-    return _sizes(folder) == about.get("bytes")
+    """Whether the pictures that a folder is said to hold are there, each as it was."""
+    found = _sums(folder) if "sums" in about else _sizes(folder)  # of an earlier segrow
+    return bool(found == about.get("sums", about.get("bytes")))
+
+
+def _sums(folder: Path) -> dict[str, int]:
+    """CRC-32 of each picture in a folder, JPEG and PNG, by its name."""
+    return {path.name: zlib.crc32(path.read_bytes()) for path in sorted(folder.glob("*.??g"))}
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -338,7 +352,7 @@ def _hash(model: Path) -> str:
 def _read(path: Path, shape: Shape) -> dict[str, Any] | None:
     """A JSON file; None where there is none that can be read: the pictures are drawn again."""
     try:
-        loaded: dict[str, Any] = read_json(path, "pictures", shape)
+        loaded: dict[str, Any] = read_sealed_json(path, "pictures", shape)
     except UserError:
         return None
     return loaded
