@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 from . import __version__
@@ -204,6 +205,7 @@ def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = 
     sleep_while_waiting()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot write, as stderr
+    warnings.formatwarning = _one_line
     again = "; the same command then continues" if resumable else "; then give the command again"
     try:
         with stoppable():
@@ -263,6 +265,13 @@ def _of_the_machine(error: OSError | MemoryError | RuntimeError, again: str) -> 
     if number in TOO_MANY_FILES:
         return f"{reason}; allow more (ulimit -n 4096), or use fewer workers{again}", 2
     return f"{reason}; mend that and try again", 2
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as Python prints it, without the line of code that gave it."""
+    return f"warning: {shown(str(message))}\n"
 
 
 def _complain(name: str, text: str, of_all: bool = False) -> None:

@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,10 @@ from trees import Tree, ade_tree, folder_tree, save_mask, voc_tree
 
 from segrow import cli
 from segrow.data import parallel
+from segrow.data.examine import Files, examine
 from segrow.data.exclude import read_exclusion
+from segrow.data.masks import Values
+from segrow.errors import UserError
 
 Capture = pytest.CaptureFixture[str]
 SIZE = (40, 48)
@@ -275,3 +280,33 @@ def test_images_of_a_coco_file(tmp_path: Path, capsys: Capture, monkeypatch: pyt
     report = check(tmp_path, capsys, "--fix-list", str(tmp_path / "bad"), code=1)
     assert found(report) == {("train/2", "pair"), ("train/5", "pair"), ("train/7", "copy")}
     assert check(tmp_path, capsys, "--data.exclude", str(tmp_path / "bad"), code=0)["problems"] == []
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "GIF", "WEBP", "AVIF", "BMP"])
+def test_a_byte_anywhere_does_not_stop_it(form: str, tmp_path: Path) -> None:
+    Image.init()
+    if form not in Image.SAVE:
+        pytest.skip(f"this Pillow does not write {form}")
+    rng = np.random.default_rng(0)
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)).save(buffer, form)
+    whole, path = buffer.getvalue(), str(tmp_path / "file")
+    broken = 0
+    for at in range(0, len(whole), max(1, len(whole) // 120)):
+        for content in (whole[:at], whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]):
+            Path(path).write_bytes(content)
+            found = examine(Files(path, path, path), Values(5, 255))
+            broken += any(kind == "image" for kind, _ in found.problems)
+    assert broken > 50
+
+
+def test_a_process_that_is_killed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "SERIAL", 1)
+    monkeypatch.setattr(parallel, "CHUNK", 1)
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
+    with pytest.raises(UserError, match="a process that reads images was killed"):
+        list(parallel.in_chunks(_die, [1, 2, 3], "reading", progress=False))
+
+
+def _die(items: Sequence[int]) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

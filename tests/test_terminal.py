@@ -1,11 +1,15 @@
 """What reaches a terminal: names as they are, one line each, and nothing that the terminal would obey."""
 
+import ast
 import io
 import sys
+import warnings
+from pathlib import Path
 
 import pytest
 from rich.table import Table
 
+import segrow
 from segrow import cli
 from segrow.engine.log import Display
 from segrow.errors import LeakError, NonFiniteLossError, UserError, shown
@@ -86,3 +90,28 @@ def test_a_name_that_stdout_cannot_write_is_escaped(monkeypatch: pytest.MonkeyPa
     assert cli.guarded(command) == 0
     sys.stdout.flush()
     assert raw.getvalue() == b"\\u043a\\u043e\\u0442 \\xe9\n"
+
+
+def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
+
+    assert cli.guarded(lambda: 0) == 0
+    assert warnings.formatwarning(UserWarning(ODD), UserWarning, "file.py", 1) == f"warning: {SAFE}\n"
+
+
+def test_nothing_prints_past_the_terminal() -> None:
+    """One console; a plain print is of what segrow itself has made: usage, JSON, YAML, Markdown, recipes."""
+    package = Path(segrow.__file__).parent
+    plain = {"add", "data", "data_check", "eval", "lineage", "methods", "options", "recipes", "reproduce"}
+    plain |= {"results", "scenario", "cli"}
+    for path in package.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        if path.stem != "terminal":
+            assert not imported & {"rich.console", "rich.markup"}, path
+        called = {
+            node.func.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        assert "print" not in called or path.stem in plain, path

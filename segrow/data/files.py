@@ -29,6 +29,7 @@ BROKEN = (
     IndexError,
     TypeError,
     OverflowError,
+    RuntimeError,  # of AVIF
     struct.error,
     Image.DecompressionBombError,
 )

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..errors import UserError
 from ..processes import context, cores
 from ..terminal import Terminal
 
@@ -24,6 +26,9 @@ def in_chunks(read: Callable[[Sequence[T]], R], items: Sequence[T], what: str, p
         items: At most CHUNK of them are given to it at a time.
         what: Says what is done.
         progress: Show a bar on stderr, when that is a terminal.
+
+    Raises:
+        UserError: A process was killed.
     """
     chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
     columns = (
@@ -50,5 +55,10 @@ def _each(read: Callable[[Sequence[T]], R], chunks: Sequence[Sequence[T]], n_ite
     pool = ProcessPoolExecutor(workers, mp_context=context())
     try:
         yield from pool.map(read, chunks)
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that reads images was killed, as the system does when memory runs out; close other "
+            "programs, or give segrow fewer cores (taskset), and try again"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
