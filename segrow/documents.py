@@ -6,18 +6,21 @@ Every text file of a user or of a run comes through here. So no file can hang a 
 reach the limit of recursion, or be read in a way that its writer did not mean.
 """
 
+import io
 import json
 import os
 import re
 import stat
+import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from .errors import UserError
 from .plain_yaml import DEPTH, plain_value
 from .shapes import Shape, expect
 
 MIB = 1 << 20
+_PART = MIB
 TEXT_BYTES, YAML_BYTES, JSON_BYTES = 64 * MIB, 2 * MIB, 256 * MIB
 """Most bytes of a file: lists of names; configurations; results and records. COCO files get a larger one."""
 _KINDS = (
@@ -38,7 +41,7 @@ _WIDE = (
 # ---- files
 
 
-def open_file(path: Path, what: str, limit: int | None = None) -> IO[bytes]:
+def open_file(path: Path, what: str, limit: int | None = None) -> io.BufferedReader:
     """Open a regular file; a pipe or a device is refused before anything waits for it.
 
     Args:
@@ -93,14 +96,38 @@ def read_bytes(path: Path, what: str, limit: int) -> bytes:
     Raises:
         UserError: As `open_file`; or reading fails.
     """
+    content = bytearray()
     with open_file(path, what, limit) as file:
         try:
-            content = file.read(limit + 1)
+            # in parts: a read makes room for all that it is asked for before it reads
+            while len(content) <= limit and (part := file.read(_PART)):
+                content += part
         except OSError as error:
             raise UserError(f"{what} {path} cannot be read ({error.strerror}); copy it again") from None
     if len(content) > limit:  # it grew, or the system gives no size (as for /proc)
         raise UserError(_too_large(path, what, limit))
-    return content
+    return bytes(content)
+
+
+def check_archive(path: Path, what: str) -> None:
+    """Refuse a file that unpacks to more than it has bytes: torch and numpy compress nothing.
+
+    Args:
+        what: How an error calls the file.
+
+    Raises:
+        UserError: It is such a file, is missing, or no regular file.
+    """
+    with open_file(path, what) as file:
+        size = file.seek(0, 2)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+            return  # an older form, or no such file at all: torch says so
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > size:
+        raise UserError(f"{what} {path} is compressed, which it should not be; save it again as it was made")
 
 
 def read_text(path: Path, what: str, limit: int = TEXT_BYTES) -> str:

@@ -4,7 +4,6 @@ tensors = read_safetensors(Path("model.safetensors"), "weights")
 content = load_torch(Path("last.ckpt"), "checkpoint")
 """
 
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,27 +69,6 @@ def shapes_in(path: Path, what: str, fix: str = "copy it again") -> dict[str, tu
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"cannot read {what} {path} ({' '.join(str(error).split())}); {fix}") from None
-
-
-def check_archive(path: Path, what: str) -> None:
-    """Refuse a file that unpacks to more than it has bytes: torch.save compresses nothing.
-
-    Args:
-        what: How an error calls the file.
-
-    Raises:
-        UserError: It is such a file, is missing, or no regular file.
-    """
-    with open_file(path, what) as file:
-        size = file.seek(0, 2)
-        try:
-            with zipfile.ZipFile(file) as archive:
-                members = archive.infolist()
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-            return  # an older form, or no such file at all: torch says so
-    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-    if packed or sum(member.file_size for member in members) > size:
-        raise UserError(f"{what} {path} is compressed, which torch.save never does; save it again with it")
 
 
 def check_tensors(content: object, where: str) -> None:

@@ -26,6 +26,7 @@ from rich.progress import track
 
 from ..atomic import appear, new_folder
 from ..class_lists import BACKGROUND
+from ..documents import read_json
 from ..errors import UserError
 from ..terminal import Terminal
 from .base import SegDataset, Split
@@ -121,7 +122,7 @@ class CocoDataset(SegDataset):
         part = self._parts[self._place(split)]
         if part.folder is None:
             part.folder = self._drawn(part)
-            self.notes += tuple(json.loads((part.folder / _NOTES).read_bytes()))
+            self.notes += tuple(read_json(part.folder / _NOTES, "notes", [str], fix="delete it"))
         return part.folder / f"{image_id}.png"
 
     def saliency_path(self, split: Split, image_id: str) -> Path:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ..atomic import tidy, write_atomic
+from ..documents import check_archive, open_file
 from ..errors import UserError
 from ..processes import cores
 from .index import cache_folder
@@ -137,13 +138,14 @@ def _digests(keys: Sequence[Key]) -> list[bytes]:
 
 
 def _digest(path: str) -> bytes:
-    with open(path, "rb") as file:
+    with open_file(Path(path), "image") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
 
 
 def _recall(cache: Path) -> dict[Key, bytes]:
     """What the cache holds; nothing where there is none or it is broken."""
     try:
+        check_archive(cache, "contents")
         with open(cache, "rb") as file, np.load(file) as stored:
             paths = os.fsdecode(stored["paths"].tobytes()).split("\0")
             stamps, digests = stored["stamps"].tolist(), stored["digests"]
@@ -151,7 +153,7 @@ def _recall(cache: Path) -> dict[Key, bytes]:
             (path, size, time): digest.tobytes()
             for path, (size, time), digest in zip(paths, stamps, digests, strict=True)
         }
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (UserError, OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile):
         return {}
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..documents import open_file
 from ..errors import UserError
 from .taken import Taken
 
@@ -275,6 +276,7 @@ def opened(path: Path, what: str) -> Iterator[Image.Image]:
         UserError: The file is missing, broken, too large, or was refused.
     """
     try:
+        open_file(Path(path), what).close()  # a pipe would be waited for
         with _open(os.fspath(path)) as image:  # a name, for of a path an older PIL follows the links itself
             yield image
     except UserError:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..atomic import new_file, tidy
+from ..documents import check_archive
 from ..errors import UserError
 from .files import examine_image
 from .masks import Values, decode_mask
@@ -175,13 +176,17 @@ def _recall(
     """Fills `present` and `taken` from the cache; returns which rows are still right."""
     valid = np.zeros(len(ids), dtype=np.bool_)
     try:
+        check_archive(path, "index")
         with open(path, "rb") as file, np.load(file) as stored:
             if stored["head"].tolist() != _head(values):
                 return valid
             old_ids, old_stamps, old_taken = stored["ids"].tolist(), stored["stamps"], stored["taken"]
             old = np.unpackbits(stored["present"], axis=1, count=values.n_raw).astype(np.bool_)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (UserError, OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile):
         return valid  # none yet, or broken: read everything again
+    n = len(old_ids) if isinstance(old_ids, list) else -1
+    if (old_stamps.shape, old_taken.shape, old.shape) != ((n, 4), (n,), (n, values.n_raw)):
+        return valid
     if old_ids == list(ids):
         rows = np.arange(len(ids))
     else:

@@ -1,11 +1,13 @@
 """Formats of annotations that segrow does not read: each is named, with what to convert it to."""
 
-import json
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from ..documents import read_json
+from ..errors import UserError
 
 _MASKS = "masks as PNG (classes.txt, images/, masks/)"
 _COCO = "COCO with polygons or RLE"
@@ -106,10 +108,10 @@ def _json(files: list[Path]) -> Iterator[tuple[Path, Any]]:
     """What is in the first JSON files, but for large ones."""
     for path in [path for path in files if path.suffix.lower() == ".json"][:8]:
         try:
-            if path.stat().st_size <= _LARGEST:
-                yield path, json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError):
+            content = read_json(path, "JSON", limit=_LARGEST)
+        except UserError:
             continue
+        yield path, content
 
 
 def _of_json(root: Path, files: list[Path]) -> str | None:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..atomic import new_file
-from ..documents import open_file
+from ..documents import check_archive, open_file
 from ..errors import UserError
 from ..shapes import Shape, expect
-from ..tensor_files import check_archive, check_tensors
+from ..tensor_files import check_tensors
 
 _TENSORS = {str: Tensor}
 _COUNT = range(1 << 31)

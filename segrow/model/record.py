@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import __version__
 from ..config import ModelConfig
-from ..documents import JSON_BYTES, read_json
+from ..documents import JSON_BYTES, read_bytes, read_json
 from ..errors import UserError
 from ..inside import is_file_name
 from ..shapes import Shape, expect, shape_of
@@ -198,7 +198,7 @@ def read_file_beside(directory: Path, name: str) -> bytes | None:
     path = standing(directory) / name
     if path.is_symlink() or not path.is_file():
         raise UserError(f"{path} is missing; copy the whole model directory again")
-    content = path.read_bytes()
+    content = read_bytes(path, "file", JSON_BYTES)
     if sha256(content) != expected:
         raise UserError(f"{path} was changed or cut off after it was written; {_AGAIN}")
     return content

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..documents import check_archive
 from ..errors import UserError
-from ..tensor_files import check_archive, check_tensors, read_safetensors
+from ..tensor_files import check_tensors, read_safetensors
 
 SAVE = 'save torch.save(model.state_dict(), "weights.pth") where the model is'
 
