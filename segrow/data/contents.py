@@ -137,8 +137,11 @@ def _digests(keys: Sequence[Key]) -> list[bytes]:
     return [known[key] for key in keys]
 
 
+_LARGEST = 1 << 31  # bytes: PIL reads no larger image
+
+
 def _digest(path: str) -> bytes:
-    with open_file(Path(path), "image") as file:
+    with open_file(Path(path), "image", _LARGEST) as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
 
 
