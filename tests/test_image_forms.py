@@ -117,6 +117,7 @@ REFUSED: list[tuple[str, Content, str]] = [
         "holds numbers from -1 to 1; expected 0 to 1 or 0 to 255: scale them",
     ),
     ("float to 65535", tif(UNIT * 65535), "holds numbers from 0 to 65535; expected 0 to 1 or 0 to 255"),
+    ("a format that PIL knows and segrow does not", lambda: saved(RGB, "PCX"), "cannot be decoded"),
     ("text", b"no image at all", "cannot be decoded (cannot identify image file"),
     ("a program", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 7 5\n", "cannot be decoded"),
     ("heic", b"\0\0\0\x24ftypheic" + bytes(100), "cannot be decoded"),
