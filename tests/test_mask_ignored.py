@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
     """One class, whose masks still hold 0 and 1."""
-    tree = folder_tree(tmp_path / "d", ("background", "boat"), suffix="jpg")
+    tree = folder_tree(tmp_path / "d", ("background", "crack"), suffix="jpg")
     rewrite(tree, lambda mask: Image.fromarray(np.where(mask == 255, 0, mask).astype(np.uint8)))
     return tree
 
@@ -65,19 +65,18 @@ def test_every_command_says_so(
 ) -> None:
     rewrite(tree, form)
     root = str(tree.root)
-    folder = ("--data.name", "folder", "--data.classes", "boat", "--task", "offline", "--method", "finetune")
+    folder = ("--data.name", "folder", "--data.classes", "crack", "--task", "offline", "--method", "finetune")
     commands = [
         options(tree.root, tmp_path / "run", *folder),
         ["scenario", "--data.name", "folder", "--data.root", root, "--task", "offline"],
-        ["add", str(run), "--data", root, "--classes", "boat", "--dry-run"],
+        ["add", str(run), "--data", root, "--classes", "crack", "--dry-run"],
         ["eval", str(run), "--data.name", "folder", "--data.root", root, "--workers", "0"],
     ]
     for command in commands:
         assert main(command) == 2
         err = capsys.readouterr().err
-        # where two things are to say, such as that they are RGB, the last line is the error
-        assert SAYS in err.splitlines()[-1] or "knows" in err.splitlines()[-1]
-        assert "Traceback" not in err
+        assert SAYS in err
+        assert len(err.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 

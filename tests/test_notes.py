@@ -67,3 +67,9 @@ def test_train_eval_and_add_say_it(tree: Tree, tmp_path: Path, capsys: pytest.Ca
     assert json.loads(file.read_text())["notes"] == [SAYS]
     assert main(["add", str(run), "--data", root, "--classes", "plum", "--dry-run"]) == 0
     assert f"note: {SAYS}\n" in capsys.readouterr().out
+
+
+def test_an_error_stays_one_line(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["scenario", "--data.name", "folder", "--data.root", str(tree.root), "--data.classes", "fig"]
+    assert main([*command, "--task", "offline"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

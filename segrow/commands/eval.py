@@ -151,10 +151,7 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     if whole and data.ids("val"):
         raise UserError(f"{data.root} has validation images of its own; give --split val or train, not all")
     split: Split = "train" if options.split == "all" else options.split
-    try:
-        presence = data.presence(split, progress)
-    finally:
-        say_notes(data.notes)
+    presence = data.presence(split, progress)
     known = model.n_classes
     columns = _columns(meta, data)
     if not columns:
@@ -165,6 +162,7 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     shows = [bool(row.any()) for row in presence.present[:, list(columns)]]
     if not any(shows):
         raise UserError(f"no {options.split} image of {data.root} shows a class that the model knows")
+    say_notes(data.notes)
     with_known = frozenset(i for i, there in zip(presence.ids, shows, strict=True) if there)
     names = list(origin["classes"])
     future = {

@@ -39,10 +39,7 @@ def main(argv: Sequence[str]) -> int:
     ignore = None if args.ignore is None else split_names(args.ignore, "--data.ignore")
     exclude = read_exclusion(args.exclude)
     data = open_dataset(args.name, args.root, args.scenes, exclude=exclude, ignore=ignore)
-    try:
-        presence = data.presence("train", progress=not args.json)
-    finally:
-        say_notes(data.notes)
+    presence = data.presence("train", progress=not args.json)
     classes = split_names(args.classes, "--data.classes") if args.classes else None
     scenario = build_scenario(
         args.name,
@@ -56,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
         args.seed,
         ignored=data.ignored,
     )
+    say_notes(data.notes)
     if args.json:
         steps = [{"index": s.index, "classes": s.classes, "images": s.images} for s in scenario.steps]
         print(json.dumps({"steps": steps}))

@@ -74,12 +74,8 @@ def prepare(
     )
     if "saliency" in method.aux:
         data.require_saliency()
-    try:
-        train = data.presence("train", progress)
-        val = data.presence("val", progress)
-    finally:  # what was left out may be why an image is missing
-        for note in data.notes:
-            say(f"note: {note}")
+    train = data.presence("train", progress)
+    val = data.presence("val", progress)
     if not val.ids:
         raise UserError(
             f"{data.root} has no validation images, on which every step is evaluated; add some "
@@ -102,13 +98,13 @@ def prepare(
         copies.refuse(
             f"leave them out: segrow data check {data.root} --fix-list FILE, then --data.exclude FILE"
         )
-    for note in copies.notes():
-        say(f"note: {note}")
     data.notes += copies.notes()
     _check_batches(config.train, scenario.steps[: config.steps])
     _check_memory(config, scenario, method)
     if config.train.select == "best":
         check_selection(scenario, scenario.steps[: config.steps], val)
+    for note in data.notes:  # last, for an error is one line
+        say(f"note: {note}")
     return Prepared(data, scenario, train, val)
 
 
