@@ -64,7 +64,9 @@ MODEL = _c(
     f"add model {' '.join(ADD)} --exemplars VOC2012 --dry-run",
     "train --base model --out new",
 )
-READ_RUN = (*_c("results run run", "report run --images 0 --out page.html"), tuple(RUN))
+REPORT = _c("report run --images 0 --out page.html")  # as long as ten others
+READ_RUN = (*_c(*["results run run"] * 6), *[tuple(RUN)] * 4, *REPORT)
+READ_CONFIG = (*[tuple(RUN)] * 6, *[(*LEARN, "--base", "run")] * 3, *REPORT)
 DRAW = _c("report run --images 4 --out page.html")
 TRAINED = (tuple(LEARN),)
 SCENARIO = _c("scenario --data.root VOC2012 --data.classes aeroplane,bicycle,bird,boat --task 2-1")
@@ -80,7 +82,7 @@ TARGETS = (
     Target("method.safetensors", "model/method.safetensors", MODEL[:5], 4, hashed=True),
     Target("history", "model/history/*/*", _c("lineage model", "rollback model --to-step 2"), 5),
     Target("results.json", "run/results.json", READ_RUN, 7),
-    Target("config.yaml", "run/config.yaml", READ_RUN, 6),
+    Target("config.yaml", "run/config.yaml", READ_CONFIG, 6),
     Target("log.csv", "part/log.csv", (tuple(PART),), 3),
     Target("last.ckpt", "part/last*", (tuple(PART),), 4),
     Target("steps of a run", "run/steps/*/model/*", (*_c("predict run photos --out seen"), tuple(RUN)), 4),

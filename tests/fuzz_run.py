@@ -197,18 +197,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, nargs="*")
     parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--lanes", type=int, default=LANES, help="children at a time")
     args = parser.parse_args()
     work: Path = args.folder.resolve()
     base = work / "base"
     if not base.exists():
         in_child(lambda: make(base))
-    for number in range(LANES):  # the index of a lane's masks belongs to its path
+    for number in range(args.lanes):  # the index of a lane's masks belongs to its path
         lane, kept = work / f"lane{number}", work / f"base{number}"
         if not kept.exists():
             prepare(base, lane)
             in_child(lambda lane=lane: index(lane))
             shutil.copytree(lane, kept, symlinks=True)
-    report = fuzz(work, args.only if args.only is not None else range(args.tries), args.seed, args.keep)
+    report = fuzz(
+        work, args.only if args.only is not None else range(args.tries), args.seed, args.keep, args.lanes
+    )
     print(json.dumps(report))
 
 
@@ -244,10 +247,10 @@ def index(lane: Path) -> None:
             assert cli.main(list(target.commands[0])) == 0
 
 
-def fuzz(work: Path, numbers: Any, seed: int, keep: bool) -> dict[str, Any]:
+def fuzz(work: Path, numbers: Any, seed: int, keep: bool, lanes: int) -> dict[str, Any]:
     """Try all numbers, some at a time."""
     todo = collections.deque(numbers)
-    free = collections.deque(range(LANES))
+    free = collections.deque(range(lanes))
     busy: dict[int, tuple[Try, int]] = {}
     codes: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     faults: list[str] = []
@@ -277,7 +280,7 @@ def fuzz(work: Path, numbers: Any, seed: int, keep: bool) -> dict[str, Any]:
     return {
         "tried": len(numbers),
         "lost": len(faults),
-        "written_into": before != [digest(work / f"base{slot}") for slot in range(LANES)],
+        "written_into": before != [digest(work / f"base{slot}") for slot in range(lanes)],
         "faults": faults,
         "slowest_s": round(slowest, 2),
         "largest_mib": largest,
