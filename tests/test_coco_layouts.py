@@ -243,6 +243,14 @@ def spare(c: Coco, outline: object, **more: Any) -> None:
     ("act", "note"),
     [
         (
+            lambda c: spare(c, [SQUARE], image_id=99),
+            "1 annotation of images that it does not list is left out",
+        ),
+        (
+            lambda c: spare(c, {"counts": [], "size": [HEIGHT, WIDTH]}),
+            "1 annotation without an outline (1 with nothing alone) is left out",
+        ),
+        (
             lambda c: spare(c, [], bbox=[1, 1, 2, 2]),
             "1 annotation without an outline (1 with a box alone) is left",
         ),
@@ -363,3 +371,33 @@ def test_the_command_says_what_is_left_out(tmp_path: Path, capsys: pytest.Captur
     change(root / "x.json", lambda c: [a.update(segmentation=[]) for a in c["annotations"]])
     assert cli.main(["data", "saliency", str(root), "--model", "x.onnx"]) == 2
     assert "has no outline in its 2 annotations" in only_line(capsys.readouterr().err)
+
+
+def test_corners_that_are_lists(tmp_path: Path) -> None:
+    pairs = [SQUARE[k : k + 2] for k in range(0, 8, 2)]
+    data = classes(tmp_path, lambda c: c["annotations"][0].update(segmentation=[pairs]))
+    assert int(data.mask("train", "001").sum()) == 100
+
+
+@pytest.mark.parametrize("form", [str, float, lambda number: f"image-{number}"])
+def test_ids_that_are_texts_or_have_a_point(tmp_path: Path, form: Callable[[int], Any]) -> None:
+    def act(c: Coco) -> None:
+        for image in c["images"]:
+            image["id"] = form(image["id"])
+        for annotation in c["annotations"]:
+            annotation["image_id"] = form(annotation["image_id"])
+        c["categories"][0]["id"] = "1"
+
+    data = classes(tmp_path, act)
+    assert data.presence("train", progress=False).present.all()
+    assert data.notes == ()
+
+
+def test_images_that_stand_in_folders_of_their_own(tmp_path: Path) -> None:
+    root = put(tmp_path / "d", "x.json", ["images/batch 1/a/001.png", "images/batch 2/002.png"])
+    data = open_given(root, "--data")
+    assert data.ids("train") == ("001", "002")
+    assert "2 of 2 images are not where it says (first 001.png: it is " in data.notes[0]
+    Image.new("RGB", (WIDTH, HEIGHT)).save(root / "images/batch 2/001.png")  # now there are two
+    with pytest.raises(UserError, match=r"lists image 001\.png, which is missing"):
+        open_given(root, "--data")

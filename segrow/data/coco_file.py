@@ -1,5 +1,6 @@
 """What a COCO file says: images, classes, outlines; and what of it is left out."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,15 @@ from .coco_shapes import Outline, check_outline
 
 LIMIT = 2 << 30  # bytes; COCO's own instances_train2017.json has 448 MB
 
-_NEEDED: dict[str, dict[str, type]] = {
-    "images": {"id": int, "file_name": str},
-    "categories": {"id": int, "name": str},
-    "annotations": {},
+Id = int | str
+Object = tuple[Outline, str, str]
+"""Outline, name of the category, and the annotation for errors."""
+
+_IDS = ("id", "image_id", "category_id")
+_NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
+    "images": {"id": (int, str), "file_name": (str,)},
+    "categories": {"id": (int, str), "name": (str,)},
+    "annotations": {"image_id": (int, str), "category_id": (int, str)},
 }
 _OUTLINES = "segrow learns from outlines (polygons or RLE); annotate them, or export with segmentation"
 
@@ -28,12 +34,12 @@ class Entry:
     Attributes:
         name: Its file_name.
         size: Height and width as the file says them; None where it does not.
-        outlines: Of each object: the outline, the category's name and the annotation's, for errors.
+        outlines: Its objects.
     """
 
     name: str
     size: tuple[Any, Any]
-    outlines: list[tuple[Outline, str, str]]
+    outlines: list[Object]
 
 
 @dataclass(frozen=True)
@@ -66,43 +72,16 @@ def read_coco(path: Path, ignore: Collection[str] | None) -> CocoFile:
         UserError: It is no COCO file, or damaged; or no annotation has an outline.
     """
     content = _content(path)
-    numbers = (annotation.get("category_id") for annotation in content["annotations"])
-    used = Counter(number for number in numbers if isinstance(number, int))
+    used = Counter(annotation.get("category_id") for annotation in content["annotations"])
     names, notes = _categories(path, content["categories"], used)
     ignored = not_counted(dict.fromkeys(names.values()), ignore)
-    images: dict[int, list[tuple[Outline, str, str]]] = {image["id"]: [] for image in content["images"]}
-    annotated: set[int] = set()
-    bare: Counter[str] = Counter()
-    parts = 0
-    for annotation in content["annotations"]:
-        where = f"{path}: annotation {annotation.get('id')}"
-        image, category = _references(where, annotation, images, names)
-        annotated.add(image)
-        outline, bad = check_outline(annotation.get("segmentation"), where)
-        parts += bad if outline is not None else 0
-        if outline is None:
-            bare[
-                "keypoints"
-                if annotation.get("keypoints")
-                else "a box"
-                if annotation.get("bbox")
-                else "nothing"
-            ] += 1
-        else:
-            images[image].append((outline, names[category], where))
-    if bare and not any(images.values()):
-        kinds = ", ".join(f"{n} with {kind}" for kind, n in bare.items())
-        raise UserError(
-            f"{path} has no outline in its {bare.total()} annotations ({kinds} alone); {_OUTLINES}"
-        )
-    notes += _remarks(path, bare, parts, len(images) - len(annotated), len(images))
+    objects, said = _objects(path, content, names)
+    notes += said
     for name in ignored:
         n = sum(used[number] for number, called in names.items() if called == name)
-        how = (
-            "--ignore none (segrow train: --data.ignore none) makes it a class"
-            if ignore is None
-            else "as --ignore says"
-        )
+        how = "as --ignore says"
+        if ignore is None:
+            how = "--ignore none (segrow train: --data.ignore none) makes it a class"
         notes.append(f'{path.name}: pixels of "{name}" ({_count(n, "annotation")}) count nowhere; {how}')
     classes = [name for name in dict.fromkeys(names.values()) if name not in (*ignored, BACKGROUND)]
     if not classes:
@@ -110,10 +89,41 @@ def read_coco(path: Path, ignore: Collection[str] | None) -> CocoFile:
             f"{path} has no category besides background and what is ignored; export it with classes"
         )
     entries = tuple(
-        Entry(image["file_name"], (image.get("height"), image.get("width")), images[image["id"]])
+        Entry(image["file_name"], (image.get("height"), image.get("width")), objects[image["id"]])
         for image in content["images"]
     )
     return CocoFile(path, tuple(classes), tuple(ignored), entries, tuple(notes))
+
+
+def _objects(
+    path: Path, content: Mapping[str, Sequence[Mapping[str, Any]]], names: Mapping[Id, str]
+) -> tuple[dict[Id, list[Object]], list[str]]:
+    """The objects of every image, and notes on annotations that are none."""
+    objects: dict[Id, list[Object]] = {image["id"]: [] for image in content["images"]}
+    annotated: set[Id] = set()
+    bare: Counter[str] = Counter()
+    parts = elsewhere = 0
+    for annotation in content["annotations"]:
+        where, image = f"{path}: annotation {annotation.get('id')}", annotation["image_id"]
+        if image not in objects:
+            elsewhere += 1
+            continue
+        if (category := annotation["category_id"]) not in names:
+            raise UserError(f"{where} has category {category!r}, which the file lacks")
+        annotated.add(image)
+        outline, bad = check_outline(annotation.get("segmentation"), where)
+        if outline is None:
+            kinds = (("keypoints", "keypoints"), ("bbox", "a box"))
+            bare[next((said for key, said in kinds if annotation.get(key)), "nothing")] += 1
+            continue
+        parts += bad
+        objects[image].append((outline, names[category], where))
+    if bare and not any(objects.values()):
+        kinds_said = ", ".join(f"{n} with {kind}" for kind, n in bare.items())
+        raise UserError(
+            f"{path} has no outline in its {bare.total()} annotations ({kinds_said} alone); {_OUTLINES}"
+        )
+    return objects, _remarks(path, bare, parts, elsewhere, len(objects) - len(annotated), len(objects))
 
 
 def _content(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -124,19 +134,29 @@ def _content(path: Path) -> dict[str, list[dict[str, Any]]]:
     if not content["images"] or not content["categories"]:
         raise UserError(f"{path} lists no image or no category; export the annotations again")
     for part, needed in _NEEDED.items():
+        for entry in content[part]:
+            if isinstance(entry, dict):
+                entry |= {key: _plain_id(entry[key]) for key in _IDS if key in entry}
         _check_entries(f"{path}: {part}", content[part], needed)
     return content
 
 
-def _check_entries(name: str, entries: Sequence[Any], needed: Mapping[str, type]) -> None:
+def _plain_id(value: object) -> object:
+    """A number that was written as text or with a decimal point, as tables and VIA do, as a whole number."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value) else value
+
+
+def _check_entries(name: str, entries: Sequence[Any], needed: Mapping[str, tuple[type, ...]]) -> None:
     """Each is an object with what is needed; no id stands twice."""
     for k, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise UserError(f"{name}[{k}] is no object ({str(entry)[:40]}); export the annotations again")
-        for key, kind in needed.items():
+        for key, kinds in needed.items():
             value = entry.get(key)
-            if not isinstance(value, kind) or isinstance(value, bool) or value == "":
-                expected = "a whole number" if kind is int else "a text"
+            if not isinstance(value, kinds) or isinstance(value, bool) or value == "":
+                expected = "a whole number or a text" if int in kinds else "a text"
                 raise UserError(f"{name}[{k}] has {key} {str(value)[:40]}, expected {expected}")
     ids = Counter(entry["id"] for entry in entries if "id" in needed)
     if twice := [number for number, n in ids.items() if n > 1]:
@@ -145,18 +165,18 @@ def _check_entries(name: str, entries: Sequence[Any], needed: Mapping[str, type]
 
 def _categories(
     path: Path, categories: Sequence[Mapping[str, Any]], used: Mapping[Any, int]
-) -> tuple[dict[int, str], list[str]]:
+) -> tuple[dict[Id, str], list[str]]:
     """Names of the categories by id, in the order of the ids; and what was left out.
 
     Left out is what tools add by themselves and no annotation uses: the root of Roboflow, which other
     categories name as theirs, and a second category of a name.
     """
     roots = {category.get("supercategory") for category in categories}
-    by_name: dict[str, list[int]] = defaultdict(list)
-    names: dict[int, str] = {}
+    by_name: dict[str, list[Id]] = defaultdict(list)
+    names: dict[Id, str] = {}
     notes: list[str] = []
-    for category in sorted(categories, key=lambda c: int(c["id"])):
-        name, number = plain_name(category["name"]), int(category["id"])
+    for category in sorted(categories, key=lambda c: (isinstance(c["id"], str), c["id"])):
+        name, number = plain_name(category["name"]), category["id"]
         if not name:
             raise UserError(f"{path}: category {number} has an empty name; every class needs one")
         if is_background(name):
@@ -182,20 +202,15 @@ def _categories(
     return names, notes
 
 
-def _references(
-    where: str, annotation: Mapping[str, Any], images: Mapping[int, object], names: Mapping[int, str]
-) -> tuple[int, int]:
-    """Image and category of an annotation, which are there."""
-    image, category = annotation.get("image_id"), annotation.get("category_id")
-    if not isinstance(image, int) or isinstance(image, bool) or image not in images:
-        raise UserError(f"{where} is of image {image}, which the file does not list")
-    if not isinstance(category, int) or isinstance(category, bool) or category not in names:
-        raise UserError(f"{where} has category {category!r}, which the file lacks")
-    return image, category
-
-
-def _remarks(path: Path, bare: Counter[str], parts: int, empty: int, images: int) -> list[str]:
+def _remarks(
+    path: Path, bare: Counter[str], parts: int, elsewhere: int, empty: int, images: int
+) -> list[str]:
     notes = []
+    if elsewhere:
+        verb = "are" if elsewhere > 1 else "is"
+        notes.append(
+            f"{path.name}: {_count(elsewhere, 'annotation')} of images that it does not list {verb} left out"
+        )
     if n := bare.total():
         kinds = ", ".join(f"{count} with {kind} alone" for kind, count in bare.items())
         verb = "are" if n > 1 else "is"

@@ -17,6 +17,7 @@ SPLITS = {
     "test": ("test", "testing"),
 }
 _TAILS = 8  # so many last parts of a path are looked for
+_MOST = 500_000  # names that are looked through
 _HASH = re.compile(r"[0-9a-f]{8}[-_]")  # Label Studio puts it before the name of an upload
 
 
@@ -32,6 +33,7 @@ class Finder:
     path: Path
     moved: list[str] = field(default_factory=list)
     _listings: dict[Path, dict[str, Path]] = field(default_factory=dict)
+    _below: dict[str, list[Path]] | None = None
 
     def folders(self) -> list[Path]:
         """Where images are looked for: beside the file, in images/ there, and so for the folder above.
@@ -56,7 +58,24 @@ class Finder:
                         if begin or said:
                             self.moved.append(name)
                         return found
+        for _, parts in _readings(name):
+            places = self._everywhere().get(_folded(parts[-1]), [])
+            if len(places) == 1:
+                self.moved.append(name)
+                return places[0]
         return None
+
+    def _everywhere(self) -> dict[str, list[Path]]:
+        """All files below the folder by their folded names, where a tool has put images by folders."""
+        if self._below is None:
+            here = self.path.parent
+            self._below = {}
+            for place, _, names in os.walk(here.parent if here.name == "annotations" else here):
+                for name in names[:_MOST]:
+                    self._below.setdefault(_folded(name), []).append(Path(place) / name)
+                if len(self._below) > _MOST:
+                    break
+        return self._below
 
     def _there(self, folder: Path, tail: str) -> Path | None:
         """A file below a folder; case and Unicode form may differ where just one file fits."""

@@ -29,7 +29,7 @@ def check_outline(outline: object, where: str) -> tuple[Outline | None, int]:
         UserError: It is damaged: something else than numbers, or runs that do not fill their size.
     """
     if isinstance(outline, Mapping):
-        if not outline:
+        if not outline or outline.get("counts") in ([], ""):
             return None, 0
         _check_runs(outline, where)
         return outline, 0
@@ -39,12 +39,20 @@ def check_outline(outline: object, where: str) -> tuple[Outline | None, int]:
         raise UserError(f"{where} has {str(outline)[:40]!r} for an outline; expected polygons or an RLE")
     if outline and all(_is_number(value) for value in outline):
         outline = [outline]  # one polygon without the list around it, as VIA writes it
+    outline = [_without_pairs(polygon) for polygon in outline]
     if not all(isinstance(polygon, list) for polygon in outline):
         raise UserError(f"{where} has a polygon that is no list; expected a list of them: [[x1, y1, …], …]")
     if not all(_is_number(value) for polygon in outline for value in polygon):
         raise UserError(f"{where} has a polygon with something else than numbers of pixels in it")
     good = [polygon for polygon in outline if len(polygon) >= 6 and len(polygon) % 2 == 0]
     return good or None, len(outline) - len(good)
+
+
+def _without_pairs(polygon: Any) -> Any:
+    """A polygon whose corners are lists of their own, [[x, y], …], as the flat list that COCO has."""
+    if isinstance(polygon, list) and polygon and all(isinstance(c, list) and len(c) == 2 for c in polygon):
+        return [value for corner in polygon for value in corner]
+    return polygon
 
 
 def draw_shapes(
