@@ -373,7 +373,7 @@ def test_hidden_files_are_left_out_and_lost_links_are_listed(model: Segmenter, t
     assert [job.image.name for job in jobs] == ["a.jpg", "loop.jpg", "lost.jpg"]
     done = list(predict_files(Predictor(model, scores, NAMES), jobs, tmp_path / "out", overlays=False))
     assert [bool(d.problem) for d in done] == [False, True, True]
-    assert done[2].problem == f"image {tmp_path / 'in' / 'lost.jpg'} is missing"
+    assert done[2].problem.startswith(f"image {tmp_path / 'in' / 'lost.jpg'} is missing")
     assert len(images_of([str(tmp_path / "in" / ".cache" / "*.jpg")])) == 1
     assert len(images_of([str(images[1])])) == 1  # by name it is meant
 
