@@ -96,6 +96,8 @@ def test_a_broken_cache_is_read_again(tmp_path: Path, reads: list[str]) -> None:
     FolderDataset(tree.root).presence("train")
     (cached,) = (tmp_path / "cache/presence").iterdir()
     cached.write_bytes(cached.read_bytes()[:100])
+    with pytest.warns(UserWarning, match=r"the index of the masks .* is damaged; it is made again"):
+        FolderDataset(tree.root).presence("train")
     assert shown(FolderDataset(tree.root), "train") == tree.shown["train"]
     assert len(reads) == 6
 

@@ -9,7 +9,6 @@ modification changed are read again.
 import hashlib
 import os
 import warnings
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -175,6 +174,8 @@ def _recall(
 ) -> Bits:
     """Fills `present` and `taken` from the cache; returns which rows are still right."""
     valid = np.zeros(len(ids), dtype=np.bool_)
+    if not path.exists():
+        return valid
     try:
         check_archive(path, "index")
         with open(path, "rb") as file, np.load(file) as stored:
@@ -182,11 +183,13 @@ def _recall(
                 return valid
             old_ids, old_stamps, old_taken = stored["ids"].tolist(), stored["stamps"], stored["taken"]
             old = np.unpackbits(stored["present"], axis=1, count=values.n_raw).astype(np.bool_)
-    except (UserError, OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile):
-        return valid  # none yet, or broken: read everything again
+    except OSError:  # a folder that cannot be used is said when it is written
+        return valid
+    except Exception:  # zipfile and numpy raise half a dozen kinds for a damaged file
+        return _damaged(path, valid)
     n = len(old_ids) if isinstance(old_ids, list) else -1
     if (old_stamps.shape, old_taken.shape, old.shape) != ((n, 4), (n,), (n, values.n_raw)):
-        return valid
+        return _damaged(path, valid)
     if old_ids == list(ids):
         rows = np.arange(len(ids))
     else:
@@ -195,6 +198,11 @@ def _recall(
     known = rows >= 0
     valid[known] = (old_stamps[rows[known]] == stamps[known]).all(axis=1)
     present[valid], taken[valid] = old[rows[valid]], old_taken[rows[valid]]
+    return valid
+
+
+def _damaged(path: Path, valid: Bits) -> Bits:
+    warnings.warn(f"the index of the masks {path} is damaged; it is made again", stacklevel=4)
     return valid
 
 

@@ -133,9 +133,13 @@ class FeatureStore:
     def _allocate(self, rows: int, size: int, machine: Machine) -> Bytes:
         if self.file is None:
             return np.empty((rows, size), np.uint8)
+        size += ALIGN  # the checksum of a row
         if machine.fabric.is_global_zero:
             try:
-                with self.file.open("wb") as file:
+                self.file.unlink(
+                    missing_ok=True
+                )  # of a process that was killed, or a link that was put there
+                with open(self.file, "wb", opener=_exclusively) as file:
                     if sys.platform == "linux":  # a full disk is met now, not in the middle of a step
                         os.posix_fallocate(file.fileno(), 0, rows * size)
                     else:
@@ -167,12 +171,19 @@ class FeatureStore:
         row[ids] = np.ascontiguousarray(mask, layout.mask).view(np.uint8).ravel()
         if saliency is not None:
             row[salient] = np.packbits(saliency)
+        self._seal(row)
 
     def write_verdict(self, view: View, verdict: Tensor) -> None:
         """Keep what the step's teacher says of a view, int16 H W; replaces that of an earlier one."""
         layout, row = self._of(view)
         values = (verdict.cpu().numpy() - LOWEST).astype(layout.verdict)
         row[layout.spans()[-1]] = values.view(np.uint8).ravel()
+        self._seal(row)
+
+    def _seal(self, row: Bytes) -> None:
+        """Write the checksum of a row in a file: the sum of its words, which costs next to nothing."""
+        if self.file is not None:
+            row[-ALIGN : 8 - ALIGN] = _sums(row[None, :-ALIGN]).view(np.uint8)
 
     def _of(self, view: View) -> tuple[Layout, Bytes]:
         if self.layout is None:
@@ -206,7 +217,17 @@ class FeatureStore:
         return self.layout
 
     def _gather(self, views: Sequence[View]) -> Bytes:
-        return np.asarray(self._rows[[self._where[view] for view in views]])
+        block = np.asarray(self._rows[[self._where[view] for view in views]])
+        if self.file is None:
+            return block
+        stored = np.ascontiguousarray(block[:, -ALIGN : 8 - ALIGN]).view(np.uint64).ravel()
+        wrong = np.flatnonzero(stored != _sums(block[:, :-ALIGN]))
+        if len(wrong):
+            raise UserError(
+                f"features of {views[wrong[0]].image} were changed on the disk ({self.file.parent}); "
+                "the same command continues from the last finished epoch"
+            )
+        return block[:, :-ALIGN]
 
     def _maps(self, block: Bytes) -> tuple[Tensor, ...]:
         layout = self._layout()
@@ -216,6 +237,15 @@ class FeatureStore:
             maps = whole[:, span].contiguous().view(torch.bfloat16).view(len(block), *shape)
             found.append(maps.permute(0, 3, 1, 2))
         return tuple(found)
+
+
+def _sums(rows: Bytes) -> NDArray[np.uint64]:
+    """The sum of the 64-bit words of each row."""
+    return np.asarray(rows.view(np.uint64).sum(axis=1, dtype=np.uint64))
+
+
+def _exclusively(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_EXCL, 0o666)
 
 
 class Rows(NamedTuple):
