@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
+from multiprocessing.queues import Queue
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -65,10 +66,16 @@ def loader_processes(wanted: int) -> dict[str, Any]:
     }
 
 
-def begin_worker(number: int) -> None:
-    """In every loader process, first: one whose main process is gone ends without a word.
+MUTE = 74
+"""Exit code of a loader process that cannot hand over what it has read."""
 
-    Python hands over files in a thread, which else prints a traceback where it is stopped.
+
+def begin_worker(number: int) -> None:
+    """In every loader process, first: what Python does in threads there ends with it, without a word.
+
+    It hands over what was read in a thread. Where that fails Python prints a traceback and drops it, for
+    which the main process would wait for ever; so the loader process ends. Another thread prints one when the
+    main process is gone.
     """
     show = sys.excepthook
 
@@ -77,6 +84,7 @@ def begin_worker(number: int) -> None:
             show(kind, error, trace)
 
     sys.excepthook = quiet
+    Queue._on_queue_feeder_error = staticmethod(lambda error, item: os._exit(MUTE))  # type: ignore[attr-defined]
 
 
 def worker_count(wanted: int) -> int:

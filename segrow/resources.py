@@ -8,6 +8,7 @@ import errno
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from .errors import LeakError, MachineError, NonFiniteLossError
 
@@ -40,6 +41,7 @@ _SHARING = (
     "received 0 items of ancdata",
     "too many open files",
     "can't start new thread",
+    "could not hand over",
 )
 
 _LOST = ("closed by peer", "reset by peer", "broken pipe", "remote process exited", "caused pair closure")
@@ -97,6 +99,17 @@ def enough_memory(advice: Callable[[BaseException], str]) -> Iterator[None]:
         if not lacks_memory(error):
             raise
         raise MachineError(f"{without_memory(error)}: {advice(error)}") from None
+
+
+@contextmanager
+def named(place: Path) -> Iterator[None]:
+    """An error of the system within, such as a full disk in the middle of a file, says where it was."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(place)
+        raise
 
 
 def lacks_sharing(error: BaseException) -> bool:

@@ -204,7 +204,7 @@ def test_a_real_small_shm(root: Path, tmp_path: Path, more: tuple[str, ...]) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [24, 40])
+@pytest.mark.parametrize("limit", [24, 32, 64])
 def test_few_open_files(root: Path, tmp_path: Path, limit: int) -> None:
     """Trained, or one line; never a traceback, never a hang."""
     words = options(root, tmp_path / "run", "--train.workers", "2")

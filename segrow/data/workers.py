@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ..errors import MachineError
+from ..processes import MUTE
 from ..resources import lacks_sharing, size
 from ..terminal import Terminal
 
@@ -70,6 +71,8 @@ def _cause(error: BaseException, processes: Sequence[BaseProcess]) -> BaseExcept
             error = found
             break
     for process in processes:
+        if process.exitcode == MUTE:
+            return RuntimeError("a loader process could not hand over what it had read")
         if process.exitcode and process.exitcode < 0:
             name = signal.Signals(-process.exitcode).name
             return RuntimeError(f"DataLoader worker (pid {process.pid}) was ended by {name}")

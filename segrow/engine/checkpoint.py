@@ -70,7 +70,14 @@ class Checkpoint:
         """
         with new_file(path) as file:
             summed = _Summed(file)
-            torch.save(vars(self), cast("IO[bytes]", summed))
+            try:
+                torch.save(vars(self), cast("IO[bytes]", summed))
+            except RuntimeError as error:
+                if isinstance(
+                    error.__context__, OSError
+                ):  # torch ends its file all the same: too short, it says
+                    raise error.__context__ from None
+                raise
             summed.end()
             os.fsync(file.fileno())  # a full disk is met before anything moves
             if before is not None and path.exists():

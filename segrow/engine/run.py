@@ -28,7 +28,7 @@ from ..model.record import read_file_beside, read_record
 from ..model.segmenter import Segmenter, build_segmenter
 from ..model.store import load_model, save_model
 from ..precision import MIXED, last
-from ..resources import enough_memory
+from ..resources import enough_memory, named
 from ..sealed import write_sealed_json, write_sealed_yaml
 from ..stored import MEMORY, METHOD_STATE, load_memory, load_with_method, restore_state
 from .changes import changed_remarks, note_change, note_lost, read_changes
@@ -92,7 +92,7 @@ def train(
     """
     check_ranges(config)
     # the other processes of a data-parallel run write nothing of their own
-    with locked(out, "segrow train") if is_first_process() else nullcontext():
+    with named(out), locked(out, "segrow train") if is_first_process() else nullcontext():
         return _train(config, method, out, base, remarks, after_step, strict, left or TimeLeft())
 
 

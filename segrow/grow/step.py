@@ -45,7 +45,7 @@ from ..model.record import read_file_beside, read_record
 from ..model.segmenter import Segmenter
 from ..model.store import load_model, save_model
 from ..pictures import encoded
-from ..resources import enough_memory
+from ..resources import enough_memory, named
 from ..scenario import Scenario, Step, empty_table
 from ..stored import MEMORY, METHOD_STATE, data_names, load_memory, origin_names, restore_state
 from .gate import Matrices, Verdicts, judge_new, judge_old, with_unjudged
@@ -109,7 +109,7 @@ def add_classes(
 
 def carry_out(plan: Plan, quiet: bool = False) -> Outcome:
     """Train what was planned, judge it, and put it in its place or under rejected/."""
-    with _work_folder(plan) as work, Display(quiet) as display:
+    with named(plan.target), _work_folder(plan) as work, Display(quiet) as display:
         data = _gather(plan, work, display)
         trained = _train(plan, work, data, display)
         after, record = load_model(trained)
