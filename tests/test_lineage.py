@@ -169,7 +169,9 @@ def test_a_name_may_hold_a_comma(model: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES[1:])
 @pytest.mark.parametrize("form", ["conv", "linear"])
-def test_remove_leaves_the_others_bit_identical(tmp_path: Path, name: str, form: str) -> None:
+def test_remove_leaves_the_others_as_they_are(tmp_path: Path, name: str, form: str) -> None:
+    """Their weights to the bit; their logits up to rounding: some processors choose how to convolve by the
+    number of channels."""
     folder = tmp_path / "model"
     save_model(network(3, form), folder, meta(3))
     old, _ = load_model(folder)
@@ -181,12 +183,14 @@ def test_remove_leaves_the_others_bit_identical(tmp_path: Path, name: str, form:
     assert new.n_classes == len(kept)
     assert record["class_steps"][0] == 0
     assert len(record["class_steps"]) == len(kept)
+    rows = [torch.cat([head.out.weight for head in m.heads]) for m in (old, new)]
+    assert torch.equal(rows[0][kept], rows[1])
     with torch.inference_mode():
-        one, two = old(picture()), new(picture())
-    assert torch.equal(one.logits[:, kept], two.logits)
+        one, two = (m.double()(picture().double()) for m in (old, new))
+    torch.testing.assert_close(one.logits[:, kept], two.logits, rtol=0, atol=1e-12)
     if one.unknown is not None:
         assert two.unknown is not None
-        assert torch.equal(one.unknown, two.unknown)
+        torch.testing.assert_close(one.unknown, two.unknown, rtol=0, atol=1e-12)
     new.grow(1, step=3)  # can be taught further
 
 

@@ -265,8 +265,8 @@ def _rename(directory: Path, old: str, new: str) -> None:
 def remove_class(directory: Path, name: str) -> None:
     """Take a class out of the model: its channel goes, and the classes behind it move up by one.
 
-    The logits of the others stay bit-identical, and background keeps index 0. The pixels of the class fall to
-    whatever the others make of them; a class that gave way to it (`Ssul.gives_way`) no longer does.
+    The weights of the others stay bit-identical, and background keeps index 0. The pixels of the class fall
+    to whatever the others make of them; a class that gave way to it (`Ssul.gives_way`) no longer does.
 
     Raises:
         UserError: For a class that the model does not know, background, the last foreground class, or a
