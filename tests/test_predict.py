@@ -587,7 +587,14 @@ def test_a_result_outlives_the_array_it_was_made_of(model: Segmenter) -> None:
 def test_three_lines_are_enough(model: Segmenter, tmp_path: Path) -> None:
     protocol = {"crop_val": True, "crop": 48}
     method = {"name": "ssul", "fields": {}}
-    meta = {"step": 1, "class_names": list(NAMES), "scenario": {}, "method": method, "protocol": protocol}
+    scenario = {"data": "voc", "task": "1-1", "setting": "overlap", "classes": list(NAMES)}
+    meta = {
+        "step": 1,
+        "class_names": list(NAMES),
+        "scenario": scenario,
+        "method": method,
+        "protocol": protocol,
+    }
     save_model(model, tmp_path / "steps" / "01" / "model", meta)
     predictor = segrow.load(tmp_path)
     seen = predictor(noise(40, 60))
