@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from crash import crash_points, in_child, litter
 from PIL import Image
+from runs import build_tree, matrices, start, weights
 
 from segrow import cli
+from segrow.commands import data as data_command
 from segrow.config import ModelConfig
 from segrow.memory import to_json
 from segrow.model.lineage import rename_class, versions
@@ -111,3 +113,66 @@ def test_a_planted_link_does_not_wait(models: Path, tmp_path: Path) -> None:
     cli.main(["rename-class", str(models / "animals"), "lion", "tiger"])
     assert sorted(victim.rglob("*")) == before
     assert load_model(victim)[1]["class_names"] == ["background", "lion", "dog"]
+
+
+# --- other commands -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [False, True], ids=["some", "all"])
+def test_a_run(tmp_path: Path, every: bool) -> None:
+    """One step of two epochs; after any kill the same command gives what an undisturbed one gives."""
+    root = build_tree(tmp_path / "VOC2012").root
+    more = ("--steps", "1", "--method", "finetune")
+    assert start(root, tmp_path / "whole" / "run", *more) == 0
+    runs = tmp_path / "runs"
+    runs.mkdir()
+
+    def train() -> int:
+        return start(root, runs / "run", *more)
+
+    for point in crash_points(train, runs, every):
+        if (runs / "run" / "results.json").exists():
+            assert in_child(lambda: cli.main(["results", str(runs / "run")])) == 0, point
+        assert in_child(train) == 0, point
+        assert weights(runs / "run") == weights(tmp_path / "whole" / "run"), point
+        assert matrices(runs / "run") == matrices(tmp_path / "whole" / "run"), point
+        assert litter(runs) == [], point
+
+
+@both
+def test_saliency_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: bool) -> None:
+    root = build_tree(tmp_path / "data" / "VOC2012").root
+    shutil.rmtree(root / "saliency_map", ignore_errors=True)
+    few = sorted((root / "JPEGImages").iterdir())[:3]
+
+    class Maker:
+        def __init__(self, model: str) -> None:
+            pass
+
+        def map(self, image: Path) -> np.ndarray:
+            with Image.open(image) as picture:
+                return np.ones(picture.size[::-1], np.bool_)
+
+    monkeypatch.setattr(data_command, "SaliencyMaker", Maker)
+    photos = tmp_path / "photos"
+    (photos / "images").mkdir(parents=True)
+    (photos / "masks").mkdir()
+    for image in few:
+        shutil.copy(image, photos / "images")
+        shutil.copy(root / "SegmentationClassAug" / f"{image.stem}.png", photos / "masks")
+    (photos / "classes.txt").write_text("\n".join(["background", *(f"class {k}" for k in range(1, 21))]))
+    work = tmp_path / "work"
+    work.mkdir()
+    photos.rename(work / "photos")
+
+    def make() -> int:
+        return cli.main(["data", "saliency", str(work / "photos"), "--model", "any"])
+
+    for point in crash_points(make, work, every):
+        for path in work.rglob("saliency/*.png"):
+            with Image.open(path) as picture:
+                picture.load()
+        assert in_child(make) == 0, point
+        assert len(list(work.rglob("saliency/*.png"))) == 3, point
+        assert litter(work) == [], point
