@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from runs import only_line
 
-from segrow import cli
 from segrow.data import coco_shapes
 from segrow.data.coco import CocoDataset
 from segrow.data.coco_shapes import clipped, draw_shapes
@@ -364,13 +362,6 @@ def test_without_a_cache_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ):
         mask = data.mask("train", "001")
     assert int(mask.sum()) == 100
-
-
-def test_the_command_says_what_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = put(tmp_path / "d", "x.json", two("images"))
-    change(root / "x.json", lambda c: [a.update(segmentation=[]) for a in c["annotations"]])
-    assert cli.main(["data", "saliency", str(root), "--model", "x.onnx"]) == 2
-    assert "has no outline in its 2 annotations" in only_line(capsys.readouterr().err)
 
 
 def test_corners_that_are_lists(tmp_path: Path) -> None:
