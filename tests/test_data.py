@@ -131,7 +131,7 @@ def test_folder_without_validation_images(tmp_path: Path) -> None:
     tree = folder_tree(tmp_path / "fruit")
     shutil.rmtree(tree.root / "images/val")
     with pytest.raises(
-        UserError, match=r"images/val is no folder; images/val and masks/val are expected together"
+        UserError, match=r"images/val is not a folder; images/val and masks/val are expected together"
     ):
         FolderDataset(tree.root)
     shutil.rmtree(tree.root / "masks/val")

@@ -200,7 +200,7 @@ def test_classes_txt_of_windows(tmp_path: Path) -> None:
 
 def test_folder_without_images(tmp_path: Path) -> None:
     tree = folder_tree(tmp_path / "fruit", train=0, val=0)
-    with pytest.raises(UserError, match="images/train is no folder"):
+    with pytest.raises(UserError, match="images/train is not a folder"):
         FolderDataset(tree.root)
     for folder in ("images/train", "masks/train"):
         (tree.root / folder).mkdir(parents=True)

@@ -171,7 +171,8 @@ def test_a_jpeg_mask_is_named(tree: Tree) -> None:
     file = tree.root / "masks/train/train0000.png"
     file.rename(file.with_suffix(".jpg"))
     with pytest.raises(
-        UserError, match=r"expected .*train0000.png; train0000.jpg is of a kind that does not keep"
+        UserError,
+        match=r"expected .*train0000.png; train0000.jpg is of a kind that is not read as a mask",
     ):
         FolderDataset(tree.root)
 
@@ -248,3 +249,40 @@ def test_labelmes_list_is_shifted_and_refused(tmp_path: Path) -> None:
         UserError, match=r'names "__ignore__" before "_background_", as labelme does; .* remove'
     ):
         read_classes(tmp_path / "classes.txt")
+
+
+@pytest.mark.parametrize("form", ["{} {}", "{}: {}", "{},{}", "{}\t{}", "{}) {}"])
+def test_numbers_in_front_of_all_names_are_left_out_and_said(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "classes.txt"
+    path.write_text("\n".join(form.format(k, name) for k, name in enumerate(("background", "cat", "2 dogs"))))
+    names, notes = read_classes(path)
+    assert names == ("background", "cat", "2 dogs")
+    assert notes == (f"{path}: the numbers in front of the names are left out",)
+
+
+def test_a_name_that_begins_with_a_number_stays(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("background\n1 cat\n")
+    assert read_classes(tmp_path / "classes.txt") == (("background", "1 cat"), ())
+
+
+def test_numbers_that_are_not_those_of_the_lines_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("1 cat\n2 dog\n")
+    with pytest.raises(UserError, match=r'has number 1 \("cat"\) in line 0; line i \(from 0\) names mask'):
+        read_classes(tmp_path / "classes.txt")
+
+
+def test_a_mask_whose_name_is_longer_is_named(tree: Tree) -> None:
+    for mask in (tree.root / "masks/train").iterdir():
+        mask.rename(mask.with_name(f"{mask.stem}_mask.png"))
+    with pytest.raises(
+        UserError, match=r"has no mask, expected \S+; (\S+)_mask.png is there, rename it to \1.png"
+    ):
+        FolderDataset(tree.root)
+
+
+@pytest.mark.parametrize(("wanted", "name"), [("masks", "labels"), ("masks", "Masks"), ("images", "Images")])
+def test_folders_of_another_name_are_named(tree: Tree, wanted: str, name: str) -> None:
+    (tree.root / wanted).rename(tree.root / name)
+    for opened in (lambda: FolderDataset(tree.root), lambda: open_given(tree.root, "--data")):
+        with pytest.raises(UserError, match=f"; rename {name} to {wanted}"):
+            opened()

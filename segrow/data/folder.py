@@ -9,6 +9,7 @@ Without train and val, what is in images, masks and saliency are all training im
 """
 
 import hashlib
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,10 @@ from .listing import Pairs, divide, list_files, match_pairs
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 LIKE_TRAIN, LIKE_VAL = frozenset({"train", "training"}), frozenset({"val", "valid", "validation"})
+LIKE_FOLDERS = {
+    "images": ("images", "image", "imgs", "img"),
+    "masks": ("masks", "mask", "labels", "label", "annotations", "gt", "segmentations"),
+}
 LIKE_SPLITS = LIKE_TRAIN | LIKE_VAL | {"test", "testing"}
 HELD_OUT = 5
 """Every fifth image is held out for validation where a folder has no validation images."""
@@ -73,7 +78,8 @@ class FolderDataset(SegDataset):
             for folder in (images, masks):
                 if not folder.is_dir():
                     raise UserError(
-                        f"{folder} is no folder; images/{split} and masks/{split} are expected together"
+                        f"{folder} is not a folder; images/{split} and masks/{split} are expected together"
+                        f"{named_otherwise(self.root)}"
                     )
             self._pairs[split] = match_pairs(split, images, masks, maps, exclude)
             self.excluded += self._pairs[split].excluded
@@ -161,6 +167,16 @@ class FolderDataset(SegDataset):
         return self._pairs[split].maps.or_expected(image_id)
 
 
+def named_otherwise(root: Path) -> str:
+    """`; rename labels to masks`, where a folder holds masks or images under another name."""
+    there = {entry.name.lower(): entry.name for entry in root.iterdir() if entry.is_dir()}
+    for wanted, names in LIKE_FOLDERS.items():
+        found = next((there[name] for name in names if name in there), wanted)
+        if not (root / wanted).is_dir() and found != wanted:
+            return f"; rename {found} to {wanted}"
+    return ""
+
+
 def ignored_values(
     class_names: Sequence[str], ignore: Collection[str] | None, root: Path
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -213,6 +229,7 @@ def read_classes(path: Path) -> Classes:
     lines = read_text(path, "class list").rstrip().splitlines()
     if named := parse_colours(lines):
         lines = [name for name, _ in named]
+    lines, notes = _without_numbers(path, lines)
     names = ("background", *map(plain_name, lines[1:]))
     if len(names) < 2 or len(names) > 65535:
         raise UserError(
@@ -227,7 +244,29 @@ def read_classes(path: Path) -> Classes:
                 f'{path} has "{name}" in lines {where[name]} and {number}; every class needs its own name'
             )
         where[name] = number
-    return Classes(names, _line_0(path, plain_name(lines[0]), names))
+    return Classes(names, (*notes, *_line_0(path, plain_name(lines[0]), names)))
+
+
+_NUMBERED = re.compile(r"\s*(\d+)(?:\s*[:;,=.)]\s*|\s+)(\S.*)")
+
+
+def _without_numbers(path: Path, lines: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Names without numbers in front, where every line has its own, and a note that says so.
+
+    Raises:
+        UserError: Every line has a number, but not its own: line i (from 0) names value i.
+    """
+    found = [_NUMBERED.fullmatch(line) for line in lines]
+    numbered = [match for match in found if match]
+    if not numbered or len(numbered) < len(lines):
+        return list(lines), ()
+    for number, match in enumerate(numbered):
+        if int(match[1]) != number:
+            raise UserError(
+                f'{path} has number {match[1]} ("{match[2].strip()}") in line {number}; line i (from 0) '
+                "names mask value i, with background in line 0: sort the lines, or remove the numbers"
+            )
+    return [match[2] for match in numbered], (f"{path}: the numbers in front of the names are left out",)
 
 
 def _line_0(path: Path, name: str, names: Sequence[str]) -> tuple[str, ...]:

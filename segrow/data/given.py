@@ -286,8 +286,10 @@ def open_given(
 
 def nothing_in(root: Path, option: str) -> str:
     """Why nothing is found in a folder: another format, which is named, or nothing that is known."""
+    from .folder import named_otherwise
     from .other_formats import recognise
 
     if said := recognise(root):
         return f"{option} {root} holds {said}"
-    return f"{option} {root} holds no annotated images; {EXPECTED}"
+    hint = named_otherwise(root) if (root / "classes.txt").is_file() else ""
+    return f"{option} {root} holds no annotated images; {EXPECTED}{hint}"

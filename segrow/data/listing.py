@@ -55,6 +55,18 @@ class Listing:
         there = next((name for name in self.left if os.path.splitext(name)[0] == image_id), None)
         return "" if there is None else f"; {there} {says}"
 
+    def longer(self, image_id: str) -> str:
+        """`; a_mask.png is there, rename it to a.png`, where one name begins as an id does; else nothing."""
+        there = [
+            i
+            for i in self.files
+            if i.startswith(image_id) and not i[len(image_id) : len(image_id) + 1].isalnum()
+        ]
+        if len(there) != 1:
+            return ""
+        file = self.files[there[0]]
+        return f"; {file} is there, rename it to {image_id}{os.path.splitext(file)[1]}"
+
     def notes(self) -> tuple[str, ...]:
         """A sentence on what is left out; none where that is nothing."""
         if not self.left:
@@ -194,7 +206,10 @@ def match_pairs(
     found, of_masks = found.without(split, exclude), of_masks.without(split, exclude)
     if alone := sorted(found.files.keys() - of_masks.files.keys()):
         count = f" ({len(alone)} such images)" if len(alone) > 1 else ""
-        hint = of_masks.unread(alone[0], "is of a kind that does not keep class numbers")
+        hint = of_masks.unread(
+            alone[0], "is of a kind that is not read as a mask or does not keep class numbers"
+        )
+        hint = hint or of_masks.longer(alone[0])
         says = {f"{split}/{i}": f"image {found.path(i)} has no mask" for i in alone}
         first = f"{says[f'{split}/{alone[0]}']}, expected {masks / f'{alone[0]}.png'}{hint}{count}"
         raise Unfit(first, says)
