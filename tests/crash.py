@@ -110,11 +110,14 @@ def crash_points(work: Callable[[], object], root: Path, every: bool) -> Iterato
     kept = root.with_name(f"{root.name}.kept")
     shutil.copytree(root, kept, symlinks=True)
     calls = calls_of(work, root)
+    tried = 0
     for point, name in enumerate(calls):
         if every or point in (0, len(calls) - 1) or name in ("rename", "replace"):
             put_back(root, kept)
             assert in_child(work, root, point) == KILLED
+            tried += 1
             yield point
+    print(f"{tried} of {len(calls)} points tried")
     shutil.rmtree(kept)
 
 

@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, nargs="*")
     parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no try after that")
     parser.add_argument("--lanes", type=int, default=LANES, help="children at a time")
     args = parser.parse_args()
     work: Path = args.folder.resolve()
@@ -209,9 +210,8 @@ def main() -> None:
             prepare(base, lane)
             in_child(lambda lane=lane: index(lane))
             shutil.copytree(lane, kept, symlinks=True)
-    report = fuzz(
-        work, args.only if args.only is not None else range(args.tries), args.seed, args.keep, args.lanes
-    )
+    numbers = args.only if args.only is not None else range(args.tries)
+    report = fuzz(work, numbers, args.seed, args.keep, args.lanes, time.monotonic() + args.seconds)
     print(json.dumps(report))
 
 
@@ -247,7 +247,7 @@ def index(lane: Path) -> None:
             assert cli.main(list(target.commands[0])) == 0
 
 
-def fuzz(work: Path, numbers: Any, seed: int, keep: bool, lanes: int) -> dict[str, Any]:
+def fuzz(work: Path, numbers: Any, seed: int, keep: bool, lanes: int, end: float) -> dict[str, Any]:
     """Try all numbers, some at a time."""
     todo = collections.deque(numbers)
     free = collections.deque(range(lanes))
@@ -258,6 +258,8 @@ def fuzz(work: Path, numbers: Any, seed: int, keep: bool, lanes: int) -> dict[st
     before = [digest(work / f"base{slot}") for slot in free]
     seconds: collections.Counter[str] = collections.Counter()
     while todo or busy:
+        if time.monotonic() > end:
+            todo.clear()
         while todo and free:
             slot = free.popleft()
             one = launch(work, slot, todo.popleft(), seed)
@@ -278,7 +280,7 @@ def fuzz(work: Path, numbers: Any, seed: int, keep: bool, lanes: int) -> dict[st
             print(f"{one.number}: {one.what}\n{text}", file=sys.stderr)
         free.append(slot)
     return {
-        "tried": len(numbers),
+        "tried": sum(sum(count.values()) for count in codes.values()),
         "lost": len(faults),
         "written_into": before != [digest(work / f"base{slot}") for slot in range(lanes)],
         "faults": faults,

@@ -303,6 +303,9 @@ def test_a_mistake_is_one_line(
         ("method: {name: ssul, thresold: 3}", 'Did you mean "--method.threshold"?'),
         ("method: sul", 'Did you mean "ssul"?'),
         ("- 3", "mine.yaml holds a list of 1, expected a mapping; correct it"),
+        ("method: [ssul]", "method holds a list of 1, expected text or a mapping"),
+        ("method: {name: [ssul]}", "method.name holds a list of 1, expected text"),
+        (f"train: {{epochs: {list(range(1000))}}}", "Got value: [0, 1, 2,"),
         ("a: [", "is not YAML (did not find expected node content, line "),
     ],
 )
@@ -312,6 +315,7 @@ def test_a_mistake_in_a_config_file(text: str, expected: str, tmp_path: Path) ->
         run_options.parse_run(["--config", str(tmp_path / "mine.yaml")], "train", "", "")
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
 
 
 # --- what a program may read --------------------------------------------------------------------------------

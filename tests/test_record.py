@@ -134,6 +134,7 @@ def test_every_byte_of_the_record_is_covered(model: Path) -> None:
     """A flipped bit is noticed, or is none of the content (such as a space)."""
     path = model / "model.json"
     content, value = path.read_bytes(), json.loads(path.read_bytes())
+    print(f"{len(range(0, len(content), 7))} bits tried")
     for place in range(0, len(content), 7):
         flipped = bytearray(content)
         flipped[place] ^= 1 << place % 8

@@ -29,7 +29,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     Raises:
         UserError: It cannot be read, or holds something else than options.
     """
-    values: dict[str, Any] = read_yaml(path, "--config", dict)
+    values: dict[str, Any] = read_yaml(path, "--config", {"method?": (str, {"name?": str})})
     values.pop("segrow", None)  # a run's own config.yaml can be given
     found: dict[str, Any] = {}
     for key, value in values.items():  # train.lr: 0.1 is {"train": {"lr": 0.1}}

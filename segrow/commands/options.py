@@ -219,8 +219,11 @@ def _parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     try:
         built: Namespace = parser.instantiate(parser.parse_args(_bracket(argv)))
         return built
+    except TypeError as error:  # the parser's own, where a group of options is no mapping
+        reason = _shortened(" ".join(str(error).split()))
+        raise UserError(f"the options make no run ({reason}); segrow train --help lists them") from None
     except ArgumentError as error:
-        line = " ".join(str(error).split())
+        line = _shortened(" ".join(str(error).split()))
         group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", line)
         unknown = re.search(r"(?:unrecognized arguments: |Option ')(?:--)?([\w.]+)", line)
         if group or unknown:
@@ -230,6 +233,11 @@ def _parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
         options = re.search(r"Literal\[(.*?)\]. Got value: (\S+)", line)
         hint = near(options[2], re.findall(r"'(.*?)'", options[1])) if options else ""
         raise UserError(f"{line}.{hint}") from None
+
+
+def _shortened(line: str) -> str:
+    """Without the middle of what nobody reads to the end, such as a list of a thousand values."""
+    return line if len(line) <= 600 else f"{line[:400]} ... {line[-100:]}"
 
 
 def _bracket(argv: Sequence[str]) -> list[str]:
