@@ -82,3 +82,28 @@ def test_two_processes_select_the_same_weights(tmp_path: Path) -> None:
     iou = [matrix[c, c] / (matrix[c].sum() + matrix[:, c].sum() - matrix[c, c]) for c in range(3)]
     assert results(two)["steps"][0]["selected"]["score"] == pytest.approx(np.mean(iou), abs=1e-12)
     assert done.stderr.count("step 0  keeps the weights after update ") == 1  # one process speaks
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+@pytest.mark.parametrize(
+    ("fault", "rank", "code", "lines"),
+    [
+        ("oom", "1", 1, ("out of memory", "another process of this run has ended")),
+        ("kill", "1", 1, ("another process of this run has ended",)),
+        ("oom", "0", 2, ("out of memory",)),
+    ],
+)
+def test_one_process_fails_and_the_other_does_not_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, rank: str, code: int, lines: tuple[str, ...]
+) -> None:
+    root = build_tree(tmp_path / "VOC2012").root
+    monkeypatch.setenv("FAIL", fault)
+    monkeypatch.setenv("FAIL_RANK", rank)
+    words = options(root, tmp_path / "run", "--train.devices", "2")
+    done = run_processes(words, (str(Path(__file__).parent / "failing.py"),))
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("segrow: ")]
+    assert len(said) == len(lines)
+    assert all(part in line for part, line in zip(lines, said, strict=True))

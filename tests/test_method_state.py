@@ -177,11 +177,10 @@ def test_the_gate_reads_both_models_with_their_states(root: Path, whole: Path, t
     assert outcome.passed
     assert load_file(animals / METHOD_STATE)["bias"].shape[1] == 4
     for folder, known in ((model(whole, 0), 3), (animals, 4)):
-        predictor = segrow.load(folder, device="cpu", allow_code=True)
         counts = np.zeros((3, known))
         for file in sorted((check / "images/train").iterdir()):
             mask = np.array(Image.open(check / "masks/train" / f"{file.stem}.png"))
-            found = predictor.labels(file)
+            found = label_map(folder, np.array(Image.open(file).convert("RGB")))
             np.add.at(counts, (mask[mask != 255], found[mask != 255]), 1)
         for k, old in enumerate(outcome.verdicts.old):
             iou = 100 * counts[k, k] / (counts[k].sum() + counts[:, k].sum() - counts[k, k])
