@@ -1166,8 +1166,8 @@ def test_a_killed_call_goes_on_where_it_stopped(
     epochs: list[int] = []
     save, step = Checkpoint.save, Run.train_step
 
-    def stop_after(self: Checkpoint, path: Path) -> None:
-        save(self, path)
+    def stop_after(self: Checkpoint, *paths: Path) -> None:
+        save(self, *paths)
         epochs.append(self.epoch)
         if where == "epoch" and self.epoch == 2:
             raise KeyboardInterrupt
@@ -1187,7 +1187,7 @@ def test_a_killed_call_goes_on_where_it_stopped(
     assert left[0].startswith(".animals.add-")
     with monkeypatch.context() as patch:
         patch.setattr(
-            Checkpoint, "save", stop_after if where == "trained" else lambda self, path: save(self, path)
+            Checkpoint, "save", stop_after if where == "trained" else lambda self, *paths: save(self, *paths)
         )
         assert add(model, photos) == 0
     assert epochs == (
