@@ -8,7 +8,18 @@ import torch
 from PIL import Image
 from runs import STEPS, build_tree, log, matrices, model, options, results, run_processes, start, tensors
 
-SAME = ("--memory.size", "6", "--model.dropout", "0", "--train.log_every", "1", "--train.epochs", "1")
+SAME = (
+    "--memory.size",
+    "6",
+    "--model.dropout",
+    "0",
+    "--train.log_every",
+    "1",
+    "--train.epochs",
+    "1",
+    "--train.precision",
+    "32",
+)
 DOUBLE = Path(__file__).parent / "double.py"
 
 
