@@ -206,7 +206,7 @@ def parse_json(content: bytes, where: str, shape: Shape = object, *, fix: str = 
     text = decode(content, where)
     _check_depth(text, where, fix)
     if "\\u" in text and any(match[1] for match in _ESCAPES.finditer(text)):
-        raise UserError(f"{where} has an escape (\\u0000 or half a pair) that is no character; {fix}")
+        raise UserError(f"{where} has an escape (\\u0000 or half a pair) that is not a character; {fix}")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

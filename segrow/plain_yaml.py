@@ -132,7 +132,7 @@ class _YamlValue:
     def _text(self, event: yaml.ScalarEvent) -> str:
         text: str = event.value
         if not text.isprintable() and any(c == "\x00" or "\ud800" <= c <= "\udfff" for c in text):
-            self._refuse(event, "has an escape that is no character; write the character itself")
+            self._refuse(event, "has an escape that is not a character; write the character itself")
         return text
 
     def _check_tag(self, event: yaml.Event) -> None:

@@ -388,7 +388,7 @@ def _check(results: Mapping[str, Any]) -> None:
         raise UserError("results lack classes; restore results.json, or run again.")
     for index, stored in enumerate(steps):
         if not isinstance(stored, Mapping):
-            raise UserError(f"record {index} of results is no step; restore results.json, or run again.")
+            raise UserError(f"record {index} of results is not a step; restore results.json, or run again.")
         lacking = [key for key in _NEEDED if key not in stored]
         if lacking:
             raise UserError(

@@ -630,7 +630,7 @@ def test_the_place_of_a_rejected_model_is_looked_at_in_the_plan(
     (place / "animals-step-01" / "mine.txt").write_text("")
     capsys.readouterr()
     assert add(model, photos, "--check", str(old), "--dry-run") == 2
-    assert "is no model, and a rejected one would go there" in only_line(capsys.readouterr().err)
+    assert "is not a model, and a rejected one would go there" in only_line(capsys.readouterr().err)
 
 
 def test_names_are_printed_as_they_are(
@@ -965,7 +965,7 @@ BAD: list[tuple[dict[str, str], str]] = [
     ({"--lr": "0"}, "--lr should be a number above 0, got 0"),
     ({"--lr": "-0.1"}, "--lr should be a number above 0, got -0.1"),
     ({"--lr": "nan"}, "--lr should be a number above 0, got nan"),
-    ({"--exemplars": "nowhere"}, "--exemplars nowhere is no folder; expected VOC2012 with"),
+    ({"--exemplars": "nowhere"}, "--exemplars nowhere is not a folder; expected VOC2012 with"),
     ({"--out": "MODEL"}, "is there already; give another place"),
     ({"--saliency": "nowhere.onnx"}, "no saliency model nowhere.onnx"),
 ]

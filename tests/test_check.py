@@ -193,7 +193,7 @@ def test_values_outside_are_counted_over_the_tree(tmp_path: Path, capsys: Captur
     report = check(tree.root, capsys, code=1)
     assert report["splits"]["train"]["outside"] == [{"value": 201, "pixels": 30, "images": 2}]
     text = next(p["text"] for p in report["problems"])
-    assert "has values that are no class: 201 (15 pixels)" in text
+    assert "has values that are not a class: 201 (15 pixels)" in text
 
 
 def test_what_is_printed(tmp_path: Path, capsys: Capture) -> None:

@@ -152,7 +152,7 @@ BAD: list[tuple[Callable[[Coco], Any], str]] = [
     (lambda c: c["annotations"][0].update(category_id=99), "has category 99, which the file lacks"),
     (lambda c: c["images"][0].update(height=21), "is 30x20 pixels (width x height), in"),
     (lambda c: c["categories"][0].update(name="zebra"), 'has two categories "zebra"'),
-    (lambda c: c.pop("categories"), "is no COCO file: expected lists images, annotations, categories"),
+    (lambda c: c.pop("categories"), "is not a COCO file: expected lists images, annotations, categories"),
     (lambda c: c["images"].clear(), "lists no image or no category"),
     (
         lambda c: c["annotations"][2].update(segmentation=compressed(np.ones((4, 5), np.uint8, order="F"))),
@@ -170,24 +170,24 @@ def runs(counts: Any, size: Any = (HEIGHT, WIDTH)) -> dict[str, Any]:
 
 
 MALFORMED: list[tuple[Callable[[Coco], Any], str]] = [
-    (outline(2, ["123456"]), "annotation 2 has a polygon that is no list"),
+    (outline(2, ["123456"]), "annotation 2 has a polygon that is not a list"),
     (outline(2, [list("123456")]), "annotation 2 has a polygon with something else than numbers"),
     (outline(2, [[1, 2, 3, 4, 5, float("nan")]]), "something else than numbers of pixels"),
     (outline(2, [[1, 2, 3, 4, 5, 1e30]]), "something else than numbers of pixels"),
     (outline(2, "nothing"), "annotation 2 has 'nothing' for an outline; expected polygons or an RLE"),
-    (outline(3, runs("o" * 100_000 + "0")), "annotation 3 has an RLE whose counts are no lengths of runs"),
+    (outline(3, runs("o" * 100_000 + "0")), "annotation 3 has an RLE whose counts are not lengths of runs"),
     (outline(4, runs([10**18, 1])), "has an RLE of 1000000000000000001 pixels"),
-    (outline(3, runs("garbage!")), "annotation 3 has an RLE whose counts are no lengths of runs"),
-    (outline(3, runs("oooo")), "annotation 3 has an RLE whose counts are no lengths of runs"),
+    (outline(3, runs("garbage!")), "annotation 3 has an RLE whose counts are not lengths of runs"),
+    (outline(3, runs("oooo")), "annotation 3 has an RLE whose counts are not lengths of runs"),
     (outline(3, runs("ABC")), "annotation 3 has an RLE"),
     (outline(3, runs("5:")), "has an RLE of 15 pixels, expected 30x20 (width x height) = 600"),
     (
         outline(4, runs([5, 10])),
         "annotation 4 has an RLE of 15 pixels, expected 30x20 (width x height) = 600",
     ),
-    (outline(4, runs([610, -10])), "annotation 4 has an RLE whose counts are no lengths of runs"),
-    (outline(4, runs(["a", "b"])), "annotation 4 has an RLE whose counts are no lengths of runs"),
-    (outline(4, runs({"a": 1})), "annotation 4 has an RLE whose counts are no lengths of runs"),
+    (outline(4, runs([610, -10])), "annotation 4 has an RLE whose counts are not lengths of runs"),
+    (outline(4, runs(["a", "b"])), "annotation 4 has an RLE whose counts are not lengths of runs"),
+    (outline(4, runs({"a": 1})), "annotation 4 has an RLE whose counts are not lengths of runs"),
     (outline(4, runs([600], ["20", "30"])), "has an RLE of size ['20', '30']; expected [height, width]"),
     (outline(4, runs([600], 20)), "has an RLE without counts or size"),
     (lambda c: c["images"][1].pop("id"), "images[1] has id None, expected a whole number or a text"),
@@ -197,9 +197,9 @@ MALFORMED: list[tuple[Callable[[Coco], Any], str]] = [
     (lambda c: c["images"][1].pop("file_name"), "images[1] has file_name None, expected a text"),
     (lambda c: c["categories"][1].pop("name"), "categories[1] has name None, expected a text"),
     (lambda c: c["categories"][0].pop("id"), "categories[0] has id None, expected a whole number"),
-    (lambda c: c.update(images=[7]), "images[0] is no object (7)"),  # type: ignore[list-item]
-    (lambda c: c.update(annotations=[7]), "annotations[0] is no object (7)"),  # type: ignore[list-item]
-    (lambda c: c.update(categories=[7]), "categories[0] is no object (7)"),  # type: ignore[list-item]
+    (lambda c: c.update(images=[7]), "images[0] is not an object (7)"),  # type: ignore[list-item]
+    (lambda c: c.update(annotations=[7]), "annotations[0] is not an object (7)"),  # type: ignore[list-item]
+    (lambda c: c.update(categories=[7]), "categories[0] is not an object (7)"),  # type: ignore[list-item]
     (lambda c: c["annotations"][0].update(image_id=[1]), "annotations[0] has image_id [1], expected a whole"),
     (lambda c: c["annotations"][0].update(category_id={}), "annotations[0] has category_id {}, expected"),
     (lambda c: c["annotations"][0].update(category_id="1"), "has category 1, which the file lacks"),
@@ -249,4 +249,4 @@ def test_the_command_says_it_in_one_line(
 ) -> None:
     change(folder, lambda c: c["annotations"][1].update(segmentation=["x"]))
     assert cli.main(["data", "saliency", str(folder), "--model", "x.onnx"]) == 2
-    assert "annotation 2 has a polygon that is no list" in only_line(capsys.readouterr().err)
+    assert "annotation 2 has a polygon that is not a list" in only_line(capsys.readouterr().err)

@@ -182,8 +182,9 @@ def test_a_colour_of_no_class(tmp_path: Path) -> None:
     root = folder(tmp_path / "d", Image.fromarray(painted()))
     (root / "classes.txt").write_text("background\nblue\nred\n")
     (root / "labelmap.txt").write_text("green:1,2,3::\n")
-    assert 'labelmap.txt gives a colour to "green", which is no class; the classes are blue, red' in refused(
-        root
+    assert (
+        'labelmap.txt gives a colour to "green", which is not a class; the classes are blue, red'
+        in refused(root)
     )
 
 

@@ -39,7 +39,7 @@ def test_unknown_data_set() -> None:
 def test_a_root_is_needed_and_must_exist(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=f"data set {name} needs its folder; add --data.root DIR"):
         open_dataset(name, None)
-    with pytest.raises(UserError, match="nowhere is no folder; expected ") as caught:
+    with pytest.raises(UserError, match="nowhere is not a folder; expected ") as caught:
         open_dataset(name, str(tmp_path / "nowhere"))
     line_of(caught)
 
@@ -130,7 +130,7 @@ def test_a_listed_id_without_image_or_mask(tmp_path: Path, gone: str, expected: 
 def test_ade_with_something_missing(tmp_path: Path) -> None:
     tree = ade_tree(tmp_path / "ADEChallengeData2016", train=2, val=1)
     shutil.rmtree(tree.root / "annotations/validation")
-    with pytest.raises(UserError, match="annotations/validation is no folder"):
+    with pytest.raises(UserError, match="annotations/validation is not a folder"):
         Ade20kDataset(tree.root)
     (tree.root / "annotations/validation").mkdir()
     shutil.rmtree(tree.root / "images/validation")

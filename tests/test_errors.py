@@ -22,7 +22,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["--data.root", "nowhere"], "--data.root nowhere is no folder; expected VOC2012 with JPEGImages"),
+        (["--data.root", "nowhere"], "--data.root nowhere is not a folder; expected VOC2012 with JPEGImages"),
         (["--data.root", "."], "has no folder JPEGImages"),
         (
             ["--data.name", "vok"],

@@ -125,7 +125,7 @@ FORMATS: list[tuple[str, Callable[[Path], None], str]] = [
     (
         "voc boxes",
         lambda r: put(r / "Annotations/a.xml", VOC),
-        "boxes of Pascal VOC (a.xml), which are no outlines",
+        "boxes of Pascal VOC (a.xml), which are not outlines",
     ),
     (
         "online",

@@ -274,7 +274,7 @@ def test_files_of_others_are_left_alone(
     there = sorted(pictures.rglob("*"))
     assert cli.main(["report", str(copy)]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "pictures holds holiday.txt, which is no picture of a report; move it elsewhere" in said
+    assert "pictures holds holiday.txt, which is not a picture of a report; move it elsewhere" in said
     assert sorted(pictures.rglob("*")) == there
     shutil.rmtree(pictures)
     pictures.mkdir()
@@ -907,7 +907,7 @@ def test_the_terminal_says_what_could_not_be_drawn(
     assert cli.main(["report", str(copy), "--out", out, "--data.root", "nope"]) == 0
     said = capsys.readouterr()
     (line,) = said.err.splitlines()
-    assert line.startswith("pictures: copy: --data.root nope is no folder")
+    assert line.startswith("pictures: copy: --data.root nope is not a folder")
     assert line.endswith("; its pictures are those of an earlier report")
     assert "earlier" not in said.out
     shutil.rmtree(copy / "steps" / "01" / "model")

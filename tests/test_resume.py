@@ -175,7 +175,7 @@ def test_a_folder_of_something_else_is_refused(
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     assert start(root, tmp_path) == 2
-    assert f"{tmp_path} is there and is no run folder" in only_line(capsys.readouterr().err)
+    assert f"{tmp_path} is there and is not a run folder" in only_line(capsys.readouterr().err)
     assert [f.name for f in tmp_path.iterdir()] == ["notes.txt"]
 
 

@@ -96,7 +96,7 @@ def test_the_command_writes_what_is_missing(
         (None, "no saliency model"),
         (
             b"broken",
-            "is no ONNX file that onnxruntime reads ([ONNXRuntimeError] INVALID_PROTOBUF second line)",
+            "is not an ONNX file that onnxruntime reads ([ONNXRuntimeError] INVALID_PROTOBUF second line)",
         ),
         (b"four", "takes an input ['batch', 4, 32, 32], expected 1 x 3 x height x width"),
     ],

@@ -46,11 +46,11 @@ def _parser() -> OneLineParser:
     parser = OneLineParser(
         prog="segrow data check",
         description="Read every image, mask and saliency map of a folder and list all that is wrong: images "
-        "or masks alone, files that cannot be decoded, sizes that differ, values that are no class, images "
-        "that are there twice. Also what it holds: how masks are stored, images and pixels of each class. "
-        "Exit code 0: nothing is wrong, 1: something is, 2: a mistake in the call.",
+        "or masks alone, files that cannot be decoded, sizes that differ, values that are not a class, "
+        "images that are there twice. Also what it holds: how masks are stored, images and pixels of each "
+        "class. Exit code 0: nothing is wrong, 1: something is, 2: a mistake in the call.",
         epilog="Example: segrow data check photos --fix-list bad.txt, then "
-        "segrow train --data.root photos --data.exclude bad.txt",
+        "segrow train --data.name folder --data.root photos --data.exclude bad.txt",
     )
     parser.add_argument("folder", metavar="DIR", help="a data folder, as segrow add and segrow train take it")
     names = [name for name in NAMES if name != "digits"]  # which are composed, so nothing can be wrong

@@ -94,7 +94,7 @@ def check_root(seed: Seed) -> None:
     if seed.segrow("--data.root") is None and not Path(seed.data_root).expanduser().is_dir():
         default = "" if "data_root" in seed.given else " (the default)"
         name = {"voc": "VOC2012", "ade": "ADEChallengeData2016"}[seed.dataset]
-        raise UserError(f"--data_root {seed.data_root}{default} is no folder; give the one of {name}")
+        raise UserError(f"--data_root {seed.data_root}{default} is not a folder; give the one of {name}")
 
 
 def find_place(seed: Seed) -> Place:

@@ -55,7 +55,9 @@ class Ade20kDataset(SegDataset):
             images, masks = self.root / "images" / folder, self.root / "annotations" / folder
             for needed in (images, masks):
                 if not needed.is_dir():
-                    raise UserError(f"{needed} is no folder; ADE20K has images and annotations of {folder}")
+                    raise UserError(
+                        f"{needed} is not a folder; ADE20K has images and annotations of {folder}"
+                    )
             maps = self.root / SALIENCY / folder
             pairs = match_pairs(split, images, masks, maps if maps.is_dir() else maps.parent, exclude)
             self.excluded += pairs.excluded

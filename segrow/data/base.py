@@ -151,7 +151,7 @@ class SegDataset(abc.ABC):
             progress: Show a bar on stderr while masks are read.
 
         Raises:
-            UserError: The first file that is missing, cannot be decoded, has values that are no class, or
+            UserError: The first file that is missing, cannot be decoded, has values that are not a class, or
                 an image and a mask of different size.
         """
         ids = self.ids(split)
@@ -174,7 +174,7 @@ def find_root(root: Path, name: str, needed: tuple[str, ...]) -> Path:
     """
     root = root.expanduser()
     if not root.is_dir():
-        raise UserError(f"--data.root {root} is no folder; expected {name} with {', '.join(needed)} in it")
+        raise UserError(f"--data.root {root} is not a folder; expected {name} with {', '.join(needed)} in it")
     found = root
     if root.name != name and not any((root / folder).is_dir() for folder in needed):
         levels = (sorted(root.glob(pattern)) for pattern in (name, f"*/{name}", f"*/*/{name}"))

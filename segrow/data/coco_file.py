@@ -69,7 +69,7 @@ def read_coco(path: Path, ignore: Collection[str] | None) -> CocoFile:
         ignore: Names of categories that count nowhere; None: those that are called so (class_lists.py).
 
     Raises:
-        UserError: It is no COCO file, or damaged; or no annotation has an outline.
+        UserError: It is not a COCO file, or damaged; or no annotation has an outline.
     """
     content = _content(path)
     used = Counter(annotation.get("category_id") for annotation in content["annotations"])
@@ -130,7 +130,7 @@ def _content(path: Path) -> dict[str, list[dict[str, Any]]]:
     content = read_json(path, "COCO file", limit=LIMIT, fix="export the annotations again")
     parts = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
-        raise UserError(f"{path} is no COCO file: expected lists {', '.join(parts)} in it")
+        raise UserError(f"{path} is not a COCO file: expected lists {', '.join(parts)} in it")
     if not content["images"] or not content["categories"]:
         raise UserError(f"{path} lists no image or no category; export the annotations again")
     for part, needed in _NEEDED.items():
@@ -152,7 +152,7 @@ def _check_entries(name: str, entries: Sequence[Any], needed: Mapping[str, tuple
     """Each is an object with what is needed; no id stands twice."""
     for k, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise UserError(f"{name}[{k}] is no object ({str(entry)[:40]}); export the annotations again")
+            raise UserError(f"{name}[{k}] is not an object ({str(entry)[:40]}); export the annotations again")
         for key, kinds in needed.items():
             value = entry.get(key)
             if not isinstance(value, kinds) or isinstance(value, bool) or value == "":

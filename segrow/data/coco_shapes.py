@@ -41,7 +41,9 @@ def check_outline(outline: object, where: str) -> tuple[Outline | None, int]:
         outline = [outline]  # one polygon without the list around it, as VIA writes it
     outline = [_without_pairs(polygon) for polygon in outline]
     if not all(isinstance(polygon, list) for polygon in outline):
-        raise UserError(f"{where} has a polygon that is no list; expected a list of them: [[x1, y1, …], …]")
+        raise UserError(
+            f"{where} has a polygon that is not a list; expected a list of them: [[x1, y1, …], …]"
+        )
     if not all(_is_number(value) for polygon in outline for value in polygon):
         raise UserError(f"{where} has a polygon with something else than numbers of pixels in it")
     good = [polygon for polygon in outline if len(polygon) >= 6 and len(polygon) % 2 == 0]
@@ -144,7 +146,7 @@ def _check_runs(outline: Mapping[str, Any], where: str) -> None:
         raise UserError(f"{where} has an RLE of size {size}; expected [height, width] in pixels")
     lengths = run_lengths(counts)
     if not all(isinstance(length, int) and length >= 0 for length in lengths) or not lengths:
-        raise UserError(f"{where} has an RLE whose counts are no lengths of runs; export it again")
+        raise UserError(f"{where} has an RLE whose counts are not lengths of runs; export it again")
     if sum(lengths) != size[0] * size[1]:
         raise UserError(
             f"{where} has an RLE of {sum(lengths)} pixels, expected {size[1]}x{size[0]} (width x height) = "

@@ -187,7 +187,7 @@ def colour_table(
     numbers = {name: value for value, name in enumerate(class_names)} | dict.fromkeys(ignored, ignore_id)
     if unknown := [name for name in colours if name not in numbers]:
         raise UserError(
-            f'{path} gives a colour to "{unknown[0]}", which is no class; the classes are '
+            f'{path} gives a colour to "{unknown[0]}", which is not a class; the classes are '
             f"{', '.join(class_names[1:21])}"
         )
     full = {**colours}

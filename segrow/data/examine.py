@@ -93,7 +93,7 @@ def examine(files: Files, values: Values) -> Found:
     }
     if outside:
         listed = ", ".join(f"{v} ({n} pixels)" for v, n in list(outside.items())[:5])
-        problems.append(("value", f"mask {files.mask} has values that are no class: {listed}"))
+        problems.append(("value", f"mask {files.mask} has values that are not a class: {listed}"))
     saliency, wrong = _saliency(Path(files.saliency), size or shape)
     shown = np.flatnonzero(counts[: values.n_raw])
     if counts[values.ignore_id] and not (shown > 0).any():

@@ -61,7 +61,7 @@ class FolderDataset(SegDataset):
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise UserError(
-                f"--data.root {self.root} is no folder; expected classes.txt, images and masks in it"
+                f"--data.root {self.root} is not a folder; expected classes.txt, images and masks in it"
             )
         self.class_names, self.notes = read_classes(self.root / "classes.txt")
         self.ignore_id = 255 if len(self.class_names) <= 255 else 65535

@@ -78,7 +78,7 @@ def index(
         progress: Show a bar on stderr.
 
     Raises:
-        UserError: The first pair, in order, that is missing, cannot be read, has values that are no class
+        UserError: The first pair, in order, that is missing, cannot be read, has values that are not a class
             or an image and a mask of different size.
     """
     place = os.fsencode(root.resolve())  # a path need not be UTF-8

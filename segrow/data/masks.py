@@ -211,9 +211,9 @@ def _check_range(numbers: NDArray[np.generic], ignore_id: int) -> None:
     values = np.asarray(numbers, np.int64)
     low, high = int(values.min()), int(values.max())
     if low < 0:
-        raise Refused(f"has value {low}; values below 0 are no class of the data set")
+        raise Refused(f"has value {low}; values below 0 are not a class of the data set")
     if high > ignore_id:
-        raise Refused(f"has value {high}; values above {ignore_id} are no class of the data set")
+        raise Refused(f"has value {high}; values above {ignore_id} are not a class of the data set")
 
 
 def _other_mode(image: Image.Image) -> str:

@@ -70,7 +70,7 @@ def _yolo(root: Path, files: list[Path]) -> str | None:
         lines = [line.strip() for line in _text(path).splitlines() if line.strip()][:20]
         if lines and all(re.fullmatch(rf"{numbers}{{4,}}", line) for line in lines):
             boxes = all(len(line.split()) == 5 for line in lines)
-            kind = "boxes, which are no outlines" if boxes else "outlines"
+            kind = "boxes, which are not outlines" if boxes else "outlines"
             advice = f"annotate outlines, as {_COCO}" if boxes else f"convert it to {_COCO}"
             return f"YOLO annotations ({path.relative_to(root.parent)}: {kind}); {advice}"
     return None
@@ -159,7 +159,7 @@ def _of_xml(root: Path, files: list[Path]) -> str | None:
         if "<annotations" in text and ("<image " in text or "<track " in text or "<meta>" in text):
             return f'CVAT\'s own XML ({path.name}); export it there as "COCO 1.0" or "Segmentation mask 1.1"'
         if "<annotation" in text and "<bndbox>" in text:
-            return f"boxes of Pascal VOC ({path.name}), which are no outlines; annotate outlines, as {_COCO}"
+            return f"boxes of Pascal VOC ({path.name}), which are not outlines; annotate outlines, as {_COCO}"
         if "<annotation" in text and "<polygon>" in text:
             return f"XML of the online LabelMe ({path.name}); convert it to {_COCO}"
     return None
@@ -173,7 +173,7 @@ def _of_tables(root: Path, files: list[Path]) -> str | None:
         if "EncodedPixels" in heading or "rle" in heading.lower():
             return f"a table of run lengths ({path.name}); convert it to {_COCO} or {_MASKS}"
         if {"xmin", "ymin"} <= {word.strip().lower() for word in heading.split(",")}:
-            return f"a table of boxes ({path.name}), which are no outlines; annotate outlines, as {_COCO}"
+            return f"a table of boxes ({path.name}), which are not outlines; annotate outlines, as {_COCO}"
     return None
 
 

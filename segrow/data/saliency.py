@@ -74,7 +74,7 @@ def _from_file(path: Path) -> Callable[[Image.Image], NDArray[np.float32]]:
         session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a kind for every way a file can be broken
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path} is no ONNX file that onnxruntime reads ({reason})") from None
+        raise UserError(f"{path} is not an ONNX file that onnxruntime reads ({reason})") from None
     entry = session.get_inputs()[0]
     shape = entry.shape
     if len(shape) != 4 or shape[1] != 3:
@@ -99,8 +99,8 @@ def _from_rembg(name: str) -> Callable[[Image.Image], NDArray[np.float32]]:
         import rembg
     except ImportError:
         raise UserError(
-            f'saliency model "{name}" is no file, and models by name need rembg; give an ONNX file, or run: '
-            'pip install "segrow[saliency]"'
+            f'saliency model "{name}" is not a file, and models by name need rembg; give an ONNX file, or '
+            'run: pip install "segrow[saliency]"'
         ) from None
     try:
         session: Any = rembg.new_session(name)

@@ -38,7 +38,7 @@ class Taken(enum.IntFlag):
 SAYS: dict[Taken, str] = {
     Taken.GREYS: "masks have a palette of greys, and the grey is taken as the value, not the index; where "
     "the index is the class, save them as grey",
-    Taken.INDEX: "masks have a palette of greys that are no classes, so the index is taken as the value",
+    Taken.INDEX: "masks have a palette of greys that are not classes, so the index is taken as the value",
     Taken.COLOURS: "masks have three equal colour channels and are taken as grey",
     Taken.ALPHA: "masks have an alpha channel; it is opaque and left out",
     Taken.FLOAT_MASK: "masks hold floating-point numbers; all are whole and are taken as they are",
@@ -49,7 +49,7 @@ SAYS: dict[Taken, str] = {
     "are taken; where the index is the class, save them as grey",
     Taken.UNIT: "images hold floating-point numbers from 0 to 1, which are scaled to 0..255",
     Taken.FLOAT: "images hold floating-point numbers above 1, which are taken as 0..255",
-    Taken.NAN: "images have pixels that are no number, which are taken as black",
+    Taken.NAN: "images have pixels that are not a number, which are taken as black",
     Taken.EIGHT: "images have more than 8 bits per value but nothing above 255, and are taken as 8-bit",
     Taken.TWELVE: "images have more than 12 bits per value but nothing above 4095, and are taken as 12-bit",
     Taken.DARK: "images have 16 bits per colour but nothing above 4095, and are seen nearly black; save them "

@@ -148,7 +148,7 @@ def check_folder(folder: Path, config: Mapping[str, Any]) -> str | None:
             )
         return line
     if folder.exists() and not (folder.is_dir() and all(_is_litter(f) for f in folder.iterdir())):
-        raise UserError(f"{folder} is there and is no run folder; use another --out")
+        raise UserError(f"{folder} is there and is not a run folder; use another --out")
     return None
 
 
@@ -210,7 +210,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = RunPaths(folder).config
     if not path.exists():
-        raise UserError(f"{folder} is no run folder: it has no config.yaml")
+        raise UserError(f"{folder} is not a run folder: it has no config.yaml")
     loaded: dict[str, Any] = read_sealed_yaml(path, "configuration", CONFIG, fix=_AGAIN)
     return loaded
 

@@ -259,7 +259,7 @@ def _check_rejected(place: Path) -> None:
     if place.parent.exists() and not place.parent.is_dir():
         raise UserError(f"{place.parent} is a file where a rejected model would go; give --out elsewhere")
     if place.exists() and not replaceable(place):
-        raise UserError(f"{place} is no model, and a rejected one would go there; move it, or give --out")
+        raise UserError(f"{place} is not a model, and a rejected one would go there; move it, or give --out")
 
 
 def _check_place(target: Path, what: str) -> None:

@@ -85,7 +85,7 @@ def _read(path: Path, report: Callable[[str], None]) -> dict[str, Tensor]:
     tensors = find_network(path, content, [[_FIRST]], report)
     if _FIRST not in tensors:
         raise UserError(
-            f"{path} is no checkpoint of the SSUL reference code: expected names such as {_FIRST}, got "
+            f"{path} is not a checkpoint of the SSUL reference code: expected names such as {_FIRST}, got "
             f"{listed(list(tensors) or [str(key) for key in content]) or 'nothing'} (the networks of MiB and "
             "PLOP are others; ResNet weights alone load with segrow train --model.weights file:PATH)"
         )

@@ -144,8 +144,8 @@ def read_torch_file(path: Path, what: str) -> object:
             code = re.search(r"GLOBAL ([\w.]+)", str(error))
             if code is None:
                 raise UserError(
-                    f"cannot read {what} {path}: it is no file of torch.save with tensors and numbers alone, "
-                    f"or was cut off; copy it again, or {SAVE}"
+                    f"cannot read {what} {path}: it is not a file of torch.save with tensors and numbers "
+                    f"alone, or was cut off; copy it again, or {SAVE}"
                 ) from None
             # torch leaves "builtins" out of some of the names
             name = code[1] if "." in code[1] else f"builtins.{code[1]}"

@@ -335,7 +335,7 @@ def _clear(folder: Path) -> None:
     """
     there = sorted(folder.iterdir()) if folder.is_dir() else []
     if others := [path.name for path in there if not _OURS.fullmatch(path.name)]:
-        raise UserError(f"{folder} holds {others[0]}, which is no picture of a report; move it elsewhere")
+        raise UserError(f"{folder} holds {others[0]}, which is not a picture of a report; move it elsewhere")
     if there and not (folder / _POOL).exists():
         raise UserError(f"{folder} holds pictures that no report has made; move them elsewhere")
     if there:
