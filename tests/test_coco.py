@@ -127,7 +127,7 @@ def test_where_the_file_may_be(folder: Path, tmp_path: Path) -> None:
     (folder / "instances.json").rename(folder / "annotations/instances.json")
     assert open_given(folder, "--data").ids("train") == ("001", "002", "003")
     (folder / "annotations/more.json").write_text("{}")
-    assert find_files(folder)[1] == ["more.json: not read"]
+    assert find_files(folder)[1] == [f"{folder}: annotations/more.json is not read"]
     (folder / "annotations/instances_2.json").write_text("{}")
     with pytest.raises(UserError, match=r"holds 2 \.json files of train images .*; give one of them itself"):
         find_files(folder)
@@ -152,7 +152,10 @@ BAD: list[tuple[Callable[[Coco], Any], str]] = [
     (lambda c: c["annotations"][0].update(category_id=99), "has category 99, which the file lacks"),
     (lambda c: c["images"][0].update(height=21), "is 30x20 pixels (width x height), in"),
     (lambda c: c["categories"][0].update(name="zebra"), 'has two categories "zebra"'),
-    (lambda c: c.pop("categories"), "is not a COCO file: expected lists images, annotations, categories"),
+    (
+        lambda c: c.pop("categories"),
+        "is not a COCO file: expected lists images, annotations, categories in it, got no categories; export",
+    ),
     (lambda c: c["images"].clear(), "lists no image or no category"),
     (
         lambda c: c["annotations"][2].update(segmentation=compressed(np.ones((4, 5), np.uint8, order="F"))),
@@ -167,6 +170,15 @@ def outline(annotation: int, value: Any) -> Callable[[Coco], Any]:
 
 def runs(counts: Any, size: Any = (HEIGHT, WIDTH)) -> dict[str, Any]:
     return {"size": size, "counts": counts}
+
+
+def test_coordinates_in_parts_of_the_sides_are_refused(folder: Path) -> None:
+    unit = [[0.1, 0.2, 0.9, 0.2, 0.9, 0.8]]
+    change(folder, lambda c: [a.update(segmentation=unit) for a in c["annotations"]])
+    with pytest.raises(UserError, match=r"no coordinate above 1, .* multiply x by the width"):
+        CocoDataset(folder / "instances.json")
+    change(folder, lambda c: c["annotations"][0].update(segmentation=[square(2, 2, 9, 9)]))
+    assert CocoDataset(folder / "instances.json").ids("train")  # a tiny one among others
 
 
 MALFORMED: list[tuple[Callable[[Coco], Any], str]] = [

@@ -111,10 +111,10 @@ def test_a_file_per_split(tmp_path: Path, files: tuple[str, str], folders: tuple
 def test_files_that_are_not_of_outlines_are_left_out_with_a_note(tmp_path: Path) -> None:
     root = put(tmp_path / "d", "annotations/instances_train2017.json", two("train2017"))
     (root / "annotations/captions_train2017.json").write_text("{}")
-    assert open_given(root, "--data").notes == ("captions_train2017.json: not read",)
+    assert open_given(root, "--data").notes == (f"{root}: annotations/captions_train2017.json is not read",)
     roboflow = put(tmp_path / "r", "train/_annotations.coco.json", two("train"))
     put(roboflow, "test/_annotations.coco.json", two("test"))
-    assert "_annotations.coco.json: not read" in open_given(roboflow, "--data").notes
+    assert f"{roboflow}: test/_annotations.coco.json is not read" in open_given(roboflow, "--data").notes
 
 
 MOVED: list[tuple[str, str]] = [

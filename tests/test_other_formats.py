@@ -53,8 +53,11 @@ def via(root: Path, project: bool) -> None:
 
 def cityscapes(root: Path) -> None:
     image(root / "leftImg8bit/train/bonn/bonn_000000_leftImg8bit.png")
-    put(root / "gtFine/train/bonn_000000_gtFine_labelIds.png")
-    put(root / "gtFine/train/bonn_000000_gtFine_polygons.json", json.dumps({"imgHeight": 8, "objects": []}))
+    put(root / "gtFine/train/bonn/bonn_000000_gtFine_labelIds.png")
+    put(
+        root / "gtFine/train/bonn/bonn_000000_gtFine_polygons.json",
+        json.dumps({"imgHeight": 8, "objects": []}),
+    )
 
 
 def supervisely(root: Path) -> None:
@@ -96,6 +99,16 @@ FORMATS: list[tuple[str, Callable[[Path], None], str]] = [
         "label studio",
         label_studio,
         "Label Studio's own JSON (project-1-at-2024.json); export it there as COCO",
+    ),
+    (
+        "datumaro",
+        lambda r: put(r / "annotations/default.json", json.dumps({"categories": {"label": {}}, "items": []})),
+        "Datumaro's own JSON (default.json); export it there as COCO",
+    ),
+    (
+        "results",
+        lambda r: put(r / "x.json", json.dumps([{"image_id": 1, "segmentation": [], "category_id": 1}])),
+        "annotations of COCO without their images and categories, as detectors write results (x.json); give",
     ),
     ("labelbox", lambda r: put(r / "x.ndjson.json", json.dumps([{"data_row": {}}])), "Labelbox's JSON"),
     ("labelme", labelme, "LabelMe's JSON, one per image (a.json); convert it with labelme2coco"),

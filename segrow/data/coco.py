@@ -266,7 +266,8 @@ def find_files(root: Path) -> tuple[dict[Split, Path], list[str]]:
                 f"them itself, such as {files[0]}"
             )
     left += by_split.get("test", [])
-    notes = [f"{', '.join(file.name for file in left)}: not read"] if left else []
+    names = ", ".join(str(file.relative_to(root)) for file in left)
+    notes = [f"{root}: {names} {'is' if len(left) == 1 else 'are'} not read"] if left else []
     return {split: by_split[split][0] for split in _ORDER if split in by_split}, notes
 
 

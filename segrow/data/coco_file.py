@@ -123,14 +123,29 @@ def _objects(
         raise UserError(
             f"{path} has no outline in its {bare.total()} annotations ({kinds_said} alone); {_OUTLINES}"
         )
+    _check_unit(path, [outline for some in objects.values() for outline, *_ in some])
     return objects, _remarks(path, bare, parts, elsewhere, len(objects) - len(annotated), len(objects))
+
+
+def _check_unit(path: Path, outlines: Sequence[Outline]) -> None:
+    """Coordinates are pixels; where none is above 1 they are parts of the sides, as in YOLO's files."""
+    polygons = [polygon for outline in outlines if not isinstance(outline, Mapping) for polygon in outline]
+    if polygons and all(0 <= value <= 1 for polygon in polygons for value in polygon):
+        raise UserError(
+            f"{path} has no coordinate above 1, so its outlines are within one pixel, or in parts of "
+            "width and height; COCO counts in pixels: multiply x by the width and y by the height"
+        )
 
 
 def _content(path: Path) -> dict[str, list[dict[str, Any]]]:
     content = read_json(path, "COCO file", limit=LIMIT, fix="export the annotations again")
     parts = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
-        raise UserError(f"{path} is not a COCO file: expected lists {', '.join(parts)} in it")
+    found = content if isinstance(content, dict) else {}
+    if lacking := [part for part in parts if not isinstance(found.get(part), list)]:
+        raise UserError(
+            f"{path} is not a COCO file: expected lists {', '.join(parts)} in it, got no {lacking[0]}; export "
+            "the annotations as COCO with polygons or RLE"
+        )
     if not content["images"] or not content["categories"]:
         raise UserError(f"{path} lists no image or no category; export the annotations again")
     for part, needed in _NEEDED.items():

@@ -46,8 +46,8 @@ def recognise(root: Path) -> str | None:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Some files of a folder and of two levels of folders below it."""
-    for pattern in ("*", "*/*", "*/*/*"):
+    """Some files of a folder and of three levels of folders below it, as Cityscapes has them."""
+    for pattern in ("*", "*/*", "*/*/*", "*/*/*/*"):
         for number, path in enumerate(sorted(root.glob(pattern))):
             if number == _MOST:
                 break
@@ -129,11 +129,18 @@ def _json_kind(content: Any) -> tuple[str, str] | None:
                 "Label Studio's own JSON",
                 f"export it there as COCO with images (outlines), or as {_MASKS}",
             )
+        if "segmentation" in task and "image_id" in task:
+            return (
+                "annotations of COCO without their images and categories, as detectors write results",
+                "give the whole file, with lists images, annotations, categories",
+            )
         if "Label" in task or "Labeled Data" in task or "data_row" in task:
             return "Labelbox's JSON", f"export its masks as {_MASKS}"
         return None
     if not isinstance(content, Mapping):
         return None
+    if isinstance(content.get("items"), list) and isinstance(content.get("categories"), Mapping):
+        return "Datumaro's own JSON", f"export it there as {_COCO}: datum convert -f coco_instances"
     if "shapes" in content and "imagePath" in content:
         return (
             "LabelMe's JSON, one per image",
