@@ -240,7 +240,7 @@ def test_voc_as_it_is_downloaded(tmp_path: Path) -> None:
     assert data.ids("train") == ("000", "001")
     assert (
         "has no SegmentationClassAug: trained are the 2 masks of SegmentationClass (train.txt)"
-        in data.notes[0]
+        in data.notes[-1]
     )
     shutil.rmtree(root / "SegmentationClass")
     with pytest.raises(UserError, match="has no folder SegmentationClassAug"):

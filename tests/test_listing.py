@@ -217,7 +217,7 @@ def test_palette_images_without_masks_are_counted(tmp_path: Path) -> None:
     tree = voc_tree(tmp_path / "d", train=5, val=0)
     (tree.root / "classes.txt").write_text("background\n" + "".join(f"c{k}\n" for k in range(1, 21)))
     (tree.root / f"SegmentationClassAug/{tree.ids('train')[2]}.png").unlink()
-    (note,) = open_given(tree.root, "--data").notes
+    note = open_given(tree.root, "--data").notes[0]
     assert note.endswith(
         "1 of 5 images have no mask in SegmentationClassAug and are left out (first 2007_000002.jpg)"
     )

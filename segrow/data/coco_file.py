@@ -143,8 +143,8 @@ def _content(path: Path) -> dict[str, list[dict[str, Any]]]:
     found = content if isinstance(content, dict) else {}
     if lacking := [part for part in parts if not isinstance(found.get(part), list)]:
         raise UserError(
-            f"{path} is not a COCO file: expected lists {', '.join(parts)} in it, got no {lacking[0]}; export "
-            "the annotations as COCO with polygons or RLE"
+            f"{path} is not a COCO file: expected lists {', '.join(parts)} in it, got no {lacking[0]}; "
+            "export the annotations as COCO with polygons or RLE"
         )
     if not content["images"] or not content["categories"]:
         raise UserError(f"{path} lists no image or no category; export the annotations again")

@@ -43,6 +43,7 @@ class ColourTable:
         values: The mask value of each.
         names: What each is called.
         of_palettes: Whether the colours of a palette count; else its index does.
+        remedy: What to do about a colour that it lacks.
     """
 
     source: str
@@ -50,6 +51,7 @@ class ColourTable:
     values: tuple[int, ...]
     names: tuple[str, ...]
     of_palettes: bool = True
+    remedy: str = "add it there"
 
     @property
     def key(self) -> int:
@@ -85,8 +87,8 @@ class ColourTable:
                 f"{_shown(most)} ({near}): it was smoothed or compressed; save masks as PNG without either"
             )
         return (
-            f"has colour {_shown(most)} in {counts.max()} pixels, which {self.source} lacks ({near}); add it "
-            "there, or correct the mask"
+            f"has colour {_shown(most)} in {counts.max()} pixels, which {self.source} lacks ({near}); "
+            f"{self.remedy}, or correct the mask"
         )
 
 
@@ -105,7 +107,10 @@ def voc_colours(names: Sequence[str]) -> ColourTable:
     palette = np.asarray(voc_palette(len(names))).reshape(-1, 3)
     colours = tuple((int(r), int(g), int(b)) for r, g, b in palette)
     values = (*range(len(names)), 255)
-    return ColourTable("VOC's palette", (*colours, VOC_BORDER), values, (*names, "ignored border"), False)
+    where = "state the classes and their colours in a labelmap.txt beside the masks' folder"
+    return ColourTable(
+        "VOC's palette", (*colours, VOC_BORDER), values, (*names, "ignored border"), False, where
+    )
 
 
 def stated_colours(root: Path) -> tuple[Path, dict[str, Rgb]] | None:

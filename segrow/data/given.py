@@ -1,6 +1,6 @@
 """Images that somebody gives: whatever annotated folder it is, and chosen files of any data set."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, final
 
@@ -149,8 +149,25 @@ class PaletteDataset(SegDataset):
             self.colours = colour_table(*stated, self.class_names, ignored, self.ignore_id)
         elif self.class_names == NAMES:
             self.colours = voc_colours(NAMES)
+        if not named and not stated:
+            self.notes += (_as_vocs(self.root),)
         if ignored:
             self.notes += (f"{stated and stated[0]}: pixels of {', '.join(ignored)} count nowhere",)
+
+    def _unused_lists(self, ids: Collection[str]) -> Iterator[str]:
+        """Notes on lists that would leave images out: they are read as a pair of train.txt and val.txt."""
+        from .voc import LISTS, read_list
+
+        for path in sorted(path for name in LISTS for path in (self.root / name).glob("*.txt")):
+            try:
+                fewer = set(read_list(path)) & set(ids)
+            except UserError:  # it is not read, so it need not be right
+                fewer = set()
+            if len(fewer) < len(ids):
+                yield (
+                    f"{path} lists {len(fewer)} of {len(ids)} images and is not read; lists are read where "
+                    "train.txt and val.txt are both there"
+                )
 
     def _divide(self, hold_out: bool) -> dict[Split, tuple[str, ...]]:
         """Ids of each split: as lists say, or all for training."""
@@ -173,6 +190,7 @@ class PaletteDataset(SegDataset):
                         f"{folder}: {len(left)} images are in no list and left out (first {left[0]})",
                     )
                 return lists
+        self.notes += tuple(self._unused_lists(ids))
         held = held_out(ids) if hold_out and len(ids) > 1 else frozenset()
         if held:
             self.notes += (
@@ -241,7 +259,9 @@ def find_given(
         named = any((root / name).is_file() for name in (*CLASS_FILES, *COLOUR_FILES))
         if listed and not named and any((root / name).is_dir() for name in (MASKS, OWN_MASKS)):
             _no_ignore(root, ignore)
-            return VocDataset(root, exclude)
+            voc = VocDataset(root, exclude)
+            voc.notes += (_as_vocs(root),)
+            return voc
         return PaletteDataset(root, hold_out, ignore, exclude)
     if (root / "images").is_dir() and (root / "masks").is_dir():
         return None  # a folder of one's own that lacks classes.txt, whatever .json is beside it
@@ -251,6 +271,13 @@ def find_given(
     if said := recognise_beside_json(root):
         raise UserError(f"{root} holds {said}")
     return CocoDataset(root, ignore, hold_out, exclude) if find_files(root)[0] else None
+
+
+def _as_vocs(root: Path) -> str:
+    return (
+        f"{root}: no {' or '.join(CLASS_FILES)} names the classes, so mask values 1 to 20 are those of VOC "
+        "2012 (1 is aeroplane)"
+    )
 
 
 def _no_ignore(root: Path, ignore: Collection[str] | None) -> None:

@@ -99,6 +99,10 @@ class VocDataset(SegDataset):
             f"{split}/{i}" for split, ids in listed.items() for i in ids if f"{split}/{i}" in exclude
         )
         self.colours = voc_colours(NAMES)
+        self.notes += (*self._images.notes(), *self._masks.notes(), *self._maps.notes())
+        every = {*train, *val}
+        if left := [i for i in self._masks.files if i not in every]:
+            self.notes += (f"{folder}: {len(left)} masks are in no list and left out (first {left[0]})",)
         if own:
             self.notes += (
                 f"{self.root} has no {MASKS}: trained are the {len(train)} masks of {OWN_MASKS} "
