@@ -311,7 +311,8 @@ def entry() -> None:
     """Console script."""
     try:
         code = main()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as where the caller has closed it
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough, as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

@@ -175,11 +175,11 @@ def test_one_image_in_two_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("background\n", "has 1 lines; expected background and 1 to 65534 classes"),
+        ("background\n", "has 1 line; expected background and 1 to 65534 classes"),
         ("", "has 0 lines"),
         ("background\napple\n\npear\n", "has nothing in line 3"),
         ("background\napple\npear\napple\n", 'has "apple" in lines 2 and 4'),
-        ("void\napple\nbackground\n", 'has "background" in lines 1 and 3'),
+        ("void\napple\nbackground\n", 'calls value 0 "void" and value 2 "background"'),
         (b"\xff\xfe\x00a", "is UTF-16 text"),
         (b"a\xff", "is not UTF-8 text"),
     ],
@@ -229,7 +229,7 @@ def bad_mask(tmp_path: Path, image: Image.Image) -> str:
             np.resize(np.uint8([0, 128, 255, 64]), (24, 32)),
             "has value 64 (and 128), but the data set has the",
         ),
-        (np.full((24, 32), 300, np.uint16), "has value 300; values above 255 are no class"),
+        (np.full((24, 32), 300, np.uint16), "has value 300; values above 255 are not a class"),
         (
             np.full((24, 32, 3), (0, 0, 9), np.uint8),
             "of mode RGB; expected a palette or grey PNG whose pixel values are",

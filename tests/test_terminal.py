@@ -115,3 +115,11 @@ def test_nothing_prints_past_the_terminal() -> None:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         }
         assert "print" not in called or path.stem in plain, path
+
+
+def test_a_closed_stdout_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)  # as Python has it where the caller has closed the descriptor
+    monkeypatch.setattr("sys.argv", ["segrow", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        cli.entry()
+    assert stop.value.code == 0

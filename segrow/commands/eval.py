@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from rich.progress import track
 from rich.table import Table
@@ -15,6 +16,7 @@ from ..class_lists import split_names
 from ..data import open_dataset
 from ..data.base import SegDataset, Split
 from ..data.exclude import read_exclusion
+from ..data.index import Presence
 from ..errors import UserError
 from ..evaluate import eval_loader, evaluate
 from ..processes import limit_threads
@@ -162,7 +164,6 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     shows = [bool(row.any()) for row in presence.present[:, list(columns)]]
     if not any(shows):
         raise UserError(f"no {options.split} image of {data.root} shows a class that the model knows")
-    say_notes(data.notes)
     with_known = frozenset(i for i, there in zip(presence.ids, shows, strict=True) if there)
     names = list(origin["classes"])
     future = {
@@ -170,6 +171,8 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
         for k, name in enumerate(names[known:])
         if name in data.class_names
     }
+    notes = (*data.notes, *_unknown(data, presence, [*columns, *future]))
+    say_notes(notes)
     numbers = {**future, **columns}
     table = empty_table(data.ignore_id, len(data.class_names))
     table[list(numbers)] = list(numbers.values())
@@ -188,7 +191,9 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
             len(names),
             with_known,
             device,
-            track=lambda batches: track(batches, "evaluation", len(loader), disable=not progress),
+            track=lambda batches: track(
+                batches, "evaluation", len(loader), console=Terminal(stderr=True), disable=not progress
+            ),
         )
     record = {"step": meta["step"], "known": known}
     return {
@@ -201,7 +206,7 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
         "n_images": len(presence.ids),
         "unlabelled": unlabelled,
         "remarks": [_remark(unlabelled)] * bool(unlabelled) + [exclusion.note()] * bool(exclusion.images),
-        "notes": list(data.notes),
+        "notes": list(notes),
         "steps": [{**record, "matrix": matrices.all.tolist(), "matrix_known": matrices.known.tolist()}],
     }
 
@@ -219,6 +224,15 @@ def _columns(meta: Mapping[str, Any], data: SegDataset) -> dict[int, int]:
         rest = {raw: index for raw, index in named.items() if index not in learnt.values()}
         return {**rest, **learnt}
     return named
+
+
+def _unknown(data: SegDataset, presence: Presence, known: Sequence[int]) -> list[str]:
+    """A note on classes that the images show and the model does not know."""
+    there = np.flatnonzero(presence.present.any(axis=0)).tolist()
+    names = [data.class_names[value] for value in there if value and value not in known]
+    if not names:
+        return []
+    return [f"{data.root}: the model does not know {_listed(names)}; their pixels count as background"]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -138,10 +138,10 @@ def _check_unit(path: Path, outlines: Sequence[Outline]) -> None:
 
 
 def _content(path: Path) -> dict[str, list[dict[str, Any]]]:
-    content = read_json(path, "COCO file", limit=LIMIT, fix="export the annotations again")
+    read = read_json(path, "COCO file", limit=LIMIT, fix="export the annotations again")
+    content: dict[str, list[dict[str, Any]]] = read if isinstance(read, dict) else {}
     parts = ("images", "annotations", "categories")
-    found = content if isinstance(content, dict) else {}
-    if lacking := [part for part in parts if not isinstance(found.get(part), list)]:
+    if lacking := [part for part in parts if not isinstance(content.get(part), list)]:
         raise UserError(
             f"{path} is not a COCO file: expected lists {', '.join(parts)} in it, got no {lacking[0]}; "
             "export the annotations as COCO with polygons or RLE"

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..class_lists import not_counted, plain_name
+from ..class_lists import is_background, not_counted, plain_name
 from ..documents import read_text
 from ..errors import UserError
 from .base import SegDataset, Split
@@ -233,8 +233,10 @@ def read_classes(path: Path) -> Classes:
     names = ("background", *map(plain_name, lines[1:]))
     if len(names) < 2 or len(names) > 65535:
         raise UserError(
-            f"{path} has {len(lines)} lines; expected background and 1 to 65534 classes, one a line"
+            f"{path} has {len(lines)} line{'' if len(lines) == 1 else 's'}; "
+            "expected background and 1 to 65534 classes, one a line"
         )
+    said = _line_0(path, plain_name(lines[0]), names)
     where: dict[str, int] = {}
     for number, name in enumerate(names, start=1):
         if not name:
@@ -244,7 +246,7 @@ def read_classes(path: Path) -> Classes:
                 f'{path} has "{name}" in lines {where[name]} and {number}; every class needs its own name'
             )
         where[name] = number
-    return Classes(names, (*notes, *_line_0(path, plain_name(lines[0]), names)))
+    return Classes(names, (*notes, *said))
 
 
 _NUMBERED = re.compile(r"\s*(\d+)(?:\s*[:;,=.)]\s*|\s+)(\S.*)")
@@ -258,6 +260,14 @@ def _without_numbers(path: Path, lines: Sequence[str]) -> tuple[list[str], tuple
     """
     found = [_NUMBERED.fullmatch(line) for line in lines]
     numbered = [match for match in found if match]
+    if (
+        len(lines) > 2
+        and found[0] is None
+        and [m and int(m[1]) for m in found[1:]] == [*range(len(lines) - 1)]
+    ):
+        raise UserError(
+            f'{path} has the heading "{lines[0].strip()}" before its numbered names; remove that line'
+        )
     if not numbered or len(numbered) < len(lines):
         return list(lines), ()
     for number, match in enumerate(numbered):
@@ -273,13 +283,19 @@ def _line_0(path: Path, name: str, names: Sequence[str]) -> tuple[str, ...]:
     """A note where value 0 is called what sounds like a class.
 
     Raises:
-        UserError: A list of labelme's, whose first line is no value of the masks.
+        UserError: A list of labelme's, whose first line is no value of the masks; or background stands below.
     """
     plain = _letters(name)
     if plain == "ignore" and _letters(names[1]) == "background":
         raise UserError(
             f'{path} names "{name}" before "{names[1]}", as labelme does; line i (from 0) names mask value '
             "i, so remove its first line"
+        )
+    below = next((value for value, other in enumerate(names) if value and is_background(other)), None)
+    if below and not is_background(name):
+        raise UserError(
+            f'{path} calls value 0 "{name}" and value {below} "{names[below]}", but value 0 is background; '
+            "remove the first line where it is a heading, else number the masks so that background is 0"
         )
     if plain in NO_CLASS:
         return ()

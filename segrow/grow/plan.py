@@ -4,7 +4,7 @@ Nothing is written here. `step.py` carries a plan out.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -198,8 +198,32 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
         maker,
         config,
         options,
-        (*dataset.notes, *(check.data.notes if check else ()), *notes, *copies.notes(), *more, *remark),
+        (
+            *dataset.notes,
+            *_as_background(new, present, columns, meta),
+            *(check.data.notes if check else ()),
+            *notes,
+            *copies.notes(),
+            *more,
+            *remark,
+        ),
     )
+
+
+def _as_background(
+    new: Images, present: Presence, columns: Sequence[int], meta: Mapping[str, Any]
+) -> Iterator[str]:
+    """Notes on what of the data is not learnt: images without a new class, and other classes."""
+    shows = present.present[:, columns].any(axis=1)
+    if without := int((~shows).sum()):
+        yield f"{new.data.root}: {without} of {len(shows)} images show no new class and are left out"
+    rest = [v for v in np.flatnonzero(present.present[shows].any(axis=0)).tolist() if v not in (0, *columns)]
+    unknown = [name for name in (new.data.class_names[v] for v in rest) if name not in meta["class_names"]]
+    if unknown:
+        yield (
+            f"{new.data.root}: pixels of {', '.join(unknown[:20])} count as background; --classes names what "
+            "is learnt"
+        )
 
 
 def _copies(new: Images, *measured: Images | None) -> Copies:
