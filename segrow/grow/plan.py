@@ -216,7 +216,7 @@ def _as_background(
     """Notes on what of the data is not learnt: images without a new class, and other classes."""
     shows = present.present[:, columns].any(axis=1)
     if without := int((~shows).sum()):
-        yield f"{new.data.root}: {without} of {len(shows)} images show no new class and are left out"
+        yield f"{new.data.root}: {without} of {len(present.ids)} images show no new class and are left out"
     rest = [v for v in np.flatnonzero(present.present[shows].any(axis=0)).tolist() if v not in (0, *columns)]
     unknown = [name for name in (new.data.class_names[v] for v in rest) if name not in meta["class_names"]]
     if unknown:
