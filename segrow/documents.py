@@ -17,6 +17,7 @@ from typing import Any
 
 from .errors import UserError
 from .plain_yaml import DEPTH, plain_value
+from .resources import machine_refuses
 from .shapes import Shape, expect
 
 MIB = 1 << 20
@@ -50,10 +51,13 @@ def open_file(path: Path, what: str, limit: int | None = None) -> io.BufferedRea
 
     Raises:
         UserError: It is missing, may not be read, is no regular file, or is too large.
+        OSError: The machine lacks something, such as open files: the file may be good.
     """
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        if machine_refuses(error):
+            raise
         raise UserError(_cannot_open(path, what, error)) from None
     try:
         status = os.fstat(handle)
@@ -103,6 +107,8 @@ def read_bytes(path: Path, what: str, limit: int) -> bytes:
             while len(content) <= limit and (part := file.read(_PART)):
                 content += part
         except OSError as error:
+            if machine_refuses(error):
+                raise
             raise UserError(f"{what} {path} cannot be read ({error.strerror}); copy it again") from None
     if len(content) > limit:  # it grew, or the system gives no size (as for /proc)
         raise UserError(_too_large(path, what, limit))

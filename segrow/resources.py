@@ -59,6 +59,12 @@ def lacks_memory(error: BaseException) -> bool:
     )
 
 
+def machine_refuses(error: BaseException) -> bool:
+    """Whether the machine lacks memory, open files or room, so that the file at hand is not to blame."""
+    of_system = isinstance(error, OSError) and error_number(error) in (*NO_ROOM, *TOO_MANY_FILES)
+    return of_system or lacks_memory(error)
+
+
 def error_number(error: OSError) -> int | None:
     """The system's number of an error, which one from a loader process has in its text alone."""
     found = re.findall(r"\[Errno (\d+)\]", str(error))

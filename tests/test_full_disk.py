@@ -1,7 +1,6 @@
 """A disk that is full at any moment of a run: one line, nothing lost, and the same command goes on."""
 
 import errno
-import io
 import os
 import shlex
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from full_disk import Full
 from runs import build_tree, last_line, matrices, options, results, start, weights
 from trees import folder_tree
 
@@ -34,28 +34,6 @@ def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
     assert start(root, out, *SAME) == 0
     return out
-
-
-class Full:
-    """All files that are written whole take no more than so many bytes together."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, room: int, number: int) -> None:
-        self.room, self.number, self._open = room, number, os.fdopen
-        patch.setattr(os, "fdopen", self.fdopen)
-
-    def fdopen(self, descriptor: int, mode: str = "r", *words: Any, **more: Any) -> Any:
-        if mode != "wb":
-            return self._open(descriptor, mode, *words, **more)
-        full = self
-
-        class File(io.FileIO):
-            def write(self, data: Any) -> int:
-                full.room -= len(memoryview(data).cast("B"))
-                if full.room < 0:
-                    raise OSError(full.number, "No space left on device")
-                return super().write(data)
-
-        return File(descriptor, "wb")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -148,7 +126,7 @@ def test_a_folder_that_takes_nothing(
 @pytest.mark.parametrize("room", ["12k", "600k", "1500k"])
 def test_a_real_small_disk(root: Path, whole: Path, tmp_path: Path, room: str) -> None:
     """With a log for TensorBoard and kept features in a file; then the disk grows."""
-    more = (*SAME, "--train.feature_store", "disk")
+    more = (*SAME, "--train.feature_store", "disk", "--train.precision", "32")  # as conftest has it
     (tmp_path / "disk").mkdir()
     command = shlex.join([sys.executable, "-m", "segrow", *options(root, tmp_path / "disk/run", *more)])
     place = shlex.quote(str(tmp_path / "disk"))

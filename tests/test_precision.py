@@ -257,3 +257,20 @@ def test_add_says_and_records_it(
     assert cli.main(["add", str(trained), "--data", str(data), *words]) == 0
     assert capsys.readouterr().err.count("precision bf16 (auto): it can") == 1
     assert json.loads((out / "model.json").read_text())["training"]["precision"] == "bf16"
+
+
+def test_auto_on_a_finished_run_is_what_it_was_trained_in(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An earlier segrow had another default, so the same command then asked for something else."""
+    out, words = tmp_path / "run", ("--train.epochs", "1")
+    answer(monkeypatch, False)
+    assert start(root, out, *words, "--train.precision", "32") == 0
+    there = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for native in (True, False):
+        answer(monkeypatch, native)
+        assert start(root, out, *words) == 0
+        assert "step 2  done before" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == there
+    assert start(root, out, *words, "--train.precision", "bf16") == 2
+    assert "train.precision: 32 there, bf16 here" in capsys.readouterr().err

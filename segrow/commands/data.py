@@ -11,6 +11,7 @@ from ..data.given import open_given
 from ..data.saliency import SaliencyMaker, write_map
 from ..errors import UserError, near
 from ..inside import is_below
+from ..resources import machine_refuses, named
 from ..terminal import Terminal
 from .data_check import check
 from .notes import say_notes
@@ -75,8 +76,11 @@ def make_maps(data: SegDataset, maker: SaliencyMaker, again: bool = False) -> tu
     console = Terminal(stderr=True)
     for image, path in track(missing, "saliency", console=console, disable=not console.is_terminal):
         try:
-            write_map(maker.map(image), path)
+            with named(path):
+                write_map(maker.map(image), path)
         except OSError as error:
+            if machine_refuses(error):  # such as a full disk
+                raise
             raise UserError(
                 f"{path} cannot be written ({error.strerror}); make the folder writable"
             ) from None

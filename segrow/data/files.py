@@ -18,6 +18,7 @@ from PIL import Image
 
 from ..documents import open_file
 from ..errors import UserError
+from ..resources import machine_refuses, named
 from .taken import Taken
 
 # What PIL's decoders raise for broken files.
@@ -274,6 +275,7 @@ def opened(path: Path, what: str) -> Iterator[Image.Image]:
 
     Raises:
         UserError: The file is missing, broken, too large, or was refused.
+        OSError: The machine lacks something, such as open files: the file may be good.
     """
     try:
         open_file(Path(path), what).close()  # a pipe would be waited for
@@ -291,6 +293,9 @@ def opened(path: Path, what: str) -> Iterator[Image.Image]:
             f"variable {LIMIT} to more than its number of pixels"
         ) from None
     except BROKEN as error:
+        if isinstance(error, OSError) and machine_refuses(error):
+            with named(Path(path)):
+                raise
         raise UserError(
             f"{what} {path} cannot be decoded ({_reason(error)}); replace or remove the file"
         ) from None

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..atomic import new_file
 from ..documents import check_archive, open_file
 from ..errors import UserError
+from ..resources import machine_refuses
 from ..shapes import Shape, expect
 from ..tensor_files import check_tensors
 
@@ -97,6 +98,8 @@ class Checkpoint:
         try:
             stored = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises half a dozen kinds for a damaged file
+            if machine_refuses(error):
+                raise
             reason = str(error).splitlines()[0]
             raise UserError(f"{path} is not a checkpoint of segrow ({reason}); {_AGAIN}") from None
         check_tensors(stored, f"checkpoint {path}")

@@ -134,7 +134,7 @@ def check_folder(folder: Path, config: Mapping[str, Any]) -> str | None:
     if RunPaths(folder).config.exists():
         if not is_begun(folder):
             return None
-        found = _differing(read_config(folder), config)
+        found = _differing_here(folder, config)
         allowed, line = _may_change(folder, config), None
         before, now = found.get("base", (None, None))
         if before and now and _same_base(folder, now):
@@ -187,19 +187,36 @@ def changed_options(folder: Path, config: Mapping[str, Any]) -> dict[str, tuple[
     """Before and now of what `check_folder` let pass and the run did not begin with."""
     if not RunPaths(folder).config.exists() or not is_begun(folder):
         return {}
-    found = _differing(read_config(folder), config)
+    found = _differing_here(folder, config)
     found.pop("base", None)  # the same base step in another place
     return found
 
 
 def _may_change(folder: Path, config: Mapping[str, Any]) -> frozenset[str]:
     """Options that a run may be continued with; none when nothing is left to train."""
-    if RunPaths(folder).results.exists():
-        results = read_results(folder)
-        done, taught = len(results["steps"]), sum(len(step.get("classes", ())) for step in results["steps"])
-        if done == config["steps"] or taught == len(results.get("classes", ())) - 1:
-            return frozenset()
+    if _is_done(folder, config):
+        return frozenset()
     return COMPUTED | (RATES if loss_was_lost(folder) else frozenset())
+
+
+def _is_done(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether nothing is left to train of what is asked for."""
+    if not RunPaths(folder).results.exists():
+        return False
+    results = read_results(folder)
+    done, taught = len(results["steps"]), sum(len(step.get("classes", ())) for step in results["steps"])
+    return done == config["steps"] or taught == len(results.get("classes", ())) - 1
+
+
+def _differing_here(folder: Path, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """How a configuration differs from that of a run folder.
+
+    Precision auto is that of the run when nothing is left to train: an earlier segrow had another default.
+    """
+    found = _differing(read_config(folder), config)
+    if found.get("train.precision", ("", ""))[1] == "auto" and _is_done(folder, config):
+        del found["train.precision"]
+    return found
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..documents import check_archive
 from ..errors import UserError
+from ..resources import machine_refuses
 from ..tensor_files import check_tensors, read_safetensors
 
 SAVE = 'save torch.save(model.state_dict(), "weights.pth") where the model is'
@@ -141,6 +142,8 @@ def read_torch_file(path: Path, what: str) -> object:
         except UserError:
             raise
         except Exception as error:  # torch raises half a dozen kinds for a damaged file
+            if machine_refuses(error):
+                raise
             code = re.search(r"GLOBAL ([\w.]+)", str(error))
             if code is None:
                 raise UserError(

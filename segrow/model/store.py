@@ -20,6 +20,7 @@ from .. import __version__
 from ..config import ModelConfig
 from ..errors import UserError
 from ..inside import is_file_name
+from ..resources import machine_refuses
 from ..tensor_files import shapes_in
 from .exchange import exchanged
 from .record import (
@@ -180,5 +181,7 @@ def _network(record: Mapping[str, Any], directory: Path, tensors: int) -> Segmen
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     except Exception as error:  # torch and timm have a kind for every number that cannot be
+        if machine_refuses(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{where} describes no network ({reason}); copy the model again") from None
