@@ -1,5 +1,5 @@
 """segrow beside our own re-statement of the SSUL reference loop: `python -m benchmarks`."""
 
-from segrow.processes import sleep_while_waiting
+from segrow.processes import wait_briefly
 
-sleep_while_waiting()  # as every command of segrow does
+wait_briefly()  # as every command of segrow does

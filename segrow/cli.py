@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from . import __version__
 from .errors import LeakError, NonFiniteLossError, UserError, near, shown
-from .processes import sleep_while_waiting
+from .processes import wait_briefly
 from .resources import NO_ROOM, TOO_MANY_FILES, error_number, lacks_memory, lost_process, without_memory
 from .stops import Stopped, stoppable
 
@@ -202,7 +202,7 @@ def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = 
         name: Begins the line.
         resumable: The command, given again, continues where it was stopped.
     """
-    sleep_while_waiting()
+    wait_briefly()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot write, as stderr
     warnings.formatwarning = _one_line

@@ -45,8 +45,7 @@ class DemoSize:
 
 # small batches: increments learn by the number of their updates, of which a batch of 16 gave half as many in
 # the same time
-FULL = DemoSize(scenes=1000, base_epochs=8, epochs=10)
-SHORT = DemoSize(scenes=800, base_epochs=8, epochs=12)
+SIZE = DemoSize(scenes=800, base_epochs=8, epochs=12)
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def run_demo(out: Path, seed: int, size: DemoSize, command: str, say: Callable[[
     Args:
         out: Folder for the runs, the pictures and the page.
         seed: Of all three runs.
-        size: FULL or SHORT.
+        size: How much they train; SIZE is what the floors are made for.
         command: What makes the page again, for its last line.
         say: Gets a heading for each run.
     """

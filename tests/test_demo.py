@@ -1,4 +1,4 @@
-"""The demo: what its floors demand, and (slow) that the shortened form meets them with three seeds."""
+"""The demo: what its floors demand, and (slow) that it meets them with three seeds."""
 
 import copy
 import time
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from segrow.cli import main
-from segrow.demo import SHORT, floors, run_demo
+from segrow.demo import SIZE, floors, run_demo
 from segrow.protocol import Summary
 
 
@@ -48,8 +48,8 @@ def test_each_floor_can_be_missed(method: str, step: int, key: str, value: float
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_short_demo_meets_every_floor(seed: int, tmp_path: Path) -> None:
-    demo = run_demo(tmp_path, seed, SHORT, "segrow demo --short", print)
+def test_demo_meets_every_floor(seed: int, tmp_path: Path) -> None:
+    demo = run_demo(tmp_path, seed, SIZE, "segrow demo", print)
     assert len(demo.results["ssul"]["steps"]) >= 4
     assert all(floor.passed for floor in demo.floors), [floor.text for floor in demo.floors]
     page = demo.page.read_text()
@@ -59,5 +59,5 @@ def test_short_demo_meets_every_floor(seed: int, tmp_path: Path) -> None:
         assert name in page
     if seed == 1:  # the command on the finished folder: nothing is trained again, the table is printed
         start = time.perf_counter()
-        assert main(["demo", "--short", "--out", str(tmp_path), "--seed", "1"]) == 0
+        assert main(["demo", "--out", str(tmp_path), "--seed", "1"]) == 0
         assert time.perf_counter() - start < 60

@@ -192,26 +192,30 @@ def test_cores_are_those_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "policy"),
+    ("lines", "waits"),
     [
-        (("import segrow", "segrow.load"), "PASSIVE"),
-        (("from segrow import cli", "cli.main(['methods', 'ssul'])"), "PASSIVE"),
-        (("import os", "os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'", "import segrow", "segrow.load"), "ACTIVE"),
+        (("import segrow", "segrow.load"), "2500 None"),
+        (("from segrow import cli", "cli.main(['methods', 'ssul'])"), "2500 None"),
+        (
+            ("import os", "os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'", "import segrow", "segrow.load"),
+            "None ACTIVE",
+        ),
+        (("import os", "os.environ['GOMP_SPINCOUNT'] = '7'", "import segrow", "segrow.load"), "7 None"),
     ],
 )
-def test_threads_sleep_while_they_wait(tmp_path: Path, lines: tuple[str, ...], policy: str) -> None:
+def test_threads_sleep_soon_while_they_wait(tmp_path: Path, lines: tuple[str, ...], waits: str) -> None:
     """Said before torch is imported, which reads it once; the user's own word stands."""
     watch = (
         "import os, sys",
         "class Watch:",
         "    def find_spec(self, name, path=None, target=None):",
         "        if name == 'torch':",
-        "            print('policy', os.environ.get('OMP_WAIT_POLICY'))",
+        "            print('waits', os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))",
         "            sys.exit()",
         "sys.meta_path.insert(0, Watch())",
     )
     done = run_script(tmp_path / "mine.py", *watch, *lines)
-    assert f"policy {policy}" in done.stdout.splitlines(), done.stderr
+    assert f"waits {waits}" in done.stdout.splitlines(), done.stderr
 
 
 @pytest.fixture

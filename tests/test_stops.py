@@ -97,7 +97,7 @@ def test_other_commands_that_train(
         words = [*options(root, tmp_path / "out")[3:], "--data_root", str(root), "--overlap"]
         code = cli.seed_main(words)
     else:
-        more = {"demo": ["--short"], "reproduce": ["voc-15-1-mib", "--quick", "--train.device", "cpu"]}
+        more = {"demo": [], "reproduce": ["voc-15-1-mib", "--quick", "--train.device", "cpu"]}
         code = cli.main([program, *more[program], "--out", str(tmp_path / "out")])
     assert code == 143
     line = last_line(capsys.readouterr().err)

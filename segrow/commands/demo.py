@@ -18,17 +18,13 @@ def main(argv: Sequence[str]) -> int:
         "--out", default="demo", help="folder for runs, pictures and the page (default: demo)"
     )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--short", action="store_true", help="fewer scenes and epochs")
     args = parser.parse_args(list(argv))
-    from ..demo import FULL, SHORT, run_demo
+    from ..demo import SIZE, run_demo
     from ..report.tables import results_table
 
     console = Terminal()
-    command = " ".join(
-        ["segrow demo", "--out", args.out, "--seed", str(args.seed), *(["--short"] * args.short)]
-    )
-    size = SHORT if args.short else FULL
-    demo = run_demo(Path(args.out), args.seed, size, command, lambda line: console.say(line, style="bold"))
+    command = f"segrow demo --out {args.out} --seed {args.seed}"
+    demo = run_demo(Path(args.out), args.seed, SIZE, command, lambda line: console.say(line, style="bold"))
     console.print(results_table(demo.summaries))
     console.say(f"pictures and curves: {demo.page}")
     for floor in demo.floors:
