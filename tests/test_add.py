@@ -406,7 +406,7 @@ def test_the_gate_knows_the_new_class_where_its_images_show_it(
     with Display(quiet=True) as display, torch.no_grad():
         data = _gather(plan, tmp_path, display)
         after.heads[-1].out.bias.fill_(20.0)  # type: ignore[union-attr]
-        verdicts = _judge(plan, after, tmp_path, data, display)
+        verdicts = _judge(plan, after, plan.folder, data, display)
     before = {c.name: c.before for c in verdicts.old}
     assert [c.name for c in verdicts.old] == ["background", "aeroplane", "bicycle"]
     # what the old model says, counted by hand without the pixels of zebra
@@ -483,14 +483,14 @@ def test_the_gate_looks_at_exemplars_that_are_not_replayed(
     assert {*plan.exemplars, *plan.judged} == set(memory)
     with Display(quiet=True) as display:
         data = _gather(plan, tmp_path, display)
-        assert not {f"/memory/{e.image}" for e in plan.judged} & set(
+        assert not {f".memory/{e.image}" for e in plan.judged} & set(
             scenario_of(plan, data).images(1, "seen")
         )
         after = copy.deepcopy(network)
         after.grow(1, 1)
         with torch.no_grad():
             after.heads[-1].out.bias.fill_(20.0)  # type: ignore[union-attr]
-        verdicts = _judge(plan, after, tmp_path, data, display)
+        verdicts = _judge(plan, after, plan.folder, data, display)
     assert [c.name for c in verdicts.old] == ["background", "aeroplane", "bicycle"]
     assert verdicts.old[0].images == 5
     assert verdicts.old[0].verdict == "fails"
@@ -549,7 +549,7 @@ def test_exemplars_know_a_renamed_class_by_the_name_of_their_data(
     with Display(quiet=True) as display:
         data = _gather(plan, tmp_path, display)
     for exemplar in plan.exemplars:
-        ours = data.mask("train", f"/memory/{exemplar.image}")
+        ours = data.mask("train", f".memory/{exemplar.image}")
         theirs = plan.old_data.mask("train", exemplar.image)
         for raw in (1, 2):  # aeroplane is still class 1, whatever it is called
             assert ((ours == len(NAMES) + raw - 1) == (theirs == raw)).all()
@@ -769,7 +769,7 @@ def test_an_exemplar_shows_what_it_may_and_nothing_else(
     with Display(quiet=True) as display:
         data = _gather(plan, tmp_path, display)
     for exemplar in plan.exemplars:
-        ours = data.mask("train", f"/memory/{exemplar.image}")
+        ours = data.mask("train", f".memory/{exemplar.image}")
         theirs = plan.old_data.mask("train", exemplar.image)
         assert (ours == 255).sum() == (theirs == 255).sum() > 0
         for raw in range(1, 5):  # aeroplane, bicycle were annotated; bird, boat were not

@@ -34,7 +34,9 @@ from .options import AUTO, BATCH, NONE, REMBG, UPDATES, AddOptions, check_option
 HELD_OUT = 5
 """Every fifth image of a class is held out where --min-new asks for a measurement;
 of its exemplars every fifth for the gate."""
-EXEMPLAR = "/memory/"  # begins the id of an exemplar; ids of the new images never begin with a slash
+EXEMPLAR = ".memory/"
+"""Begins the id of an exemplar; no id of a new image does, for hidden files are not listed. No slash before
+it: an id in memory.json may not lead out of its folder."""
 
 # of the settings that a method was published with, those that do not depend on the size of its data
 _PUBLISHED = (
