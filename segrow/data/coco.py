@@ -141,7 +141,7 @@ class CocoDataset(SegDataset):
         held = held_out(tuple(images))
         self.notes += (
             f"{self.root} has no COCO file of validation images, so {len(held)} of {len(images)} images are "
-            "held out, chosen by their names",
+            "held out, chosen by their names (segrow eval --split all takes all)",
         )
         return held
 

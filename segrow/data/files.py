@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..documents import open_file
 from ..errors import UserError
@@ -58,6 +58,13 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _OPENING = threading.Lock()
+_HEIC = frozenset({b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"})
+_BEGINNINGS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "is a pointer of Git LFS, not the file; run git lfs pull"),
+    (b"<", "is a web page, XML or SVG, not an image; download or export the image itself"),
+    (b"%PDF", "is a PDF; save its pages as PNG"),
+    (b"8BPS", "is a Photoshop file; export it as PNG"),
+)
 
 
 class Refused(ValueError):
@@ -292,6 +299,9 @@ def opened(path: Path, what: str) -> Iterator[Image.Image]:
             f"{what} {path} is too large ({_reason(error)}) If the file can be trusted, set the environment "
             f"variable {LIMIT} to more than its number of pixels"
         ) from None
+    except UnidentifiedImageError as error:
+        said = _another_kind(path) or f"cannot be decoded ({_reason(error)}); replace or remove the file"
+        raise UserError(f"{what} {path} {said}") from None
     except BROKEN as error:
         if isinstance(error, OSError) and machine_refuses(error):
             with named(Path(path)):
@@ -299,6 +309,24 @@ def opened(path: Path, what: str) -> Iterator[Image.Image]:
         raise UserError(
             f"{what} {path} cannot be decoded ({_reason(error)}); replace or remove the file"
         ) from None
+
+
+def _another_kind(path: Path) -> str:
+    """What a file is that is no image whatever it is called, and what to do; "" where that is not known."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(512)
+    except OSError:
+        return ""
+    if not start:
+        return "is empty; copy it again, or remove it"
+    if start[4:8] == b"ftyp":
+        if start[8:12] in _HEIC:
+            return "is HEIC, as phones save it; convert it to JPEG or PNG"
+        return "" if start[8:11] == b"avi" else "is a video; save its frames as images"
+    if start[128:132] == b"DICM":
+        return "is DICOM; convert it to PNG"
+    return next((said for begin, said in _BEGINNINGS if start.lstrip().startswith(begin)), "")
 
 
 def _open(name: str) -> Image.Image:

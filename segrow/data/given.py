@@ -195,7 +195,8 @@ class PaletteDataset(SegDataset):
         if held:
             self.notes += (
                 f"{self.root} has no list of validation images (ImageSets/Segmentation/train.txt and "
-                f"val.txt), so {len(held)} of {len(ids)} images are held out, chosen by their names",
+                f"val.txt), so {len(held)} of {len(ids)} images are held out, chosen by their names "
+                "(segrow eval --split all takes all)",
             )
         return {"train": tuple(i for i in ids if i not in held), "val": tuple(i for i in ids if i in held)}
 
@@ -319,4 +320,6 @@ def nothing_in(root: Path, option: str) -> str:
     if said := recognise(root):
         return f"{option} {root} holds {said}"
     hint = named_otherwise(root) if (root / "classes.txt").is_file() else ""
+    if (root / "images").is_dir() and (root / "masks").is_dir() and not hint:
+        hint = "; images and masks are there, classes.txt is missing"
     return f"{option} {root} holds no annotated images; {EXPECTED}{hint}"
