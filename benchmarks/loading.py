@@ -20,7 +20,8 @@ import torch
 from torch.utils.data import default_collate
 
 from segrow.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from segrow.data.index import cache_folder, index
+from segrow.data.cache import cache_folder
+from segrow.data.index import index
 from segrow.data.loader import EpochPlan, StepImages, collate, to_device
 from segrow.data.masks import Values
 from segrow.data.voc import NAMES, VocDataset

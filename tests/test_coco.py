@@ -13,9 +13,9 @@ from PIL import Image
 from runs import only_line
 
 from segrow import cli
+from segrow.data.cache import cache_folder
 from segrow.data.coco import CocoDataset, find_files
 from segrow.data.given import open_given
-from segrow.data.index import cache_folder
 from segrow.errors import UserError
 
 masks = pytest.importorskip("pycocotools.mask", reason='needs pip install "segrow[coco]"')

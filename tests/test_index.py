@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import only_line
 from trees import Tree, as_sets, folder_tree, save_mask, voc_tree
 
 from segrow.data import index, parallel
@@ -91,13 +92,15 @@ def test_another_number_of_classes_makes_a_new_index(tmp_path: Path, reads: list
     assert len(reads) == 6
 
 
-def test_a_broken_cache_is_read_again(tmp_path: Path, reads: list[str]) -> None:
+def test_a_broken_cache_is_read_again(
+    tmp_path: Path, reads: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     tree = folder_tree(tmp_path / "fruit", train=3, val=0)
     FolderDataset(tree.root).presence("train")
     (cached,) = (tmp_path / "cache/presence").iterdir()
     cached.write_bytes(cached.read_bytes()[:100])
-    with pytest.warns(UserWarning, match=r"the index of the masks .* is damaged; it is made again"):
-        FolderDataset(tree.root).presence("train")
+    FolderDataset(tree.root).presence("train")
+    assert f"note: the index of the masks {cached} is damaged; it is made again" in capsys.readouterr().err
     assert shown(FolderDataset(tree.root), "train") == tree.shown["train"]
     assert len(reads) == 6
 
@@ -111,14 +114,14 @@ def test_two_data_sets_do_not_share_an_index(tmp_path: Path, reads: list[str]) -
     assert len(reads) == 2 * 16  # the second time the first one is still known
 
 
-def test_a_cache_that_cannot_be_written_is_only_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_cache_that_cannot_be_written_is_only_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tree = folder_tree(tmp_path / "fruit", train=3, val=0)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SEGROW_CACHE", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="set SEGROW_CACHE to a folder that can be written"):
-        assert shown(FolderDataset(tree.root), "train") == tree.shown["train"]
+    assert shown(FolderDataset(tree.root), "train") == tree.shown["train"]
+    assert "set SEGROW_CACHE to a folder that can be written" in only_line(capsys.readouterr().err)
 
 
 def test_after_an_error_the_good_part_is_kept(

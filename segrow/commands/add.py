@@ -16,6 +16,7 @@ from ..grow.adopt import adopt
 from ..grow.gate import ENOUGH, FEW, Verdicts
 from ..grow.options import AUTO, REMBG
 from ..grow.plan import rejected_folder
+from ..model.exchange import put_right
 from ..terminal import Terminal
 from .parser import OneLineParser
 
@@ -47,6 +48,7 @@ def _from_elsewhere(args: argparse.Namespace) -> int:
     if args.data is None and args.classes:
         raise UserError("--classes needs --data with images of them; leave it out to convert the file alone")
     out = Path(args.out)
+    put_right(out, "segrow add")
     if out.exists():
         raise UserError(f"--out {out} is there already; give another place")
     with tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..atomic import locked
 from ..terminal import Terminal
 from .parser import OneLineParser
 
@@ -24,7 +25,9 @@ def main(argv: Sequence[str]) -> int:
 
     console = Terminal()
     command = f"segrow demo --out {args.out} --seed {args.seed}"
-    demo = run_demo(Path(args.out), args.seed, SIZE, command, lambda line: console.say(line, style="bold"))
+    out = Path(args.out)
+    with locked(out, "segrow demo"):
+        demo = run_demo(out, args.seed, SIZE, command, lambda line: console.say(line, style="bold"))
     console.print(results_table(demo.summaries))
     console.say(f"pictures and curves: {demo.page}")
     for floor in demo.floors:

@@ -11,11 +11,11 @@ overlap the smaller one is on top. Masks are drawn once and kept in the user's c
 
 import atexit
 import hashlib
-import json
 import shutil
 import tempfile
-import warnings
-from collections.abc import Collection, Sequence
+import zlib
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
@@ -24,22 +24,25 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from ..atomic import appear, new_folder
+from ..atomic import appear, discard, new_folder
 from ..class_lists import BACKGROUND
-from ..documents import read_json
 from ..errors import UserError
+from ..processes import cores
+from ..sealed import read_sealed_json, write_sealed_json
+from ..shapes import Shape
 from ..terminal import Terminal
 from .base import SegDataset, Split
+from .cache import cache_folder, say, say_damaged
 from .coco_file import CocoFile, Entry, read_coco
 from .coco_images import SPLITS, find_images, split_of, unlisted
 from .coco_shapes import draw_shapes
 from .files import upright_size
 from .folder import held_out
-from .index import cache_folder
 from .listing import Unfit
 
-_DRAWN = "2"  # changes when masks are drawn otherwise
+_DRAWN = "3"  # changes when masks are drawn otherwise
 _NOTES = "notes.json"
+_SHAPE: Shape = {"notes": [str], "sums": {str: int}}
 _ORDER: tuple[Split, ...] = ("train", "val")
 
 
@@ -122,7 +125,7 @@ class CocoDataset(SegDataset):
         part = self._parts[self._place(split)]
         if part.folder is None:
             part.folder = self._drawn(part)
-            self.notes += tuple(read_json(part.folder / _NOTES, "notes", [str], fix="delete it"))
+            self.notes += tuple(read_sealed_json(part.folder / _NOTES, "notes", _SHAPE)["notes"])
         return part.folder / f"{image_id}.png"
 
     def saliency_path(self, split: Split, image_id: str) -> Path:
@@ -161,8 +164,12 @@ class CocoDataset(SegDataset):
         key = hashlib.sha256(f"{self._key}{content}\n{names}".encode()).hexdigest()[:16]
         place = cache_folder() / "coco" / key
         if place.is_dir():
-            return place
+            if _is_whole(place):
+                return place
+            say_damaged("the folder of drawn masks", place)
         try:
+            if place.is_dir():
+                discard(place)
             with new_folder(place) as temporary:
                 self._draw_into(temporary, part)
                 try:
@@ -185,10 +192,9 @@ class CocoDataset(SegDataset):
                 f"masks of {part.file.path} can be drawn neither in {cache} ({error.strerror}) nor in "
                 f"{tempfile.gettempdir()} ({second.strerror}); set SEGROW_CACHE to a folder with room"
             ) from None
-        warnings.warn(
+        say(
             f"masks cannot be kept in {cache} ({error.strerror}) and will be drawn again next time; set "
-            "SEGROW_CACHE to a folder that can be written",
-            stacklevel=5,
+            "SEGROW_CACHE to a folder that can be written"
         )
         return folder
 
@@ -215,7 +221,8 @@ class CocoDataset(SegDataset):
         if unfit:
             raise Unfit(next(iter(unfit.values())), unfit)
         said = f"{part.file.path.name}: annotations without a pixel of their image, left out: {empty}"
-        (folder / _NOTES).write_text(json.dumps([said] if empty else []))
+        about = {"notes": [said] if empty else [], "sums": _sums(folder, part.images)}
+        write_sealed_json(folder / _NOTES, about)
 
     def _size(self, path: Path, entry: Entry, part: _Part) -> tuple[int, int]:
         """Height and width of an image, which are those that the file says."""
@@ -231,6 +238,24 @@ class CocoDataset(SegDataset):
 
     def _value(self, part: _Part, name: str) -> int:
         return self.ignore_id if name in part.file.ignored else self._values[name]
+
+
+def _sums(folder: Path, images: Iterable[str]) -> dict[str, int]:
+    """CRC-32 of the mask of each image."""
+    paths = {image_id: folder / f"{image_id}.png" for image_id in images}
+    with ThreadPoolExecutor(cores()) as pool:
+        return dict(
+            zip(paths, pool.map(lambda path: zlib.crc32(path.read_bytes()), paths.values()), strict=True)
+        )
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the masks in a folder are those that were drawn."""
+    try:
+        sums = read_sealed_json(folder / _NOTES, "notes", _SHAPE)["sums"]
+        return bool(_sums(folder, sums) == sums)
+    except (UserError, OSError):
+        return False
 
 
 def find_files(root: Path) -> tuple[dict[Split, Path], list[str]]:

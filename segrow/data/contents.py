@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import io
 import os
-import zipfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from ..atomic import tidy, write_atomic
-from ..documents import check_archive, open_file
+from ..documents import open_file
 from ..errors import UserError
 from ..processes import cores
-from .index import cache_folder
+from .cache import cache_folder, read_arrays, say_damaged
 
+_WHAT = "the list of what images hold"
 _SHOWN = 3  # pairs that a sentence names
 
 Key = tuple[str, int, int]  # path, size, time of modification in ns
@@ -147,16 +147,15 @@ def _digest(path: str) -> bytes:
 
 def _recall(cache: Path) -> dict[Key, bytes]:
     """What the cache holds; nothing where there is none or it is broken."""
+    stored = read_arrays(cache, _WHAT)
+    if not stored:
+        return {}
     try:
-        check_archive(cache, "contents")
-        with open(cache, "rb") as file, np.load(file) as stored:
-            paths = os.fsdecode(stored["paths"].tobytes()).split("\0")
-            stamps, digests = stored["stamps"].tolist(), stored["digests"]
-        return {
-            (path, size, time): digest.tobytes()
-            for path, (size, time), digest in zip(paths, stamps, digests, strict=True)
-        }
-    except (UserError, OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile):
+        paths = os.fsdecode(stored["paths"].tobytes()).split("\0")
+        rows = zip(paths, stored["stamps"].tolist(), stored["digests"], strict=True)
+        return {(path, size, time): digest.tobytes() for path, (size, time), digest in rows}
+    except (KeyError, TypeError, ValueError):
+        say_damaged(_WHAT, cache)
         return {}
 
 

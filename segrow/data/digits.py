@@ -20,8 +20,8 @@ from ..atomic import appear, new_folder
 from ..errors import UserError
 from ..terminal import Terminal
 from .base import Split
+from .cache import cache_folder
 from .folder import FolderDataset
-from .index import cache_folder
 from .scenes import Material, draw_scene
 
 VERSION = 1  # of the composer: raise it whenever the same parameters would give other pixels

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..atomic import write_atomic
+from ..atomic import tidy, write_atomic
 from ..documents import read_text
 from ..errors import UserError, shown
 
@@ -107,6 +107,7 @@ def write_exclusion(path: Path, images: Iterable[tuple[str, str]]) -> None:
         "# Images to leave out: segrow train --data.exclude FILE. Lines of images that should stay may go.",
         *(line for image, why in images for line in (f"# {shown(why)}", _line(image))),
     ]
+    tidy(path.parent)
     write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
 
 

@@ -8,7 +8,6 @@ modification changed are read again.
 
 import hashlib
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..atomic import new_file, tidy
-from ..documents import check_archive
 from ..errors import UserError
+from .cache import cache_folder, read_arrays, say, say_damaged
 from .files import examine_image
 from .masks import Values, decode_mask
 from .parallel import in_chunks
 from .taken import Taken, taken_notes
 
 FORMAT = 2
+_WHAT = "the index of the masks"
 
 Pair = tuple[str, str]  # image file, mask file
 Bits = NDArray[np.bool_]
@@ -46,15 +46,6 @@ class Presence:
     ids: tuple[str, ...]
     present: Bits
     notes: tuple[str, ...] = ()
-
-
-def cache_folder() -> Path:
-    """$SEGROW_CACHE, or ~/.cache/segrow."""
-    chosen = os.environ.get("SEGROW_CACHE")
-    try:
-        return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "segrow"
-    except RuntimeError:  # a user without a home, as containers have
-        return Path(os.devnull) / "segrow"  # which cannot be written, and is said then
 
 
 def index(
@@ -174,22 +165,21 @@ def _recall(
 ) -> Bits:
     """Fills `present` and `taken` from the cache; returns which rows are still right."""
     valid = np.zeros(len(ids), dtype=np.bool_)
-    if not path.exists():
+    stored = read_arrays(path, _WHAT)
+    if not stored:
         return valid
     try:
-        check_archive(path, "index")
-        with open(path, "rb") as file, np.load(file) as stored:
-            if stored["head"].tolist() != _head(values):
-                return valid
-            old_ids, old_stamps, old_taken = stored["ids"].tolist(), stored["stamps"], stored["taken"]
-            old = np.unpackbits(stored["present"], axis=1, count=values.n_raw).astype(np.bool_)
-    except OSError:  # a folder that cannot be used is said when it is written
+        if stored["head"].tolist() != _head(values):
+            return valid
+        old_ids, old_stamps, old_taken = stored["ids"].tolist(), stored["stamps"], stored["taken"]
+        old = np.unpackbits(stored["present"], axis=1, count=values.n_raw).astype(np.bool_)
+        n = len(old_ids)
+        whole = (old_stamps.shape, old_taken.shape, old.shape) == ((n, 4), (n,), (n, values.n_raw))
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        say_damaged(_WHAT, path)
         return valid
-    except Exception:  # zipfile and numpy raise half a dozen kinds for a damaged file
-        return _damaged(path, valid)
-    n = len(old_ids) if isinstance(old_ids, list) else -1
-    if (old_stamps.shape, old_taken.shape, old.shape) != ((n, 4), (n,), (n, values.n_raw)):
-        return _damaged(path, valid)
     if old_ids == list(ids):
         rows = np.arange(len(ids))
     else:
@@ -198,11 +188,6 @@ def _recall(
     known = rows >= 0
     valid[known] = (old_stamps[rows[known]] == stamps[known]).all(axis=1)
     present[valid], taken[valid] = old[rows[valid]], old_taken[rows[valid]]
-    return valid
-
-
-def _damaged(path: Path, valid: Bits) -> Bits:
-    warnings.warn(f"the index of the masks {path} is damaged; it is made again", stacklevel=4)
     return valid
 
 
@@ -221,10 +206,9 @@ def _store(
                 taken=taken,
             )
     except OSError as error:
-        warnings.warn(
-            f"the index of the masks cannot be kept in {path.parent} ({error.strerror}) and will be read "
-            f"again next time; set SEGROW_CACHE to a folder that can be written",
-            stacklevel=3,
+        say(
+            f"{_WHAT} cannot be kept in {path.parent} ({error.strerror}) and will be read again next time; "
+            "set SEGROW_CACHE to a folder that can be written"
         )
 
 

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..atomic import locked
 from ..class_lists import name_hint, plain_name
 from ..config import MemoryConfig, RunConfig, TrainConfig
 from ..data import open_dataset
@@ -23,9 +22,8 @@ from ..engine.setup import LEAST, check_ranges
 from ..errors import UserError
 from ..memory import Exemplar
 from ..methods.base import Method, make_method
-from ..model.exchange import replaceable, settle
+from ..model.exchange import put_right, replaceable
 from ..model.lineage import check_history, version_of
-from ..model.record import standing
 from ..model.segmenter import Segmenter
 from ..recipes import published_settings
 from ..stored import data_names, find_model, load_memory, load_with_method, origin_names, step_of_run
@@ -135,6 +133,8 @@ class Plan:
 def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddOptions) -> Plan:
     """Decide everything and check it; nothing is written but the user's cache.
 
+    What a killed writer left beside the model is put right first.
+
     Args:
         model: A model directory or a run folder (its last step).
         data: Annotated images (`data/given.py: open_given`).
@@ -144,9 +144,8 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
     Raises:
         UserError: For the first thing that would go wrong.
     """
-    if standing(model) != model:  # a writer was killed
-        with locked(model, "segrow add"):
-            settle(model)
+    for place in (model, options.out or model / "grown"):
+        put_right(place, "segrow add")
     folder = find_model(model)
     check_history(folder)
     target = _target(model, folder, options.out)

@@ -10,7 +10,6 @@ when the gate has passed, in one exchange of directories; until then not a byte 
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -23,7 +22,7 @@ import torch
 from PIL import Image
 
 from ..argmax import Scores
-from ..atomic import locked, write_atomic
+from ..atomic import discard, locked, write_atomic
 from ..class_lists import split_names
 from ..config import RunPaths
 from ..data.base import Presence, SegDataset
@@ -40,6 +39,7 @@ from ..errors import MachineError, UserError
 from ..evaluate import eval_loader, image_matrices
 from ..memory import Exemplar, to_json
 from ..methods.base import make_method
+from ..model.exchange import work_place, work_places
 from ..model.lineage import succeed
 from ..model.record import read_file_beside, read_record
 from ..model.segmenter import Segmenter
@@ -133,21 +133,22 @@ def carry_out(plan: Plan, quiet: bool = False) -> Outcome:
 def _work_folder(plan: Plan) -> Iterator[Path]:
     """A hidden neighbour of the new model: that of the same call, if it was killed, else a new one."""
     place = plan.target.resolve()
-    work = place.with_name(f".{place.name}.add-{_fingerprint(plan)}")
+    work = work_place(place, plan.meta["hashes"]["model"], _fingerprint(plan))
     place.parent.mkdir(parents=True, exist_ok=True)
     with locked(place, "segrow add"):
-        for other in place.parent.glob(f".{place.name}.add-*"):
+        for other in work_places(place):
             if other != work:
-                shutil.rmtree(other)
+                discard(other)
         work.mkdir(exist_ok=True)
         try:
             yield work
         except (OSError, MachineError):  # such as a full disk: when that is mended the same call goes on
             raise
         except Exception:
-            shutil.rmtree(work)
+            discard(work)
             raise
-        shutil.rmtree(work)
+        if work.exists():  # it went with the model that it was trained on, unless the new one was rejected
+            discard(work)
 
 
 def _fingerprint(plan: Plan) -> str:
