@@ -175,7 +175,7 @@ def test_report(tmp_path: Path, every: bool) -> None:
     shutil.copytree(runs, tmp_path / "whole")
     assert in_child(lambda: cli.main(["report", str(tmp_path / "whole/run"), "--images", "1"])) == 0
     whole = contents(tmp_path / "whole")
-    for point in crash_points(lambda: cli.main(command), runs, every):
+    for point in crash_points(lambda: cli.main(command), runs, every, since=0.0 if every else 0.8):
         pictures(runs)
         page = runs / "run" / "report.html"
         assert not page.exists() or page.read_text().endswith("</html>")

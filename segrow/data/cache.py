@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..documents import check_archive
+from ..resources import machine_refuses
 from ..terminal import Terminal
 
 
@@ -41,6 +42,9 @@ def read_arrays(path: Path, what: str) -> dict[str, NDArray[Any]]:
 
     Args:
         what: What the file is, for the line.
+
+    Raises:
+        OSError: The machine lacks something, such as open files: the file may be good.
     """
     if not path.exists():
         return {}
@@ -48,8 +52,9 @@ def read_arrays(path: Path, what: str) -> dict[str, NDArray[Any]]:
         check_archive(path, what)
         with open(path, "rb") as file, np.load(file) as stored:
             return dict(stored)
-    except OSError:  # a folder that cannot be used is said when it is written
-        return {}
-    except Exception:  # zipfile and numpy raise half a dozen kinds for a damaged file
-        say_damaged(what, path)
+    except Exception as error:  # zipfile and numpy raise half a dozen kinds for a damaged file
+        if machine_refuses(error):
+            raise
+        if not isinstance(error, OSError):  # a folder that cannot be used is said when it is written
+            say_damaged(what, path)
         return {}

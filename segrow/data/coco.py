@@ -28,6 +28,7 @@ from ..atomic import appear, discard, new_folder
 from ..class_lists import BACKGROUND
 from ..errors import UserError
 from ..processes import cores
+from ..resources import machine_refuses
 from ..sealed import read_sealed_json, write_sealed_json
 from ..shapes import Shape
 from ..terminal import Terminal
@@ -254,7 +255,9 @@ def _is_whole(folder: Path) -> bool:
     try:
         sums = read_sealed_json(folder / _NOTES, "notes", _SHAPE)["sums"]
         return bool(_sums(folder, sums) == sums)
-    except (UserError, OSError):
+    except (UserError, OSError) as error:
+        if machine_refuses(error):
+            raise
         return False
 
 
