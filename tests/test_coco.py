@@ -133,6 +133,11 @@ def test_where_the_file_may_be(folder: Path, tmp_path: Path) -> None:
         find_files(folder)
 
 
+def test_a_suffix_in_capitals(folder: Path) -> None:
+    (folder / "instances.json").rename(folder / "instances.JSON")
+    assert open_given(folder, "--data").ids("train") == ("001", "002", "003")
+
+
 def change(folder: Path, act: Callable[[Coco], None]) -> None:
     path = folder / "instances.json"
     content: Coco = json.loads(path.read_text())

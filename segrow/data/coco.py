@@ -276,7 +276,8 @@ def find_files(root: Path) -> tuple[dict[Split, Path], list[str]]:
     groups: tuple[Sequence[Path], ...] = ([root], [root / "annotations"], [root / name for name in folders])
     found: list[Path] = []
     for group in groups:
-        found = sorted(file for folder in group for file in folder.glob("*.json"))
+        there = (file for folder in group if folder.is_dir() for file in folder.iterdir())
+        found = sorted(file for file in there if file.suffix.lower() == ".json")
         if found:
             break
     if len(found) <= 1:
