@@ -169,7 +169,7 @@ REFUSED: list[tuple[str, Content | Callable[[], Content], str]] = [
     ("white is 0", lambda: white_is_zero(), "stores white as 0 (TIFF WhiteIsZero)"),
     ("turned", lambda: saved(grey(), "PNG", exif=turned()), "has an EXIF orientation, so its pixels may be"),
     ("an array", lambda: np_file(), "cannot be decoded"),
-    ("nothing", b"", "cannot be decoded"),
+    ("nothing", b"", "is empty; copy it again, or remove it"),
     ("cut off", png(MASK, 8, GREY)[:-30], "cannot be decoded"),
     ("a program", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 3\n", "cannot be decoded"),
 ]
