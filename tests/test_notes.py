@@ -64,7 +64,8 @@ def test_train_eval_and_add_say_it(tree: Tree, tmp_path: Path, capsys: pytest.Ca
     arguments = ["--data.root", root, "--split", "train", "--workers", "0", "--out", str(file)]
     assert main(["eval", str(run), *arguments]) == 0
     assert f"note: {SAYS}\n" in capsys.readouterr().err
-    assert json.loads(file.read_text())["notes"] == [SAYS]
+    unknown = f"{root}: the model does not know plum; their pixels count as background"
+    assert json.loads(file.read_text())["notes"] == [SAYS, unknown]
     assert main(["add", str(run), "--data", root, "--classes", "plum", "--dry-run"]) == 0
     assert f"note: {SAYS}\n" in capsys.readouterr().out
 
