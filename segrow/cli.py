@@ -9,8 +9,10 @@ import io
 import os
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from . import __version__
 from .errors import LeakError, NonFiniteLossError, UserError, near, shown
@@ -177,17 +179,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 (the run failed), 2 (a mistake the user can mend) or 3 (add rejected the model).
     """
-    args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help"):
+    args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    return guarded(lambda: _dispatch(args), resumable=args[0] in RESUMABLE)
+
+
+def _dispatch(args: Sequence[str]) -> int:
+    if args[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
     if args[0] == "--version":
         print(f"segrow {__version__}")
         return 0
-    return guarded(lambda: _dispatch(args), resumable=args[0] in RESUMABLE)
-
-
-def _dispatch(args: Sequence[str]) -> int:
     command = COMMANDS.get(args[0])
     if command is None:
         raise UserError(f'no command "{args[0]}"; there is {", ".join(COMMANDS)}.{near(args[0], COMMANDS)}')
@@ -208,8 +210,10 @@ def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = 
     warnings.formatwarning = _one_line
     again = "; the same command then continues" if resumable else "; then give the command again"
     try:
-        with stoppable():
-            return command()
+        with stoppable(), _quiet_threads():
+            code = command()
+            print(end="", flush=True)  # what a full disk refuses of the output is met here
+            return code
     except SystemExit as stop:  # argparse, after --help
         return stop.code if isinstance(stop.code, int) else 0
     except UserError as error:
@@ -239,6 +243,23 @@ def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = 
         )
         _complain(name, f"stopped{by}{left}", of_all=True)
         return stop.code if isinstance(stop, Stopped) else 130
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Within, TensorBoard's thread prints no traceback where it cannot write: its next call here says so."""
+    show = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        from_tensorboard = type(failed.thread).__module__.startswith("tensorboard.")
+        if not (from_tensorboard and isinstance(failed.exc_value, OSError)):
+            show(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = show
 
 
 def _of_the_machine(error: OSError | MemoryError | RuntimeError, again: str) -> tuple[str, int]:

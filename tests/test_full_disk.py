@@ -1,11 +1,13 @@
 """A disk that is full at any moment of a run: one line, nothing lost, and the same command goes on."""
 
+import contextlib
 import errno
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 from full_disk import Full
 from runs import build_tree, last_line, matrices, options, results, start, weights
+from tensorboard.summary.writer.record_writer import RecordWriter
 from trees import folder_tree
 
 from segrow import cli
@@ -144,3 +147,36 @@ def test_a_real_small_disk(root: Path, whole: Path, tmp_path: Path, room: str) -
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
     assert weights(tmp_path / "kept") == weights(whole)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 20])
+def test_tensorboard(root: Path, whole: Path, tmp_path: Path, capfd: Any, n: int) -> None:
+    """It writes in a thread, from the n-th record on in vain: no traceback of it, no hang."""
+    inner, calls = RecordWriter.write, [0]
+
+    def write(self: RecordWriter, data: bytes) -> None:
+        calls[0] += 1
+        if calls[0] >= n:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        inner(self, data)
+
+    out, show = tmp_path / "run", threading.excepthook
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RecordWriter, "write", write)
+        assert start(root, out, *SAME, "--train.log_every", "1") == 2
+    assert threading.excepthook is show
+    assert f"{out}: No space left on device" in last_line(capfd.readouterr().err)
+    assert start(root, out, *SAME, "--train.log_every", "1") == 0
+    assert weights(out) == weights(whole)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full")
+@pytest.mark.parametrize("words", ["--help", "--version", "methods"])
+def test_what_is_printed(capsys: Capture, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main([words]) == 2
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):  # what could not be written is tried again
+            full.close()
+    assert "No space left on device; what was written before is whole" in last_line(capsys.readouterr().err)
