@@ -57,3 +57,30 @@ def stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Signals wait until the end; in a process that begins meanwhile, until it says what to do with them."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def in_a_group_of_its_own() -> None:
+    """In a process that was begun under `held`: what a terminal sends to all goes to the first process alone.
+
+    That one ends the others in order. A signal that is sent to this very process still ends it.
+    """
+    if sys.platform == "win32":
+        return
+    os.setpgid(0, 0)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # what came meanwhile is dropped
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

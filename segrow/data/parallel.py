@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..errors import UserError
 from ..processes import context, cores
+from ..stops import held, in_a_group_of_its_own
 from ..terminal import Terminal
 
 T = TypeVar("T")
@@ -52,9 +53,11 @@ def _each(read: Callable[[Sequence[T]], R], chunks: Sequence[Sequence[T]], n_ite
     if n_items < SERIAL or workers < 2:
         yield from map(read, chunks)
         return
-    pool = ProcessPoolExecutor(workers, mp_context=context())
+    pool = ProcessPoolExecutor(workers, mp_context=context(), initializer=in_a_group_of_its_own)
     try:
-        yield from pool.map(read, chunks)
+        with held():  # a process that dies while the pool is shut down would let it wait forever
+            results = pool.map(read, chunks)
+        yield from results
     except BrokenProcessPool:
         raise UserError(
             "a process that reads images was killed, as the system does when memory runs out; close other "
