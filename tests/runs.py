@@ -66,10 +66,21 @@ def start(root: Path, out: Path, *more: str) -> int:
     return cli.main(options(root, out, *more))
 
 
+def no_signal_ignored() -> None:
+    """In a process that begins: whoever runs the tests may ignore signals, as `nohup` and shells do."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def run_processes(
     arguments: list[str], program: tuple[str, ...] = ("-m", "segrow")
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m segrow …`; a hang fails the test and leaves no process behind."""
+    """`python -m segrow …`; a hang fails the test and leaves no process behind.
+
+    Training is in 32, which `conftest.py` makes auto in this process.
+    """
+    if arguments[:1] == ["train"] and "--train.precision" not in arguments:
+        arguments = [*arguments, "--train.precision", "32"]
     process = subprocess.Popen(
         [sys.executable, *program, *arguments],
         stdout=subprocess.PIPE,

@@ -62,6 +62,8 @@ def test_the_published_command_for_voc_says_every_setting() -> None:
         "data.root": "VOC2012",
         "data.classes": None,
         "data.order_seed": None,
+        "data.ignore": None,
+        "data.exclude": None,
         "data.scenes": 1200,
         "model.name": "deeplabv3_resnet101",
         "model.weights": "timm",
@@ -151,6 +153,8 @@ def test_every_setting_that_could_be_another_is_said() -> None:
         "--steps",
         "--data.classes",
         "--data.order_seed",
+        "--data.ignore",
+        "--data.exclude",
         "--data.scenes",
         "--model.rates",  # follow from the output stride; said, they would not equal an imported base step's
         *("--model.dilate_first", "--model.norm_eps", "--model.refine"),  # of segrow add --from alone

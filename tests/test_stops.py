@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import build_tree, last_line, matrices, options, start, weights
+from runs import build_tree, last_line, matrices, no_signal_ignored, options, start, weights
 
 from segrow import cli
 from segrow.engine.checkpoint import Checkpoint
@@ -196,6 +196,7 @@ def test_processes_end_with_it(
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
+        preexec_fn=no_signal_ignored,
     )
     try:
         _wait((out / "last.ckpt").exists)

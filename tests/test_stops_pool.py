@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from runs import no_signal_ignored
 
 
 def children(pid: int) -> list[str]:
@@ -30,7 +31,14 @@ def test_a_signal_to_all_processes_ends_a_pool(tmp_path: Path, number: int, code
     (tmp_path / "classes.txt").write_text("background\ncat\n")
     command = [sys.executable, "-m", "segrow", "data", "check", str(tmp_path)]
     env = {**os.environ, "SEGROW_CACHE": str(tmp_path / "cache")}
-    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+    with subprocess.Popen(
+        command,
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=no_signal_ignored,
+    ) as run:
         try:
             end = time.monotonic() + 120
             while not children(run.pid) and time.monotonic() < end:
