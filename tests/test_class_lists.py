@@ -67,7 +67,7 @@ def test_the_hint_shows_how_a_comma_is_written() -> None:
 
 def test_classes_of_a_file_are_composed(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("background\ncafe\u0301\n", encoding="utf-8")
-    assert read_classes(tmp_path / "classes.txt") == ("background", "caf\u00e9")
+    assert read_classes(tmp_path / "classes.txt").names == ("background", "caf\u00e9")
 
 
 @pytest.mark.parametrize("text", [r"door\, double door", json.dumps([DOOR])])

@@ -307,7 +307,7 @@ def test_composing_again_changes_nothing(tmp_path: Path) -> None:
         f.relative_to(tmp_path / "a"): f.read_bytes() for f in (tmp_path / "a").rglob("*") if f.is_file()
     }
     compose(tmp_path / "a", "voc")
-    (tmp_path / "b.tmp").mkdir()  # one that was cut off
+    (tmp_path / ".segrow-0123456789abcdef.tmp").mkdir()  # one that was cut off
     compose(tmp_path / "b", "voc")
     assert files == {
         f.relative_to(tmp_path / "b"): f.read_bytes() for f in (tmp_path / "b").rglob("*") if f.is_file()

@@ -183,6 +183,8 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     fewer = "one image at a time; smaller images, or a machine with more memory, would do"
     if crop:
         fewer = f"{options.batch_size} images at a time; try --batch_size {max(1, options.batch_size // 2)}"
+    console = Terminal(stderr=True)
+    shown = progress and console.is_terminal  # elsewhere it would leave a line
     with enough_memory(lambda error: fewer):
         matrices = evaluate(
             model.to(device),
@@ -192,7 +194,7 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
             with_known,
             device,
             track=lambda batches: track(
-                batches, "evaluation", len(loader), console=Terminal(stderr=True), disable=not progress
+                batches, "evaluation", len(loader), console=console, disable=not shown
             ),
         )
     record = {"step": meta["step"], "known": known}
