@@ -74,7 +74,8 @@ def test_label_maps_are_those_of_the_model(name: str, options: dict[str, Any]) -
     scores = make_method("ssul" if ours.unknown is not None else "mib", {}).scores
     maps = [arg_max(out.logits, out.unknown, (SIDE, SIDE), scores) for out in (ours, theirs)]
     assert len(maps[1].unique()) >= 4
-    assert (maps[0] == maps[1]).float().mean() >= 0.9999
+    # where two classes are equal to the last digits rounding decides, and processors round differently
+    assert (maps[0] == maps[1]).double().mean() >= 0.9995
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 

@@ -203,8 +203,12 @@ def test_cores_are_those_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
         (("import os", "os.environ['GOMP_SPINCOUNT'] = '7'", "import segrow", "segrow.load"), "7 None"),
     ],
 )
-def test_threads_sleep_soon_while_they_wait(tmp_path: Path, lines: tuple[str, ...], waits: str) -> None:
+def test_threads_sleep_soon_while_they_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: tuple[str, ...], waits: str
+) -> None:
     """Said before torch is imported, which reads it once; the user's own word stands."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):  # segrow has set one in this process
+        monkeypatch.delenv(name, raising=False)
     watch = (
         "import os, sys",
         "class Watch:",
