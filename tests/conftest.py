@@ -1,6 +1,7 @@
 """For all tests: one thread (tiny tensors), a cache of their own, warnings of segrow are errors."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,14 @@ def _no_rembg() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "rembg", None)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _signals() -> None:
+    """Whoever runs the tests may ignore signals, as `nohup` and shells do, and segrow would respect that."""
+    for number in (signal.SIGINT, signal.SIGTERM, *(() if sys.platform == "win32" else (signal.SIGHUP,))):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True, scope="session")
