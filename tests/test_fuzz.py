@@ -77,9 +77,9 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import fuzz_run, os, pathlib
 def command(arguments):
-    code = 0
-    exec({code!r})
-    return locals()["code"]
+    found = {{"code": 0}}
+    exec({code!r}, globals(), found)
+    return found["code"]
 fuzz_run.cli.main = command
 fuzz_run.CPU_S = 1
 lane = pathlib.Path({str(tmp_path)!r})
