@@ -21,6 +21,8 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
+from .stops import in_a_group_of_its_own
+
 _STARTING = threading.Lock()
 
 
@@ -77,6 +79,7 @@ def begin_worker(number: int) -> None:
     which the main process would wait for ever; so the loader process ends. Another thread prints one when the
     main process is gone.
     """
+    in_a_group_of_its_own()  # a signal to all processes of a terminal is the first one's to answer
     show = sys.excepthook
 
     def quiet(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
