@@ -89,8 +89,8 @@ def demo_config(size: DemoSize, seed: int, task: str) -> RunConfig:
         train=TrainConfig(
             epochs=size.epochs,
             step0_epochs=size.base_epochs,
-            # many small updates at high rates: the trunk starts from nothing, and the heads of an increment learn
-            # in 5 epochs at 0.5 what takes 12 at 0.1
+            # many small updates at high rates: the trunk starts from nothing, and 5 epochs of an increment at
+            # 0.5 learn what takes 12 at 0.1
             batch_size=8,
             lr=0.5,
             backbone_lr=0.1,
