@@ -3,9 +3,7 @@
 python eval.py --data_root VOC2012 --model deeplabv3_resnet101 --task 15-1 --overlap --crop_val --unknown
 """
 
-import sys
-
-from segrow.cli import seed_eval
+from segrow.cli import entry, seed_eval
 
 if __name__ == "__main__":
-    sys.exit(seed_eval())
+    entry(seed_eval)

@@ -4,9 +4,7 @@ python main.py --data_root VOC2012 --dataset voc --task 15-1 --overlap --crop_va
     --pseudo --freeze --bn_freeze --unknown --w_transfer --amp --mem_size 100
 """
 
-import sys
-
-from segrow.cli import seed_main
+from segrow.cli import entry, seed_main
 
 if __name__ == "__main__":
-    sys.exit(seed_main())
+    entry(seed_main)

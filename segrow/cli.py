@@ -12,10 +12,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from . import __version__
 from .errors import LeakError, NonFiniteLossError, UserError, near, shown
+from .outputs import drop_refused, has_no_reader, named_outputs
 from .processes import wait_briefly
 from .resources import NO_ROOM, TOO_MANY_FILES, error_number, lacks_memory, lost_process, without_memory
 from .stops import Stopped, stoppable
@@ -210,12 +211,8 @@ def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = 
     warnings.formatwarning = _one_line
     again = "; the same command then continues" if resumable else "; then give the command again"
     try:
-        with stoppable(), _quiet_threads():
-            code = command()
-            print(end="", flush=True)  # what a full disk refuses of the output is met here
-            return code
-    except SystemExit as stop:  # argparse, after --help
-        return stop.code if isinstance(stop.code, int) else 0
+        with stoppable(), _quiet_threads(), named_outputs():
+            return _ended(command)
     except UserError as error:
         _complain(name, str(error))
         return 2
@@ -226,12 +223,10 @@ def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = 
         more = "; with it the same command continues after the last good epoch" if resumable else ""
         _complain(name, f"{error}; use a smaller learning rate, or --train.precision 32{more}", of_all=True)
         return 1
-    except BrokenPipeError:
-        raise  # `entry` knows
     except (OSError, MemoryError, RuntimeError) as error:
         line, code = _of_the_machine(error, again)
-        if not line:
-            raise
+        if not line or has_no_reader(error):
+            raise  # `entry` knows
         _complain(name, line, lost_process(error))
         return code
     except KeyboardInterrupt as stop:
@@ -243,6 +238,13 @@ def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = 
         )
         _complain(name, f"stopped{by}{left}", of_all=True)
         return stop.code if isinstance(stop, Stopped) else 130
+
+
+def _ended(command: Callable[[], int]) -> int:
+    try:
+        return command()
+    except SystemExit as stop:  # argparse, after --help
+        return stop.code if isinstance(stop.code, int) else 0
 
 
 @contextmanager
@@ -303,7 +305,8 @@ def _complain(name: str, text: str, of_all: bool = False) -> None:
     """
     if of_all and os.environ.get("LOCAL_RANK", "0") != "0":
         return
-    print(f"{name}: {shown(text)}", file=sys.stderr)
+    with suppress(OSError):  # a full disk behind it too: the exit code says it
+        print(f"{name}: {shown(text)}", file=sys.stderr)
 
 
 def seed_main(argv: Sequence[str] | None = None) -> int:
@@ -328,13 +331,13 @@ def seed_eval(argv: Sequence[str] | None = None) -> int:
     return guarded(command, "eval.py")
 
 
-def entry() -> None:
-    """Console script."""
+def entry(program: Callable[[], int] = main) -> None:
+    """Run a program and end this process; a reader that has seen enough, as `| head`, ends it quietly."""
     try:
-        code = main()
-        if sys.stdout is not None:  # as where the caller has closed it
-            sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough, as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = program()
+    except BrokenPipeError as error:
+        if not has_no_reader(error):
+            raise
         code = 0
+    drop_refused()
     sys.exit(code)

@@ -37,6 +37,14 @@ class Terminal(Console):
         """Rich calls this for every string, be it printed, a cell or a heading."""
         return super().render_str(shown(text), **options)
 
+    def on_broken_pipe(self) -> None:
+        """Rich calls this where the reader has gone; by itself it would end the process with code 1.
+
+        Raises:
+            BrokenPipeError: Always.
+        """
+        raise  # the one that rich caught, which knows the output
+
     def say(self, line: str, style: str | None = None) -> None:
         """One line, which a terminal may fold but rich does not break."""
         self.print(line, style=style, soft_wrap=True)
