@@ -20,6 +20,7 @@ from segrow.data import loader, workers
 from segrow.data.loader import StepImages
 from segrow.data.workers import Sharing, survive
 from segrow.errors import MachineError
+from segrow.processes import MUTE
 from segrow.resources import lacks_sharing
 
 Capture = pytest.CaptureFixture[str]
@@ -99,6 +100,38 @@ def test_a_killed_one_is_one_line() -> None:
     with pytest.raises(MachineError, match=r"^loader process \d+ was ended by SIGKILL.*fewer workers"):
         list(survive(batches))
     assert Sharing.works
+
+
+class _Own(Dataset[int]):
+    """Who reads."""
+
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, index: int) -> int:
+        return os.getpid()
+
+
+@pytest.mark.parametrize(("code", "told"), [(MUTE, True), (-signal.SIGKILL, False)])
+def test_one_that_dies_in_an_update(code: int, told: bool, capfd: Any) -> None:
+    """It is not the update that fails, and what was read before it stays as it is."""
+    batches = DataLoader(_Own(), num_workers=1, worker_init_fn=_ends_when_asked)
+    rest = survive(batches)
+    process = int(next(rest))
+    assert process != os.getpid()
+    os.kill(process, signal.SIGUSR1 if code == MUTE else signal.SIGKILL)
+    os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
+    assert sum(range(1000)) == 499500  # torch raised here
+    if told:
+        assert [int(one) for one in rest] == [os.getpid()] * 8
+        assert TOLD in " ".join(capfd.readouterr().err.split())
+    else:
+        with pytest.raises(MachineError, match="was ended by SIGKILL"):
+            next(rest)
+
+
+def _ends_when_asked(number: int) -> None:
+    signal.signal(signal.SIGUSR1, lambda *_: os._exit(MUTE))
 
 
 @pytest.mark.parametrize("fault", [mistaken])

@@ -3,12 +3,15 @@
 import re
 import shutil
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import ClassVar, TypeVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 from torch import Tensor
 from torch._C import _error_if_any_worker_fails
@@ -79,6 +82,31 @@ def _cause(error: BaseException, processes: Sequence[BaseProcess]) -> BaseExcept
     return error
 
 
+@contextmanager
+def _deaths_are_heard() -> Iterator[None]:
+    """Within, a loader process that dies, or has died, is an error at once.
+
+    torch would raise it at any time, such as in the middle of an update, where nobody reads on without it.
+    """
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        yield  # as torch, which then looks every five seconds
+        return
+    before = signal.signal(signal.SIGCHLD, lambda number, frame: _error_if_any_worker_fails())
+    try:
+        _error_if_any_worker_fails()
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+_END: Any = object()
+
+
+def _next(iterator: Iterator[T]) -> T:
+    with _deaths_are_heard():
+        return next(iterator, _END)
+
+
 def survive(loader: DataLoader[T]) -> Iterator[T]:
     """What a loader gives. Where its processes cannot share memory the rest is read here, the same items.
 
@@ -89,10 +117,11 @@ def survive(loader: DataLoader[T]) -> Iterator[T]:
     processes: Sequence[BaseProcess] = ()
     if Sharing.works or not loader.num_workers:
         try:
-            iterator = iter(loader)
+            with _deaths_are_heard():
+                iterator = iter(loader)
             if isinstance(iterator, _MultiProcessingDataLoaderIter):
                 processes = iterator._workers
-            for item in iterator:
+            while (item := _next(iterator)) is not _END:
                 yield item
                 done += 1
         except (RuntimeError, OSError, EOFError) as error:
