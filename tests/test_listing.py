@@ -167,6 +167,15 @@ def test_links_are_followed_but_not_in_a_circle(tree: Tree, tmp_path: Path) -> N
     assert list_files(tmp_path / "nowhere", "image").files == {}
 
 
+@pytest.mark.parametrize("target", ["/", "..", "../.."])
+def test_a_link_to_a_folder_around_is_named(tree: Tree, target: str) -> None:
+    """Not followed: what is below / takes minutes to list, and nobody means it."""
+    link = tree.root / "images/train/all"
+    link.symlink_to(target)
+    with pytest.raises(UserError, match=r"images/train/all is a link to /.*, which holds .*; remove it, or"):
+        FolderDataset(tree.root)
+
+
 def test_a_jpeg_mask_is_named(tree: Tree) -> None:
     file = tree.root / "masks/train/train0000.png"
     file.rename(file.with_suffix(".jpg"))

@@ -136,8 +136,13 @@ def walk(folder: Path) -> Iterator[str]:
     """Paths of all files below a folder; a link to a folder is followed, but not in a circle.
 
     A link that leads nowhere is among them; pipes and devices, which can be waited for forever, are not.
+
+    Raises:
+        UserError: A link leads to a folder that holds this one, such as /: all that is in there is not meant.
     """
-    waiting: list[tuple[str, frozenset[str]]] = [("", frozenset({os.path.realpath(folder)}))]
+    top = os.path.realpath(folder)
+    around = frozenset(map(str, Path(top).parents))
+    waiting: list[tuple[str, frozenset[str]]] = [("", frozenset({top}))]
     while waiting:
         below, above = waiting.pop()
         place = folder / below
@@ -146,6 +151,11 @@ def walk(folder: Path) -> Iterator[str]:
             if os.path.isfile(path) or not os.path.exists(path):
                 yield below + name
             elif os.path.isdir(path) and (real := os.path.realpath(path)) not in above:
+                if real in around:
+                    raise UserError(
+                        f"{path} is a link to {real}, which holds {folder} itself; remove it, or link to the "
+                        "files that are meant"
+                    )
                 waiting.append((f"{below}{name}/", above | {real}))
 
 

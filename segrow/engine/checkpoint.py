@@ -32,7 +32,7 @@ _SHAPE: Shape = {
     "selected?": dict,
     "precision?": str,
 }
-_AGAIN = "delete it to start the step again"
+AGAIN = "delete it to start the step again"
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,11 @@ class Checkpoint:
             if machine_refuses(error):
                 raise
             reason = str(error).splitlines()[0]
-            raise UserError(f"{path} is not a checkpoint of segrow ({reason}); {_AGAIN}") from None
+            raise UserError(f"{path} is not a checkpoint of segrow ({reason}); {AGAIN}") from None
         check_tensors(stored, f"checkpoint {path}")
-        expect(stored, _SHAPE, f"checkpoint {path}", _AGAIN)
+        expect(stored, _SHAPE, f"checkpoint {path}", AGAIN)
         if stored.get("selected"):
-            expect(stored["selected"], _CHOICE, f"checkpoint {path}", _AGAIN)
+            expect(stored["selected"], _CHOICE, f"checkpoint {path}", AGAIN)
         return cls(**{name: value for name, value in stored.items() if name in cls.__dataclass_fields__})
 
 
@@ -153,7 +153,7 @@ def _check_sum(path: Path) -> None:
         else:
             wrong = _is_torn(file)
     if wrong:
-        raise UserError(f"{path} was changed or cut off after it was written; {_AGAIN}")
+        raise UserError(f"{path} was changed or cut off after it was written; {AGAIN}")
 
 
 def _sum_of(file: IO[bytes], size: int) -> int:
@@ -172,7 +172,11 @@ def _is_torn(file: IO[bytes]) -> bool:
 
 
 def last_good(
-    last: Path, before: Path, step: int, say: Callable[[str], None]
+    last: Path,
+    before: Path,
+    step: int,
+    say: Callable[[str], None],
+    check: Callable[[Checkpoint, str], None] = lambda found, where: None,
 ) -> tuple[Checkpoint | None, bool]:
     """Where to go on with a step: from the last checkpoint, or the one before where it is lost or damaged.
 
@@ -181,6 +185,7 @@ def last_good(
         before: The older one.
         step: The step in progress; a checkpoint of another one is of no use.
         say: Gets a line when it is not the last one.
+        check: Refuses (UserError) a checkpoint of this step, with its name for errors, that does not fit it.
 
     Returns:
         The checkpoint; None to begin the step. And whether the older file was taken.
@@ -189,18 +194,25 @@ def last_good(
         UserError: The last one is damaged, and there is no good one before it.
     """
     try:
-        found = Checkpoint.load(last)
+        found = _checked(last, step, check)
         problem = f"{last} is missing"
     except UserError as error:
-        found, problem = None, str(error).removesuffix(f"; {_AGAIN}")
+        found, problem = None, str(error).removesuffix(f"; {AGAIN}")
         if not before.exists():
             raise
     older = found is None and before.exists()
     if older:
-        found = Checkpoint.load(before)
+        found = _checked(before, step, check)
     of_this_step = found if found and found.step == step else None
     if older and of_this_step:
         say(f"{problem}; going on from {before.name}, after epoch {of_this_step.epoch}")
     elif older:
         say(f"{problem}; step {step} begins again")
     return of_this_step, older
+
+
+def _checked(path: Path, step: int, check: Callable[[Checkpoint, str], None]) -> Checkpoint | None:
+    found = Checkpoint.load(path)
+    if found and found.step == step:
+        check(found, f"checkpoint {path}")
+    return found

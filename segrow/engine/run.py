@@ -54,6 +54,7 @@ from .left import TimeLeft, Work, pieces
 from .log import Display
 from .machine import Machine
 from .records import KEPT, SHARED, all_remarks, base_remark, empty_results, model_meta, step_remarks
+from .resume import fits
 from .scan import scan
 from .select import Selection, new_classes_score
 from .setup import Prepared, check_ranges, is_first_process, make_fabric, prepare, together
@@ -314,7 +315,10 @@ class Run:
         model, teacher, parent, exemplars = self._models(step)
         images = self._views(step, model, exemplars)
         ctx = self._context(step, model, teacher, images)
-        resume = self._resume(step)
+        train = self.config.train
+        epochs = train.epochs if step or train.step0_epochs is None else train.step0_epochs
+        updates = epochs * (len(images) // train.batch_size)
+        resume = self._resume(step, fits(self.method, ctx, train, epochs, updates))
         if resume:
             self._say_change(f"step {step} was", resume.precision)
         self._announce(step, images)
@@ -323,9 +327,6 @@ class Run:
             self.method.gather(ctx)
         else:
             self.method.load_state_dict({k: v.to(self.fabric.device) for k, v in resume.method.items()})
-        train = self.config.train
-        epochs = train.epochs if step or train.step0_epochs is None else train.step0_epochs
-        updates = epochs * (len(images) // train.batch_size)
         selection = self._selection(step, model, updates, resume) if train.select == "best" else None
         plan = epoch_plan(self.machine, step, images)
         features = keep_features(self.store, self.machine, self.method, ctx, images, plan, epochs)
@@ -356,10 +357,10 @@ class Run:
             save_model(model, self.paths.model(step), meta, extra)
         return seconds
 
-    def _resume(self, step: int) -> Checkpoint | None:
+    def _resume(self, step: int, check: Callable[[Checkpoint, str], None]) -> Checkpoint | None:
         """Where to go on with a step; what is left is the last good checkpoint as the last one."""
         last, before = self.paths.checkpoint, self.paths.checkpoint_before
-        resume, older = last_good(last, before, step, self.machine.display.say)
+        resume, older = last_good(last, before, step, self.machine.display.say, check)
         self.fabric.barrier()  # all processes have read
         if older and self.fabric.is_global_zero:
             os.replace(before, last)

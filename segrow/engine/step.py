@@ -35,6 +35,7 @@ from .heap import give_memory_back, keep_freed_memory
 from .left import Work
 from .log import RunLog, TrainingBar
 from .machine import Machine
+from .resume import model_tensors, optimizer_state
 from .select import Selection
 
 LINES = 50
@@ -256,12 +257,8 @@ class StepTrainer:
         return Checkpoint(
             step=self.ctx.step,
             epoch=epochs_done,
-            model={
-                name: value
-                for name, value in self.ctx.model.state_dict().items()
-                if not (self.ctx.shares_trunk and name.startswith("trunk."))
-            },
-            optimizer=self.optimizer.state_dict(),
+            model=model_tensors(self.ctx),
+            optimizer=optimizer_state(self.optimizer, self.machine.train.momentum),
             scaler=self.machine.precision.state_dict(),
             method=dict(self.method.state_dict()),
             seconds=self.watch.seconds,
@@ -273,27 +270,13 @@ class StepTrainer:
 def _restore(
     resume: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, machine: Machine
 ) -> None:
-    """Put what a checkpoint holds into a step's model and optimizer.
-
-    Raises:
-        UserError: It does not fit them.
-    """
+    """Put what a checkpoint holds, which was found to fit, into a step's model and optimizer."""
     groups = optimizer.state_dict()["param_groups"]  # rates and decay are those of the configuration
-    try:
-        # without a frozen trunk's tensors, which are those of the step before
-        model.load_state_dict({**model.state_dict(), **resume.model})
-        optimizer.load_state_dict({"state": resume.optimizer["state"], "param_groups": groups})
-        for parameter, state in optimizer.state.items():
-            if any(isinstance(v, Tensor) and v.shape != parameter.shape for v in state.values()):
-                raise ValueError("momentum of another shape than its weight")
-        if resume.scaler:
-            machine.precision.load_state_dict(resume.scaler)
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{RunPaths(machine.root).checkpoint} does not fit the network ({reason}); "
-            "delete it to start the step again"
-        ) from None
+    # without a frozen trunk's tensors, which are those of the step before
+    model.load_state_dict({**model.state_dict(), **resume.model})
+    optimizer.load_state_dict({"state": resume.optimizer["state"], "param_groups": groups})
+    if resume.scaler:
+        machine.precision.load_state_dict(resume.scaler)
 
 
 def _means(fabric: Fabric, recent: list[dict[str, Tensor]], images: list[list[str]]) -> dict[str, float]:

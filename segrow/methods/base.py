@@ -319,6 +319,14 @@ class Method(abc.ABC):
         if state:
             raise UserError(f"method {self.name} has no state, got {', '.join(state)}")
 
+    def check_state(self, ctx: StepContext) -> None:
+        """Refuse a restored state that is not of this step, which is then not continued; default: it fits.
+
+        Raises:
+            UserError: Saying what differs.
+        """
+        return
+
     def fields(self) -> dict[str, Any]:
         """The hyper-parameters by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]

@@ -168,6 +168,16 @@ class Composed(Method, abc.ABC):
             )
         self._thresholds = thresholds
 
+    def check_state(self, ctx: StepContext) -> None:
+        count = ctx.known_before if self.pseudo == "entropy" and ctx.step else 0
+        found = torch.empty(0) if self._thresholds is None else self._thresholds
+        if len(found) != count:
+            raise UserError(f"method {self.name} has {len(found)} entropy thresholds, expected {count}")
+        if self.median == "exact" and not bool(
+            found.isfinite().all()
+        ):  # the reference code's can be anything
+            raise UserError(f"method {self.name} has an entropy threshold that is not finite")
+
     # ---- labels
 
     @property
