@@ -1,5 +1,6 @@
 """For all tests: one thread (tiny tensors), a cache of their own, warnings of segrow are errors."""
 
+import gc
 import os
 import signal
 import sys
@@ -18,6 +19,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the few real subprocesses too
 
 _NATIVE_BF16 = precision.native_bf16
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_collection_finish() -> None:
+    """What the tests and torch consist of stays to the end: the collector need not walk through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

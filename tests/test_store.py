@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from segrow.config import ModelConfig
 from segrow.errors import UserError
+from segrow.model import store
 from segrow.model.segmenter import Segmenter, build_segmenter
 from segrow.model.store import load_model, save_model
 
@@ -45,6 +47,38 @@ META: dict[str, Any] = {
     "method": {"name": "ssul", "fields": {"threshold": 0.7, "scale": (0.5, 2.0)}},
     "parent": None,
 }
+
+
+class _Drawn(TorchFunctionMode):
+    """Counts the tensors that are filled with random numbers."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (Tensor.normal_, Tensor.uniform_)
+        return func(*args, **(kwargs or {}))
+
+
+def test_reading_draws_no_random_weights(tmp_path: Path) -> None:
+    with _Drawn() as building:
+        model = grown()
+    save_model(model, tmp_path / "model", META)
+    with _Drawn() as reading:
+        load_model(tmp_path / "model")
+    assert (building.count > 0, reading.count) == (True, 0)
+
+
+@pytest.mark.parametrize("numbers", [1, 5000])
+def test_weights_are_read_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: int
+) -> None:
+    """However few that is: one tensor at least."""
+    model = grown().eval()
+    save_model(model, tmp_path / "model", META)
+    monkeypatch.setattr(store, "_AT_ONCE", numbers)
+    loaded, _ = load_model(tmp_path / "model")
+    assert torch.equal(model(pictures()).logits, loaded(pictures()).logits)
 
 
 @pytest.mark.parametrize(("form", "unknown"), [("conv", True), ("linear", False)])

@@ -5,6 +5,7 @@ From weak to strong: what was published for the method on the data set, recipe, 
 
 import argparse
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -189,7 +190,11 @@ def _check_method_options(name: str, args: Sequence[str]) -> None:
 
 
 def _parser(method: str, description: str, command: str) -> ArgumentParser:
-    kind = method_class(method)
+    return _parser_of(method_class(method), description, command)
+
+
+@functools.lru_cache(maxsize=16)  # by the class: a module of the user's may be another one next time
+def _parser_of(kind: type[Method], description: str, command: str) -> ArgumentParser:
     prog = f"segrow {command}{' NAME' if command == 'reproduce' else ''}"
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file of options, such as a run's config.yaml")

@@ -15,6 +15,8 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .. import __version__
 from ..config import ModelConfig
@@ -36,7 +38,7 @@ from .record import (
 )
 from .segmenter import Group, Segmenter
 
-_AT_ONCE = 16  # tensors
+_AT_ONCE = 1 << 24  # numbers, or one tensor that has more
 OURS = ("format", "segrow", "timm", "class_steps", "model", "input", "hashes")
 """Keys of model.json that `save_model` writes itself."""
 
@@ -127,10 +129,15 @@ def _fill(model: Segmenter, path: Path) -> None:
     As aligned copies: the same numbers then give the same results, to the last bit. A few at a time, because
     what has been read of an open file counts as the process' memory, and so do the weights they replace.
     """
-    names = list(model.state_dict())
-    for start in range(0, len(names), _AT_ONCE):
+    left = [(name, tensor.numel()) for name, tensor in model.state_dict().items()]
+    while left:
+        some: dict[str, Tensor] = {}
+        numbers = 0
         with safetensors.safe_open(path, "pt") as file:
-            some = {name: file.get_tensor(name).clone() for name in names[start : start + _AT_ONCE]}
+            while left and (not some or numbers + left[0][1] <= _AT_ONCE):
+                name, more = left.pop(0)
+                some[name] = file.get_tensor(name).clone()
+                numbers += more
         model.load_state_dict(some, strict=False, assign=True)
 
 
@@ -139,19 +146,28 @@ def _build(record: Mapping[str, Any], directory: Path) -> Segmenter:
     normal = record["input"]
     mean, std = tuple(normal["mean"]), tuple(normal["std"])
     there = shapes_in(directory / WEIGHTS, "weights")
-    with torch.device("meta"):  # needs no memory, whatever the numbers in model.json are
+    with torch.device("meta"), _NoRandomWeights():  # needs no memory, whatever the numbers in model.json are
         sketch = _network(record, directory, len(there))
     if there != {name: tuple(tensor.shape) for name, tensor in sketch.state_dict().items()}:
         raise UserError(
             f"the weights in {directory} do not fit {sketch.config.name} of timm {timm.__version__}; they "
             f"were written with timm {record['timm']}, install that version"
         )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _NoRandomWeights():
         model = _network(record, directory, len(there))
     _fill(model, directory / WEIGHTS)
     dtype = next(model.parameters()).dtype
     model.to(dtype).set_normalisation(mean, std, dtype)  # buffers too that no file holds
     return model.eval()
+
+
+class _NoRandomWeights(TorchFunctionMode):
+    """Networks are built without the random numbers that a file's tensors replace: half of the time."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
 
 
 def _network(record: Mapping[str, Any], directory: Path, tensors: int) -> Segmenter:
