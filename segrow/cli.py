@@ -173,6 +173,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 RESUMABLE = frozenset({"demo", "train", "add", "reproduce"})
 """Commands that, given again, continue where they were stopped."""
 
+LONGEST = 4000
+"""Most characters of an error's line."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -305,6 +308,8 @@ def _complain(name: str, text: str, of_all: bool = False) -> None:
     """
     if of_all and os.environ.get("LOCAL_RANK", "0") != "0":
         return
+    if len(text) > LONGEST:  # of a name as long as a file: how it begins, and what to do
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
     with suppress(OSError):  # a full disk behind it too: the exit code says it
         print(f"{name}: {shown(text)}", file=sys.stderr)
 

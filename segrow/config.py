@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+MAX_CROP, MAX_SCALE = 4096, 100.0
+"""Largest side of a crop in pixels, and factor of an image's size: one image then still fits a memory."""
+
 
 @dataclass(frozen=True)
 class DataConfig:

@@ -4,21 +4,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
 
 from .errors import UserError
 from .memory import Exemplar, from_json
 from .methods.base import Method, make_method
-from .model.record import is_model, read_file_beside
+from .model.record import check_needed, is_model, read_file_beside
 from .model.segmenter import Segmenter
 from .model.store import load_model
 from .tensor_files import parse_safetensors
 
 MEMORY, METHOD_STATE = "memory.json", "method.safetensors"
 """Files of a model directory: its exemplars; what `Method.state_dict` gave, missing when that was nothing."""
-
-NEEDED = ("step", "class_names", "scenario", "method", "protocol")
-"""What the engine writes into model.json, and who uses a model must know."""
 
 
 def find_model(path: Path) -> Path:
@@ -96,11 +96,7 @@ def load_with_method(
             segrow and that is not allowed.
     """
     model, meta = load_model(folder)
-    if missing := [key for key in NEEDED if key not in meta]:
-        raise UserError(
-            f"{folder / 'model.json'} lacks {', '.join(missing)}; give a model that segrow train, add or "
-            "import made"
-        )
+    check_needed(meta, folder)
     stored = meta["method"]
     known = trusted is not None and trusted.name == stored["name"]
     if "." in stored["name"] and not allow_code and not known:
@@ -121,6 +117,42 @@ def restore_state(method: Method, folder: Path, device: torch.device | str) -> N
         return
     state = parse_safetensors(content, f"state of a method {folder / METHOD_STATE}", "copy the model again")
     method.load_state_dict({name: value.to(device) for name, value in state.items()})
+
+
+def state_of(method: Method) -> dict[str, Tensor]:
+    """What `Method.state_dict` gives, as files hold it: copies on the CPU, each with memory of its own.
+
+    Raises:
+        UserError: Naming the first value that no file can hold.
+    """
+    state: Any = method.state_dict()
+    where = f"method {method.name}: state_dict()"
+    if not isinstance(state, Mapping):
+        raise UserError(f"{where} gave {type(state).__name__}, expected a mapping of names to tensors")
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise UserError(f"{where} gave the name {name!r}, expected text")
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise UserError(f'{where} gave "{name}" of {kind}, expected a tensor, as torch.tensor(value)')
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or not _fits(name, value):
+            kind = "on meta, without values" if value.is_meta else f"of {value.layout}, {value.dtype}"
+            raise UserError(
+                f'{where} gave "{name}" {kind}, which no file can hold; give a dense tensor of '
+                "another type, or under another name"
+            )
+        found[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return found
+
+
+def _fits(name: str, value: Tensor) -> bool:
+    """Whether safetensors knows the kind of number, and takes the name."""
+    try:
+        written = safetensors.torch.save({name: torch.zeros(0, dtype=value.dtype)})
+        return name in safetensors.torch.load(written)
+    except (KeyError, UnicodeError, SafetensorError):
+        return False
 
 
 def load_memory(folder: Path) -> tuple[Exemplar, ...]:

@@ -30,7 +30,7 @@ from ..model.store import load_model, save_model
 from ..precision import MIXED, last
 from ..resources import enough_memory, named
 from ..sealed import write_sealed_json, write_sealed_yaml
-from ..stored import MEMORY, METHOD_STATE, load_memory, load_with_method, restore_state
+from ..stored import MEMORY, METHOD_STATE, load_memory, load_with_method, restore_state, state_of
 from .changes import changed_remarks, note_change, note_lost, read_changes
 from .checkpoint import Checkpoint, last_good
 from .cost import Stopwatch, parameter_counts, peak_memory, reset_peak_memory, stored_bytes
@@ -351,7 +351,7 @@ class Run:
             if selection:
                 training["selected"] = selection.record()
             extra = {MEMORY: to_json(stored)}
-            if state := dict(self.method.state_dict()):
+            if state := state_of(self.method):
                 extra[METHOD_STATE] = tensors_to_bytes(state)
             meta = model_meta(self.config, self.method, self.scenario, step, parent, training)
             save_model(model, self.paths.model(step), meta, extra)

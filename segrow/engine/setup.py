@@ -12,7 +12,7 @@ from lightning_fabric.plugins import Precision
 from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
-from ..config import RunConfig, TrainConfig
+from ..config import MAX_CROP, MAX_SCALE, RunConfig, TrainConfig
 from ..data import open_dataset
 from ..data.base import Presence, SegDataset
 from ..data.contents import find_copies
@@ -161,8 +161,12 @@ def check_ranges(config: RunConfig) -> None:
     if not 0 <= train.flip <= 1:
         raise UserError(f"--train.flip should be a probability from 0 to 1, got {train.flip}")
     low, high = train.scale
-    if not 0 < low <= high:
-        raise UserError(f"--train.scale should be LOW,HIGH with 0 < LOW <= HIGH, got {low},{high}")
+    if not 0 < low <= high <= MAX_SCALE:
+        raise UserError(
+            f"--train.scale should be LOW,HIGH with 0 < LOW <= HIGH <= {MAX_SCALE:g}, got {low},{high}"
+        )
+    if train.crop > MAX_CROP:
+        raise UserError(f"--train.crop should be at most {MAX_CROP}, got {train.crop}")
 
 
 def _check_batches(train: TrainConfig, steps: Sequence[Step]) -> None:

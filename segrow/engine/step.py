@@ -28,6 +28,7 @@ from ..methods.base import Method, StepContext
 from ..model.kernels import accelerate
 from ..precision import continued
 from ..processes import loader_processes, worker_count
+from ..stored import state_of
 from .checkpoint import Checkpoint
 from .cost import Stopwatch
 from .features import StepFeatures
@@ -120,6 +121,7 @@ class StepTrainer:
         )
         self.precision = continued(resume.precision if resume else "", machine.numbers.used)
         self.first = resume.epoch if resume else 0
+        state_of(method)  # what cannot be stored is met before the training, not after it
         self.watch = Stopwatch(resume.seconds if resume else 0.0)
         if resume:
             _restore(resume, ctx.model, optimizer, machine)
@@ -260,7 +262,7 @@ class StepTrainer:
             model=model_tensors(self.ctx),
             optimizer=optimizer_state(self.optimizer, self.machine.train.momentum),
             scaler=self.machine.precision.state_dict(),
-            method=dict(self.method.state_dict()),
+            method=state_of(self.method),
             seconds=self.watch.seconds,
             selected=self.selection.state_dict() if self.selection else {},
             precision=self.precision,

@@ -26,9 +26,10 @@ from ..atomic import locked
 from ..class_lists import name_hint, one_name
 from ..errors import UserError
 from ..memory import Exemplar, from_json, to_json
+from ..shapes import expect
 from ..tensor_files import parse_safetensors
 from .exchange import exchanged, settle
-from .record import RECORD, WEIGHTS, model_files, read_file_beside, read_record, standing
+from .record import RECORD, WEIGHTS, check_needed, model_files, read_file_beside, read_record, standing
 from .segmenter import Group, Head, Segmenter
 from .store import OURS, load_model, save_model
 
@@ -73,6 +74,8 @@ def versions(directory: Path) -> list[Version]:
     directory = standing(directory)
     folders = [*_stored(directory), directory]
     records = [read_record(folder) for folder in folders]
+    for folder, record in zip(folders, records, strict=True):
+        check_needed(record, folder)
     by_hash = {record["hashes"]["model"]: record for record in records}
     chain: set[str] = set()
     at: str | None = records[-1]["hashes"]["model"]
@@ -246,6 +249,7 @@ def rename_class(directory: Path, old: str, new: str) -> None:
 
 def _rename(directory: Path, old: str, new: str) -> None:
     model, meta = load_model(directory)
+    check_needed(meta, directory)
     names = list(meta["class_names"])
     index = _find(names, old, directory)
     old, new = names[index], one_name(new)
@@ -279,14 +283,17 @@ def remove_class(directory: Path, name: str) -> None:
 
 def _remove(directory: Path, name: str) -> None:
     model, meta = load_model(directory)
+    check_needed(meta, directory)
     names = list(meta["class_names"])
     index = _find(names, name, directory)
+    name = names[index]
     if len(names) == 2:
         raise UserError(f'"{name}" is the only class of {directory}; delete the folder instead')
     extra = _without(_extra(directory, meta), index, meta)
     del names[index]
     meta = {**meta, "learnt_as": {k: v for k, v in meta.get("learnt_as", {}).items() if k != name}}
-    smaller, method = without_channel(model, index), _method_without(meta["method"], index, len(names))
+    method = _method_without(meta["method"], index, len(names), directory)
+    smaller = without_channel(model, index)
     _rewrite(smaller, directory, meta, names, f"remove {name}", extra, method)
 
 
@@ -364,9 +371,10 @@ def _without(extra: Mapping[str, bytes], index: int, meta: Mapping[str, Any]) ->
     return files
 
 
-def _method_without(method: Mapping[str, Any], index: int, known: int) -> dict[str, Any]:
+def _method_without(method: Mapping[str, Any], index: int, known: int, directory: Path) -> dict[str, Any]:
     """The method's fields after a class has gone: the class indices among them move along."""
     fields = dict(method["fields"])
+    expect(fields, {"gives_way?": [range(1 << 16)]}, f"{directory / RECORD}: method", "copy it again")
     if starts := fields.get("gives_way"):
         moved = sorted({start - (start > index) for start in starts})
         fields["gives_way"] = [start for start in moved if start < known]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config import ModelConfig
+from ..config import MAX_CROP, MAX_SCALE, ModelConfig, TrainConfig
 from ..documents import JSON_BYTES, read_bytes, read_json
 from ..errors import UserError
 from ..inside import is_file_name
@@ -24,7 +24,12 @@ FORMAT = 1
 WEIGHTS, RECORD = "model.safetensors", "model.json"
 _AGAIN = "copy it again"
 _INDEX = range(1 << 16)
+_COUNT = (range(1 << 53), None)
+NEEDED = ("step", "class_names", "scenario", "method", "protocol")
+"""What the engine writes into model.json, and who uses a model must know."""
 _HASHES = {"config": str, "weights": str, "model": str, "files": {str: str}, "record?": str}
+VIEWS = ("crop_mode", "scale", "flip")
+"""Options of `train` that say how training views are drawn."""
 # what is read of model.json; models of an earlier segrow, or saved from Python, lack some of it
 _SHAPE: Shape = {
     "timm": str,
@@ -37,10 +42,22 @@ _SHAPE: Shape = {
     },
     "input": {"mean": [float], "std": [float]},
     "hashes": _HASHES,
-    "step?": _INDEX,
+    "step?": range((1 << 16) - 1),  # there can be one more
     "method?": {"name": str, "fields": dict},
     "scenario?": {"data": str, "task": str, "setting": str, "classes": [str]},
-    "protocol?": {"crop_val": bool, "crop": range(1, 1 << 16)},
+    "protocol?": {"crop_val": bool, "crop": range(1, MAX_CROP + 1)},
+    "views?": {name: shape_of(TrainConfig)[f"{name}?"] for name in VIEWS},
+    "training?": {
+        "train_s?": (float, None),
+        "iterations?": _COUNT,
+        "peak_memory_bytes?": _COUNT,
+        "trainable?": _COUNT,
+        "parameters?": _COUNT,
+        "exemplars?": _COUNT,
+        "features?": (dict, None),
+        "precision?": str,
+        "selected?": dict,
+    },
     "parent?": (str, None),
     "change?": str,
     "learnt_as?": {str: str},
@@ -89,6 +106,7 @@ def read_record(directory: Path) -> dict[str, Any]:
         raise UserError(f"{path} was changed after it was written (its hash differs); {_AGAIN}")
     expect(record, _SHAPE, str(path), _AGAIN)
     _check_classes(record, path)
+    _check_views(record.get("views"), path)
     for name in record["hashes"]["files"]:
         if not is_file_name(name):
             raise UserError(
@@ -112,6 +130,41 @@ def _check_classes(record: Mapping[str, Any], path: Path) -> None:
         end = group["stop"]
     if not len(names) == len(record["class_steps"]) == end or len(set(names)) != end or not all(names):
         raise UserError(f"{path} does not name each of its {end} classes once; {_AGAIN}")
+    steps = [
+        group["step"] for group in record["model"]["layout"] for _ in range(group["start"], group["stop"])
+    ]
+    if record["class_steps"] != steps or steps != sorted(steps) or steps[-1] > record.get("step", steps[-1]):
+        raise UserError(f"{path}: class_steps are not those of its layout and step; {_AGAIN}")
+    if "scenario" in record and record["scenario"]["classes"][:end] != names:
+        raise UserError(f"{path}: scenario.classes begins with other classes than class_names; {_AGAIN}")
+    if other := sorted(record.get("learnt_as", {}).keys() - set(names[1:])):
+        raise UserError(f"{path}: learnt_as names {other[0]}, which is not a class of the model; {_AGAIN}")
+
+
+def _check_views(views: Mapping[str, Any] | None, path: Path) -> None:
+    """Training views can be drawn so.
+
+    Raises:
+        UserError: They cannot.
+    """
+    if views is None:
+        return
+    scale = views["scale"]
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= MAX_SCALE or not 0 <= views["flip"] <= 1:
+        raise UserError(f"{path}: views are not a scale LOW, HIGH and a flip from 0 to 1; {_AGAIN}")
+
+
+def check_needed(record: Mapping[str, Any], directory: Path) -> None:
+    """Refuse a record that says too little of where the model comes from.
+
+    Raises:
+        UserError: Naming what it lacks.
+    """
+    if missing := [key for key in NEEDED if key not in record]:
+        raise UserError(
+            f"{directory / RECORD} lacks {', '.join(missing)}; give a model that segrow train, add or import "
+            "made"
+        )
 
 
 def _is_unchanged(record: Mapping[str, Any]) -> bool:
