@@ -1,7 +1,8 @@
 """Options that a run did not begin with: which may change, and which epochs ran with what.
 
-A run that went out of memory may go on with --train.accumulate or --train.precision, and one whose loss was
-not finite with smaller rates. `changes.json` says that a loss was lost, and what was changed when.
+A run that went out of memory may go on with --train.accumulate or --train.precision, one that lost a GPU
+with fewer --train.devices, and one whose loss was not finite with smaller rates. `changes.json` says that a
+loss was lost, and what was changed when.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from ..sealed import read_sealed_json, write_sealed_json
 from ..shapes import Shape
 
-COMPUTED = frozenset({"train.accumulate", "train.precision"})
+COMPUTED = frozenset({"train.accumulate", "train.devices", "train.precision"})
 """How the same updates are computed: may change while a step is left."""
 RATES = frozenset(
     {
