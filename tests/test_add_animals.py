@@ -88,6 +88,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--train.crop": "129",
         "--train.workers": "0",
         "--train.device": "cpu",
+        "--report": "false",
         "--out": str(folder / "run"),
     }
     assert cli.main(["train", *(word for pair in arguments.items() for word in pair)]) == 0

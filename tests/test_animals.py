@@ -55,6 +55,7 @@ def test_ssul_on_real_images(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "--train.crop": "65",
         "--train.workers": "0",
         "--train.device": "cpu",
+        "--report": "false",
         "--out": str(out),
     }
     assert cli.main(["train", *(word for pair in arguments.items() for word in pair)]) == 0

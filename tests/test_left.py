@@ -130,7 +130,7 @@ def test_the_demo_counts_all_its_runs(
 
     monkeypatch.setattr(Validation, "matrices", evaluated)
     monkeypatch.setattr(demo, "_draw", lambda *args: {})
-    size = DemoSize(scenes=80, base_epochs=1, epochs=1)
+    size = DemoSize(scenes=40, base_epochs=1, epochs=1)
     demo.run_demo(tmp_path, 1, size, "segrow demo", print)
     assert estimates[-1][1] == pytest.approx(clock.now - estimates[-1][0])
     # once an evaluation was measured

@@ -17,6 +17,7 @@ from segrow.config import ModelConfig
 from segrow.errors import UserError
 from segrow.memory import Exemplar, from_json, to_json
 from segrow.model.lineage import remove_class, rename_class, rollback, succeed, versions
+from segrow.model.record import check_files, read_record
 from segrow.model.segmenter import Segmenter, build_segmenter
 from segrow.model.store import load_model, save_model
 
@@ -388,7 +389,7 @@ def test_a_kill_leaves_the_old_model_or_the_new_one(
         assert [f.name for f in folder.parent.iterdir()] == ["model"]
         assert versions_before <= {v.hash for v in versions(folder)}
         for version in versions(folder):
-            load_model(version.folder)
+            check_files(read_record(version.folder), version.folder)
     assert seen == {versions(model)[-1].hash, new}
 
 
