@@ -167,7 +167,7 @@ class TrainConfig:
     crop_val: bool = True
     val_batch_size: int = 16
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"
     devices: int = 1
     workers: int = 2
     feature_views: int = 2

@@ -32,6 +32,7 @@ from .precision import PrecisionWarning, choose
 from .processes import limit_threads
 from .report.figures import overlay
 from .stored import find_model, load_with_method
+from .wording import count
 
 Labels = npt.NDArray[np.integer[Any]]
 Pixels = npt.NDArray[np.uint8]
@@ -363,14 +364,15 @@ def _device(wanted: torch.device | str) -> torch.device:
     try:
         device = torch.device(wanted)
     except (RuntimeError, TypeError):
-        raise UserError(f"device is {wanted}, expected cpu, cuda or cuda:N") from None
+        raise UserError(f"device is {wanted}, expected cpu, cuda or cuda:N (N counts GPUs from 0)") from None
     if device.type == "meta":
         raise UserError(f"device is {wanted}, which holds no numbers; expected cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"device {wanted}, but torch sees no GPU; use cpu")
         if (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(f"device {wanted}, but there are {torch.cuda.device_count()} GPUs")
+            there = count(torch.cuda.device_count(), "GPU")
+            raise UserError(f"device {wanted}, but torch sees {there}; they count from 0")
     return device
 
 

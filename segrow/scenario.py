@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from .class_lists import name_hint, plain_name
 from .errors import UserError, near
+from .wording import count
 
 IGNORE = -1
 UNKNOWN = -2
@@ -244,7 +245,9 @@ def _select(
         if name not in known:
             listed = ", ".join(known) if len(known) <= 30 else f"{', '.join(list(known)[:10])}, ..."
             hint = name_hint(name, known)
-            raise UserError(f'unknown class "{name}"; {data} has {len(known)} classes: {listed}.{hint}')
+            raise UserError(
+                f'unknown class "{name}"; {data} has {count(len(known), "class")}: {listed}.{hint}'
+            )
     return [known[name] for name in classes]
 
 
@@ -311,7 +314,7 @@ def _step_sizes(data: str, task: str, n_classes: int, base: int, increment: int)
         if below < n_classes:
             sums += f", {base} + {steps + 1} x {increment} = {below + increment}"
         raise UserError(
-            f"task {task} does not add up: {sums}, but {data} has {n_classes} classes to learn; "
+            f"task {task} does not add up: {sums}, but {data} has {count(n_classes, 'class')} to learn; "
             f"change the task or select classes with --data.classes"
         )
     return [base] + [increment] * steps

@@ -855,7 +855,7 @@ def test_a_dry_run_says_what_would_happen(
     for part in (
         "2 classes after step 0, method ssul",
         "step 1 learns zebra, okapi from 13 images",
-        "300 epochs in batches of 8 = 300 updates, crops of 32 px, 4 views an image, lr 0.01",
+        "300 epochs in batches of 8 = 300 updates, crops of 32 px, 4 views per image, lr 0.01",
         "no saliency maps",
         "24 images",
         "held out: 3 images",
@@ -996,7 +996,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
         ({"min_new": [1]}, "--min-new should be points"),
         ({"epochs": 2.5}, "--epochs should be a whole number, got 2.5"),
         ({"lr": "0.1"}, "--lr should be a number above 0, got 0.1"),
-        ({"device": "foo"}, "--device should be auto, cpu or cuda, got foo"),
+        ({"device": "foo"}, "--device is foo, expected auto (a GPU if there is one), cpu or cuda"),
         ({"saliency": None}, "--saliency should be a file, the name of a model, auto or none, got None"),
         ({"classes": [3]}, '"3" cannot be learnt'),
     ],

@@ -250,16 +250,22 @@ def test_the_default_folder_names_the_run(
         (["train", "--recipe", "animals-4-1-sul"], 'Did you mean "animals-4-1-ssul"?'),
         (["train", "--trian.lr", "3"], 'Did you mean "--train.lr"?'),
         (["train", "--train.lrr", "3"], 'Did you mean "--train.lr"?'),
-        (["train", "--train.lr", "x"], "Got value: x"),
-        (["train", "--train.policy", "pol"], 'Got value: pol. Did you mean "poly"?'),
-        (["train", "--setting", "overlapp"], 'Got value: overlapp. Did you mean "overlap"?'),
+        (["train", "--train.lr", "x"], "--train.lr is x, expected a number"),
+        (
+            ["train", "--train.policy", "pol"],
+            'pol, expected poly, warm_poly or step. Did you mean "poly"?',
+        ),
+        (
+            ["train", "--setting", "overlapp"],
+            'disjoint or partitioned. Did you mean "overlap"?',
+        ),
         (
             ["train", "--method.thresold", "1"],
             "no option --method.thresold; method ssul has --method.init",
         ),
         (["train", "--method.thresold=1"], 'Did you mean "--method.threshold"?'),
         (["train", "--method", "joint", "--method.threshold", "1"], "method joint has --method.loss_type."),
-        (["train", "--method.threshold", "x"], "Got value: x"),
+        (["train", "--method.threshold", "x"], "--method.threshold is x, expected a number"),
         (["train", "--method.unknown", "salience"], 'Did you mean "saliency"?'),
         (["train", "--train.scale", "1,2,3"], "2 elements"),
         (["train", "--train.scale", "1,x"], "expected floats separated by commas, got 1,x"),
@@ -305,7 +311,7 @@ def test_a_mistake_is_one_line(
         ("- 3", "mine.yaml holds a list of 1, expected a mapping; correct it"),
         ("method: [ssul]", "method holds a list of 1, expected text or a mapping"),
         ("method: {name: [ssul]}", "method.name holds a list of 1, expected text"),
-        (f"train: {{epochs: {list(range(1000))}}}", "Got value: [0, 1, 2,"),
+        (f"train: {{epochs: {list(range(1000))}}}", "--train.epochs is [0, 1, 2,"),
         ("a: [", "is not YAML (did not find expected node content, line "),
     ],
 )
@@ -438,7 +444,7 @@ def test_predict_skips_and_lists_what_it_cannot_read(
     found = sorted(str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*.*"))
     assert found == ["deep/good.png", "deep/good_overlay.jpg", "deep/good_unknown.png"]
     said = capsys.readouterr().out
-    assert "1 of 2 images were skipped:" in said
+    assert "1 of 2 images was skipped:" in said
     assert "cut.jpg cannot be decoded" in said
 
 

@@ -154,7 +154,10 @@ BAD: list[tuple[Callable[[Coco], Any], str]] = [
         lambda c: c["annotations"][2].update(segmentation={"size": [20, 30]}),
         "has an RLE without counts or size",
     ),
-    (lambda c: c["annotations"][0].update(category_id=99), "has category 99, which the file lacks"),
+    (
+        lambda c: c["annotations"][0].update(category_id=99),
+        "has category 99, which is not in the file's categories (3 zebra, 7 okapi); add",
+    ),
     (lambda c: c["images"][0].update(height=21), "is 30x20 pixels (width x height), in"),
     (lambda c: c["categories"][0].update(name="zebra"), 'has two categories "zebra"'),
     (
@@ -219,7 +222,10 @@ MALFORMED: list[tuple[Callable[[Coco], Any], str]] = [
     (lambda c: c.update(categories=[7]), "categories[0] is not an object (7)"),  # type: ignore[list-item]
     (lambda c: c["annotations"][0].update(image_id=[1]), "annotations[0] has image_id [1], expected a whole"),
     (lambda c: c["annotations"][0].update(category_id={}), "annotations[0] has category_id {}, expected"),
-    (lambda c: c["annotations"][0].update(category_id="1"), "has category 1, which the file lacks"),
+    (
+        lambda c: c["annotations"][0].update(category_id="1"),
+        "has category 1, which is not in the file",
+    ),
     (lambda c: c["images"][0].update(height="20"), "30x'20'; they must be equal"),
     (lambda c: (c["images"][0].update(height=21), c["images"][0].pop("width")), "30x21; they must be equal"),
 ]

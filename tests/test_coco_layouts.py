@@ -137,7 +137,7 @@ def test_names_of_other_machines(tmp_path: Path, said: str, there: str) -> None:
     assert len(data.ids("train")) == 1
     assert data.image_path("train", data.ids("train")[0]).name == Path(there).name
     if said.count("/") + said.count("\\") > 1 or "1a2b" in said:
-        assert f"1 of 1 images are not where it says (first {said}: it is " in data.notes[0]
+        assert f"1 of 1 image is not where it says (first {said}: it is " in data.notes[0]
 
 
 def test_two_images_of_one_name_have_their_folders_in_their_ids(tmp_path: Path) -> None:

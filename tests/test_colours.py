@@ -195,7 +195,7 @@ def test_the_table_compared_with_a_loop() -> None:
     values = rng.integers(0, 9, (8, 11))
     rgb = np.array(colours, np.uint8)[values]
     assert table.to_ids(rgb).tolist() == [[colours.index(tuple(p)) for p in row] for row in rgb.tolist()]
-    with pytest.raises(Refused, match="has colour 1,1,1 in 1 pixels"):
+    with pytest.raises(Refused, match="has colour 1,1,1 in 1 pixel"):
         table.to_ids(np.array([[[1, 1, 1]]], np.uint8))
 
 
@@ -217,7 +217,7 @@ def test_lists_of_train_and_val(tmp_path: Path) -> None:
     (lists / "val.txt").write_text("003\n004\n")
     data = open_dataset("folder", str(root))
     assert (data.ids("train"), data.ids("val")) == (("000", "001", "002"), ("003", "004"))
-    assert any("1 images are in no list and left out (first 005)" in note for note in data.notes)
+    assert any("1 image is in no list and left out (first 005)" in note for note in data.notes)
     (lists / "val.txt").write_text("007\n")
     assert "lists 007, which has no mask in" in refused(root)
 
@@ -254,7 +254,7 @@ def test_the_scenario_of_a_cvat_folder(tmp_path: Path, capsys: pytest.CaptureFix
     assert cli.main(words) == 0
     shown = capsys.readouterr()
     assert [step["classes"] for step in json.loads(shown.out)["steps"]] == [["blue"], ["red"]]
-    assert "so 1 of 6 images are held out, chosen by their names" in shown.err
+    assert "so 1 of 6 images is held out, chosen by their names" in shown.err
 
 
 # --- classes of numbers that count nowhere ------------------------------------------------------------------

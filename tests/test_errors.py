@@ -67,9 +67,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--train.epochs", "0"], "--train.epochs should be at least 1, got 0"),
         (["--train.step0_epochs", "0"], "--train.step0_epochs should be at least 1, got 0"),
         (["--train.val_batch_size", "0"], "--train.val_batch_size should be at least 1, got 0"),
+        *(
+            (
+                ["--train.device", name],
+                f"--train.device is {name}, expected auto (a GPU if there",
+            )
+            for name in ("mps", "xpu", "nonsense", "CPU")
+        ),
+        (["--train.device", "cuda:7"], "CUDA_VISIBLE_DEVICES=7 chooses that GPU for cuda"),
         (["--train.devices", "0"], "--train.devices should be at least 1, got 0"),
         (["--train.lr", "-1"], "--train.lr should be 0 or more, got -1"),
-        (["--train.lr", "nan"], "Got value: nan"),
+        (["--train.lr", "nan"], "--train.lr is nan, expected a number"),
         (["--train.lr_floor", "-1"], "--train.lr_floor should be 0 or more, got -1"),
         (["--train.step_size", "0"], "--train.step_size should be at least 1, got 0"),
         (["--train.workers", "-1"], "--train.workers should be 0 or more, got -1"),
@@ -81,7 +89,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["--steps", "-1"],
             "--steps should be at least 1 (1 trains the base step alone), got -1; leave it out",
         ),
-        (["--steps", "some"], "Given value: some"),
+        (["--steps", "some"], "--steps is some, expected a whole number or null"),
         (["--seed", "-1"], "--seed should be 0 or more, got -1"),
         (["--data.order_seed", "-1"], "--data.order_seed should be 0 or more, got -1"),
         (["--train.momentum", "1"], "--train.momentum should be from 0 to below 1, got 1"),

@@ -228,7 +228,7 @@ def test_palette_images_without_masks_are_counted(tmp_path: Path) -> None:
     (tree.root / f"SegmentationClassAug/{tree.ids('train')[2]}.png").unlink()
     note = open_given(tree.root, "--data").notes[0]
     assert note.endswith(
-        "1 of 5 images have no mask in SegmentationClassAug and are left out (first 2007_000002.jpg)"
+        "1 of 5 images has no mask in SegmentationClassAug and is left out (first 2007_000002.jpg)"
     )
 
 

@@ -254,7 +254,7 @@ def test_predict_skips_what_is_too_large(
     files = [str(tmp_path / f"{name}.png") for name in ("large", "small")]
     assert cli.main(["predict", str(run), *files, "--out", str(tmp_path / "out"), *more]) == 1
     out = " ".join(capsys.readouterr().out.split())
-    assert "1 of 2 images were skipped" in out
+    assert "1 of 2 images was skipped" in out
     assert "out of memory" in out
     assert expected in out
     assert [path.name for path in sorted((tmp_path / "out").glob("*.png"))] == ["small.png"]

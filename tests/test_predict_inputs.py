@@ -117,7 +117,7 @@ def test_a_name_too_long_for_its_result_is_skipped(
     assert main(["predict", str(run), str(photos), "--out", str(out)]) == 1
     assert (out / "a_overlay.jpg").exists()
     said = capsys.readouterr().out
-    assert "1 of 2 images were skipped" in said
+    assert "1 of 2 images was skipped" in said
     assert "its result cannot be written" in said
 
 

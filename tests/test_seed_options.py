@@ -452,7 +452,7 @@ def test_an_option_may_be_shortened_as_in_the_reference_code() -> None:
         (["--data_root", ".", "--gpu_id", "first"], "--gpu_id first: expected different numbers of GPUs"),
         (["--data_root", ".", "--gpu_id", "0,0"], "--gpu_id 0,0: expected different numbers of GPUs"),
         (["--data_root", ".", "stray"], "unrecognized arguments: stray"),
-        (["--data_root", ".", "--train.lr", "fast"], "Got value: fast"),
+        (["--data_root", ".", "--train.lr", "fast"], "--train.lr is fast, expected a number"),
         (["--data_root", ".", "--ckpt", "gone.pth"], "--ckpt gone.pth is not there; give the base"),
         (["--data_root", ".", "--ckpt", "."], "--ckpt . is neither a model directory nor a run folder"),
         (["--data_root", ".", "--ckpt", "a", "--base", "b"], "--ckpt a and --base b both name a base step"),

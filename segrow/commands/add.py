@@ -18,6 +18,7 @@ from ..grow.options import AUTO, REMBG
 from ..grow.plan import rejected_folder
 from ..model.exchange import put_right
 from ..terminal import Terminal
+from ..wording import count
 from .parser import OneLineParser
 
 TEXT = ("class", "verdict", "taken for")
@@ -64,7 +65,7 @@ def _from_elsewhere(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"model": str(out), "classes": known, "written": not args.dry_run}))
         return 0
-    Terminal().say(f"{out} {verb} a model of {known} classes, from {args.origin}")
+    Terminal().say(f"{out} {verb} a model of {count(known, 'class')}, from {args.origin}")
     return 0
 
 
@@ -201,7 +202,7 @@ def _parser() -> OneLineParser:
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     parser.add_argument("--allow_code", action="store_true", help="import a method from outside segrow")
     parser.add_argument(
         "--strict",
@@ -222,11 +223,12 @@ def describe(plan: Plan) -> list[str]:
     """What a plan will do, a line each."""
     train, known, method = plan.config.train, len(plan.meta["class_names"]), plan.meta["method"]["name"]
     rows = [
-        f"{plan.folder}: {known - 1} classes after step {plan.step - 1}, method {method}",
-        f"step {plan.step} learns {', '.join(plan.classes)} from {len(plan.new.ids)} images of "
+        f"{plan.folder}: {count(known - 1, 'class')} after step {plan.step - 1}, method {method}",
+        f"step {plan.step} learns {', '.join(plan.classes)} from {count(len(plan.new.ids), 'image')} of "
         f"{plan.new.data.root}",
-        f"{train.epochs} epochs in batches of {train.batch_size} = {plan.updates} updates, crops of "
-        f"{train.crop} px, {train.feature_views} views an image, lr {train.lr:g}",
+        f"{count(train.epochs, 'epoch')} in batches of {train.batch_size} = "
+        f"{count(plan.updates, 'update')}, crops of {train.crop} px, "
+        f"{count(train.feature_views, 'view')} per image, lr {train.lr:g}",
         "saliency: "
         + {
             "folder": "maps of the folder",
@@ -235,21 +237,22 @@ def describe(plan: Plan) -> list[str]:
         }[plan.salient],
     ]
     if plan.exemplars:
-        rows.append(f"replays {len(plan.exemplars)} exemplars")
+        rows.append(f"replays {count(len(plan.exemplars), 'exemplar')}")
     if plan.check is not None:
         rows.append(
-            f"gate: {len(plan.check.ids)} images of {plan.check.data.root}, an old class may drop by "
-            f"{plan.options.max_drop:g} points"
+            f"gate: {count(len(plan.check.ids), 'image')} of {plan.check.data.root}, an old class may "
+            f"drop by {plan.options.max_drop:g} points"
         )
     elif plan.judged:
         rows.append(
-            f"gate: {len(plan.judged)} exemplars, an old class may drop by {plan.options.max_drop:g} points"
+            f"gate: {count(len(plan.judged), 'exemplar')}, an old class may drop "
+            f"by {plan.options.max_drop:g} points"
         )
     if plan.held is not None:
         least = plan.options.min_new
         wanted = "measured" if least is None else f"must reach {least:g} points"
         shown = ", ".join(plan.held.ids[:4]) + (" …" if len(plan.held.ids) > 4 else "")
-        rows.append(f"held out: {len(plan.held.ids)} images ({shown}); new classes {wanted} there")
+        rows.append(f"held out: {count(len(plan.held.ids), 'image')} ({shown}); new classes {wanted} there")
     rows += [f"note: {note}" for note in plan.notes]
     rows.append(
         f"will be written to {plan.target}, its parent under history/; if rejected, "
@@ -274,7 +277,7 @@ def show(outcome: Outcome, console: Terminal, say: Callable[[str], str] = str) -
     if outcome.passed and outcome.verdicts.old and all(c.verdict == "few" for c in outcome.verdicts.old):
         lines.append("no old class could be judged: the gate has let the model through unseen")
     if outcome.passed:
-        lines.append(f"{outcome.model}: the new model, {len(outcome.plan.names) - 1} classes")
+        lines.append(f"{outcome.model}: the new model, {count(len(outcome.plan.names) - 1, 'class')}")
     else:
         lines.append(f"rejected: {'; '.join(outcome.verdicts.reasons)}")
         lines.append(f"{outcome.plan.folder} is unchanged; the new model is in {outcome.model}")

@@ -17,6 +17,7 @@ from ..data.given import open_given
 from ..errors import UserError
 from ..scenario import Scenario, build_scenario
 from ..terminal import Terminal
+from ..wording import count
 from .parser import OneLineParser
 
 PROBLEMS = 1
@@ -174,9 +175,9 @@ def _show(
     if report.data:
         console.print(_class_table(report))
     for step, n, rows in _steps(report, scenario):
-        console.say(f"step {step}: {_count(n, 'image')}")
+        console.say(f"step {step}: {count(n, 'image')}")
         for name, images, pixels in rows:
-            console.say(f"  {name}: {_count(images, 'image')}, {_count(pixels, 'pixel')}")
+            console.say(f"  {name}: {count(images, 'image')}, {count(pixels, 'pixel')}")
     for note in report.notes:
         console.say(f"note: {note}")
     ordered = sorted(report.problems, key=lambda problem: problem.kind)  # stable: within a kind as found
@@ -190,11 +191,11 @@ def _show(
 
 
 def _summary(of: OfSplit) -> str:
-    parts = [f"{_count(of.images, 'image')}, {len(of.ids)} usable"]
+    parts = [f"{count(of.images, 'image')}, {len(of.ids)} usable"]
     parts.append("masks " + ", ".join(f"{n} {form}" for form, n in of.forms.most_common()))
     parts += [f"{len(ids)} with {kind} only" for kind, ids in of.empty.items()]
     parts += [
-        f"value {v} in {_count(n, 'mask')} ({_count(p, 'pixel')})" for v, (p, n) in sorted(of.outside.items())
+        f"value {v} in {count(n, 'mask')} ({count(p, 'pixel')})" for v, (p, n) in sorted(of.outside.items())
     ]
     if of.saliency["there"] or of.saliency["broken"] or of.saliency["empty"]:
         counted = ", ".join(f"{n} {state}" for state, n in of.saliency.most_common())
@@ -202,10 +203,6 @@ def _summary(of: OfSplit) -> str:
     else:
         parts.append("no saliency maps")
     return "; ".join(parts)
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _class_table(report: Report) -> Table:
@@ -229,8 +226,8 @@ def _verdict(folder: str, report: Report, fix_list: str | None) -> str:
     maps = any(problem.kind == "saliency" for problem in report.problems)
     advice = ["make saliency maps again with segrow data saliency"] if maps else []
     if out and fix_list:
-        advice.insert(0, f"{fix_list} lists {_count(out, 'image')} for segrow train --data.exclude")
+        advice.insert(0, f"{fix_list} lists {count(out, 'image')} for segrow train --data.exclude")
     elif out:
-        advice.insert(0, f"--fix-list FILE writes a list of {_count(out, 'image')} to leave out")
-    count = _count(len(report.problems), "problem")
-    return "; ".join([f"{folder}: {count}", *advice])
+        advice.insert(0, f"--fix-list FILE writes a list of {count(out, 'image')} to leave out")
+    problems = count(len(report.problems), "problem")
+    return "; ".join([f"{folder}: {problems}", *advice])

@@ -17,6 +17,7 @@ from ..data import open_dataset
 from ..data.base import SegDataset, Split
 from ..data.exclude import read_exclusion
 from ..data.index import Presence
+from ..devices import choose_device
 from ..errors import UserError
 from ..evaluate import eval_loader, evaluate
 from ..processes import limit_threads
@@ -26,6 +27,7 @@ from ..resources import enough_memory
 from ..scenario import empty_table
 from ..stored import data_names, find_model, load_with_method, origin_names
 from ..terminal import Terminal
+from ..wording import count
 from .notes import say_notes
 from .parser import OneLineParser
 
@@ -56,7 +58,7 @@ class EvalOptions:
     workers: int = 2
     allow_code: bool = False
     crop: int | Literal["stored"] | None = "stored"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"
     ignore: tuple[str, ...] | None = None
     exclude: str | None = None
 
@@ -133,10 +135,7 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     Raises:
         UserError: When there is no model or data, or they do not fit.
     """
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--train.device cuda, but torch sees no GPU; use --train.device cpu")
-    gpu = options.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if gpu else "cpu")
+    device = torch.device(choose_device(options.device, "--train.device"))
     limit_threads()
     model, meta, method = load_with_method(folder, options.allow_code, device)
     origin, protocol = meta["scenario"], meta["protocol"]
@@ -182,7 +181,8 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     loader = eval_loader(data, split, presence.ids, table, crop, options.batch_size, options.workers)
     fewer = "one image at a time; smaller images, or a machine with more memory, would do"
     if crop:
-        fewer = f"{options.batch_size} images at a time; try --batch_size {max(1, options.batch_size // 2)}"
+        half = max(1, options.batch_size // 2)
+        fewer = f"{count(options.batch_size, 'image')} at a time; try --batch_size {half}"
     console = Terminal(stderr=True)
     shown = progress and console.is_terminal  # elsewhere it would leave a line
     with enough_memory(lambda error: fewer):

@@ -16,6 +16,7 @@ from ..model.segmenter import Segmenter
 from ..model.store import save_model
 from ..scenario import divide_classes
 from ..terminal import Terminal
+from ..wording import count
 from .parser import OneLineParser
 
 MODELS = tuple(
@@ -130,7 +131,7 @@ def import_checkpoint(
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); use another --out") from None
     report(
-        f"{out}: {model}, {network.n_classes} classes after step {step} of {task}, "
+        f"{out}: {model}, {count(network.n_classes, 'class')} after step {step} of {task}, "
         f"{'no unknown head' if network.unknown is None else 'with unknown head'}, from {path}"
     )
     if network.config.reference_padding:

@@ -10,6 +10,7 @@ from ..errors import UserError
 from ..model.lineage import remove_class, rename_class, rollback, version_of, versions
 from ..stored import step_of_run
 from ..terminal import Terminal
+from ..wording import count
 from .parser import OneLineParser
 
 
@@ -57,7 +58,7 @@ def roll_back(argv: Sequence[str]) -> int:
     version = rollback(_own(args.model), args.to_step, args.to_version)
     aside = "" if version.ancestor else ", which was left aside"
     known = len(version.classes) - 1
-    _say(f"{args.model}: step {version.step} again, {known} classes ({version.hash[:12]}{aside})")
+    _say(f"{args.model}: step {version.step} again, {count(known, 'class')} ({version.hash[:12]}{aside})")
     return 0
 
 

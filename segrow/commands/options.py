@@ -235,9 +235,36 @@ def _parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
             name = f"{group[1]}.{group[2]}" if group else unknown[1] if unknown else ""
             names = [option for action in parser._actions for option in action.option_strings]
             raise UserError(f"{line.rstrip('.')}.{near('--' + name, names)}") from None
-        options = re.search(r"Literal\[(.*?)\]. Got value: (\S+)", line)
-        hint = near(options[2], re.findall(r"'(.*?)'", options[1])) if options else ""
-        raise UserError(f"{line}.{hint}") from None
+        raise UserError(_plain(line) or f"{line}.") from None
+
+
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "NoneType": "null",
+}
+
+
+def _plain(line: str) -> str:
+    """What the parser says of a value of another type, in our words: what was got and what is expected."""
+    key = re.match(r'Parser key "([\w.]+)": ', line)
+    value = re.search(r"(?:Got value|Given value): (.*?)\.?$", line)
+    if key is None or value is None:
+        return ""
+    kinds = dict.fromkeys(re.findall(r"Expected a (.*?)(?=\. Got value| - Expected| Given value|$)", line))
+    said, choices = [], []
+    for kind in kinds:
+        if named := re.fullmatch(r"<class '(\w+)'>", kind):
+            said.append(_WORDS.get(named[1], named[1]))
+        elif literal := re.search(r"Literal\[(.*?)\]", kind):
+            choices += re.findall(r"'(.*?)'", literal[1])
+            said += choices
+        else:
+            return ""
+    expected = said[0] if len(said) == 1 else f"{', '.join(said[:-1])} or {said[-1]}"
+    return f"--{key[1]} is {value[1]}, expected {expected}.{near(value[1], choices)}" if said else ""
 
 
 def _shortened(line: str) -> str:

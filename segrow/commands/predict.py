@@ -11,6 +11,7 @@ from ..precision import PrecisionWarning
 from ..predict import load
 from ..predict_files import Prediction, find_images, predict_files
 from ..terminal import Terminal
+from ..wording import count
 from .notes import say_notes
 from .parser import OneLineParser
 
@@ -70,7 +71,9 @@ def main(argv: Sequence[str]) -> int:
         console.say(f"{item.labels}: {shares}")
     say_notes(taken_notes([item.taken for item in done], [str(item.image) for item in done], "read"))
     if skipped:
-        console.say(f"{len(skipped)} of {len(jobs)} images were skipped:")
+        console.say(
+            f"{len(skipped)} of {count(len(jobs), 'image')} {'was' if len(skipped) == 1 else 'were'} skipped:"
+        )
         for item in skipped:
             console.say(f"  {item.problem}")
     return 1 if skipped else 0

@@ -15,6 +15,7 @@ from ..errors import UserError, near
 from ..protocol import Summary, summarise
 from ..recipes import NOT_PUBLISHED, Cell, cell, cells, files, merge, notes, read_recipe, references
 from ..terminal import Terminal
+from ..wording import are, count
 from .options import RunOptions, parse_run
 from .pages import finish_page, write_page
 from .remarks import all_settings, differing, reference_lines, remarks
@@ -123,7 +124,7 @@ def _run(chosen: Cell, options: RunOptions, quick: bool, as_json: bool) -> int:
     summary = summarise(results, chosen.definition)
     done, steps = len(summary["steps"]), _n_steps(results)
     if done < steps and not quick:
-        summary["remarks"].append(f"{done} of {steps} steps are done: not comparable yet")
+        summary["remarks"].append(f"{done} of {count(steps, 'step')} {are(done)} done: not comparable yet")
     foreign = [line for line in results["remarks"] if line.startswith(SHARED) and not line.endswith(AS_OURS)]
     comparable = done == steps and not quick and not foreign
     if as_json:

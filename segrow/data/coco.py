@@ -32,6 +32,7 @@ from ..resources import machine_refuses
 from ..sealed import read_sealed_json, write_sealed_json
 from ..shapes import Shape
 from ..terminal import Terminal
+from ..wording import are, count
 from .base import SegDataset, Split
 from .cache import cache_folder, say, say_damaged
 from .coco_file import CocoFile, Entry, read_coco
@@ -102,9 +103,9 @@ class CocoDataset(SegDataset):
             self._parts[split] = _Part(split, replace(file, entries=entries), kept)
             self.notes += (*file.notes, *notes)
         if alone := unlisted(image for part in self._parts.values() for image in part.images.values()):
-            verb = "image is" if len(alone) == 1 else "images are"
             self.notes += (
-                f"{len(alone)} {verb} not listed in the COCO file and left out (first {alone[0]})",
+                f"{count(len(alone), 'image')} {are(len(alone))} not listed in the COCO file and left out "
+                f"(first {alone[0]})",
             )
         self._held = self._hold_out() if hold_out and "val" not in self._parts else frozenset()
         _pycocotools()
@@ -144,8 +145,8 @@ class CocoDataset(SegDataset):
             return frozenset()
         held = held_out(tuple(images))
         self.notes += (
-            f"{self.root} has no COCO file of validation images, so {len(held)} of {len(images)} images are "
-            "held out, chosen by their names (segrow eval --split all takes all)",
+            f"{self.root} has no COCO file of validation images, so {len(held)} of {len(images)} images "
+            f"{are(len(held))} held out, chosen by their names (segrow eval --split all takes all)",
         )
         return held
 
@@ -296,7 +297,7 @@ def find_files(root: Path) -> tuple[dict[Split, Path], list[str]]:
             )
     left += by_split.get("test", [])
     names = ", ".join(str(file.relative_to(root)) for file in left)
-    notes = [f"{root}: {names} {'is' if len(left) == 1 else 'are'} not read"] if left else []
+    notes = [f"{root}: {names} {are(len(left))} not read"] if left else []
     return {split: by_split[split][0] for split in _ORDER if split in by_split}, notes
 
 

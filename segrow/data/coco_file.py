@@ -10,6 +10,7 @@ from typing import Any
 from ..class_lists import BACKGROUND, is_background, not_counted, plain_name
 from ..documents import read_json
 from ..errors import UserError
+from ..wording import are, count, have
 from .coco_shapes import Outline, check_outline
 
 LIMIT = 2 << 30  # bytes; COCO's own instances_train2017.json has 448 MB
@@ -82,7 +83,7 @@ def read_coco(path: Path, ignore: Collection[str] | None) -> CocoFile:
         how = "as --ignore says"
         if ignore is None:
             how = "--ignore none (segrow train: --data.ignore none) makes it a class"
-        notes.append(f'{path.name}: pixels of "{name}" ({_count(n, "annotation")}) count nowhere; {how}')
+        notes.append(f'{path.name}: pixels of "{name}" ({count(n, "annotation")}) count nowhere; {how}')
     classes = [name for name in dict.fromkeys(names.values()) if name not in (*ignored, BACKGROUND)]
     if not classes:
         raise UserError(
@@ -109,7 +110,11 @@ def _objects(
             elsewhere += 1
             continue
         if (category := annotation["category_id"]) not in names:
-            raise UserError(f"{where} has category {category!r}, which the file lacks")
+            known = ", ".join(f"{number!r} {name}" for number, name in list(names.items())[:10])
+            raise UserError(
+                f"{where} has category {category!r}, which is not in the file's categories ({known}); add it "
+                "there with its name, correct the annotation or remove it, or export the file again"
+            )
         annotated.add(image)
         outline, bad = check_outline(annotation.get("segmentation"), where)
         if outline is None:
@@ -121,7 +126,8 @@ def _objects(
     if bare and not any(objects.values()):
         kinds_said = ", ".join(f"{n} with {kind}" for kind, n in bare.items())
         raise UserError(
-            f"{path} has no outline in its {bare.total()} annotations ({kinds_said} alone); {_OUTLINES}"
+            f"{path} has no outline in its {count(bare.total(), 'annotation')} ({kinds_said} alone); "
+            f"{_OUTLINES}"
         )
     _check_unit(path, [outline for some in objects.values() for outline, *_ in some])
     return objects, _remarks(path, bare, parts, elsewhere, len(objects) - len(annotated), len(objects))
@@ -222,27 +228,25 @@ def _remarks(
 ) -> list[str]:
     notes = []
     if elsewhere:
-        verb = "are" if elsewhere > 1 else "is"
         notes.append(
-            f"{path.name}: {_count(elsewhere, 'annotation')} of images that it does not list {verb} left out"
+            f"{path.name}: {count(elsewhere, 'annotation')} of images that it does not list "
+            f"{are(elsewhere)} left out"
         )
     if n := bare.total():
         kinds = ", ".join(f"{count} with {kind} alone" for kind, count in bare.items())
-        verb = "are" if n > 1 else "is"
+        they = "it marks" if n == 1 else "they mark"
         notes.append(
-            f"{path.name}: {_count(n, 'annotation')} without an outline ({kinds}) {verb} left out; what they "
-            "mark counts as background"
+            f"{path.name}: {count(n, 'annotation')} without an outline ({kinds}) {are(n)} left out; what "
+            f"{they} counts as background"
         )
     if parts:
-        verb = "are" if parts > 1 else "is"
-        notes.append(f"{path.name}: {_count(parts, 'polygon')} of fewer than three corners {verb} left out")
-    if empty:
-        verb = "have" if empty > 1 else "has"
         notes.append(
-            f"{path.name}: {empty} of {images} images {verb} no annotation and shows background alone"
+            f"{path.name}: {count(parts, 'polygon')} of fewer than three corners {are(parts)} left out"
+        )
+    if empty:
+        show = "shows" if empty == 1 else "show"
+        notes.append(
+            f"{path.name}: {empty} of {count(images, 'image')} {have(empty)} no annotation and {show} "
+            "background alone"
         )
     return notes
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"

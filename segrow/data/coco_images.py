@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from ..errors import UserError
+from ..wording import are, count
 from .files import IMAGE_SUFFIXES
 
 SPLITS = {
@@ -176,7 +177,7 @@ def find_images(path: Path, names: Sequence[str]) -> tuple[dict[str, Path], list
     if moved := finder.moved:
         first = next(file for file, name in files.items() if name == moved[0])
         notes.append(
-            f"{path.name}: {len(moved)} of {len(names)} images are not where it says "
+            f"{path.name}: {len(moved)} of {count(len(names), 'image')} {are(len(moved))} not where it says "
             f"(first {moved[0]}: it is {first})"
         )
     parts = [_parts(name) for name in files.values()]

@@ -1,7 +1,7 @@
 """Colours that stand for classes, as a file beside the masks states them: RGB masks become class numbers.
 
 labelmap.txt         # label:color_rgb:parts:actions      CVAT, Datumaro
-                     crack:250,50,83::
+                     crack:250,50,83::                    or crack:#fa3253 in any of these files
 label_colors.txt     250 50 83  crack                     CamVid; colors.txt, colours.txt, palette.txt alike
 class_dict.csv       name,r,g,b
 classes.txt          crack: 250,50,83                     of a folder of one's own, in every line
@@ -20,6 +20,7 @@ from ..class_lists import BACKGROUND, is_background, not_counted, plain_name
 from ..documents import read_text
 from ..errors import UserError
 from ..palette import voc_palette
+from ..wording import count
 from .files import Refused
 
 FILES = ("labelmap.txt", "label_colors.txt", "colors.txt", "colours.txt", "palette.txt", "class_dict.csv")
@@ -31,6 +32,7 @@ Rgb = tuple[int, int, int]
 _NUMBER = r"(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})"
 _NAME_FIRST = re.compile(rf"(.*?\S)\s*[:,;\s]\s*{_NUMBER}\s*(?::.*)?")
 _COLOUR_FIRST = re.compile(rf"{_NUMBER}[\s,;:]+(\S.*)")
+_HEX = re.compile(r"(?<![^\s:,;\"'])#([0-9a-fA-F]{6})(?![^\s:,;\"'])")
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ class ColourTable:
                 f"{_shown(most)} ({near}): it was smoothed or compressed; save masks as PNG without either"
             )
         return (
-            f"has colour {_shown(most)} in {counts.max()} pixels, which {self.source} lacks ({near}); "
-            f"{self.remedy}, or correct the mask"
+            f"has colour {_shown(most)} in {count(int(counts.max()), 'pixel')}, which {self.source} "
+            f"lacks ({near}); {self.remedy}, or correct the mask"
         )
 
 
@@ -138,6 +140,7 @@ def parse_colours(lines: Sequence[str]) -> list[tuple[str, Rgb]] | None:
     for number, line in enumerate(lines):
         if not _is_content(line) or (number == 0 and re.fullmatch(r"\W*name\W+r\W+g\W+b\W*", line.lower())):
             continue
+        line = _HEX.sub(lambda match: ",".join(map(str, bytes.fromhex(match[1]))), line)
         if match := _NAME_FIRST.fullmatch(line.strip()):
             name, *numbers = match.groups()
         elif match := _COLOUR_FIRST.fullmatch(line.strip()):
@@ -152,7 +155,8 @@ def parse_colours(lines: Sequence[str]) -> list[tuple[str, Rgb]] | None:
 
 
 def _is_content(line: str) -> bool:
-    return bool(line.strip()) and not line.lstrip().startswith("#")
+    start = line.strip()
+    return bool(start) and (not start.startswith("#") or _HEX.match(start) is not None)
 
 
 def _unique(path: Path, named: Sequence[tuple[str, Rgb]]) -> dict[str, Rgb]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
+from ..wording import count
 from .files import decode_image, opened, raw_mode, read_saliency
 from .masks import Values, decode_mask
 from .taken import Taken
@@ -92,7 +93,7 @@ def examine(files: Files, values: Values) -> Found:
         int(v): int(counts[v]) for v in np.flatnonzero(counts[values.n_raw : values.ignore_id]) + values.n_raw
     }
     if outside:
-        listed = ", ".join(f"{v} ({n} pixels)" for v, n in list(outside.items())[:5])
+        listed = ", ".join(f"{v} ({count(n, 'pixel')})" for v, n in list(outside.items())[:5])
         problems.append(("value", f"mask {files.mask} has values that are not a class: {listed}"))
     saliency, wrong = _saliency(Path(files.saliency), size or shape)
     shown = np.flatnonzero(counts[: values.n_raw])

@@ -17,6 +17,7 @@ from pathlib import Path
 from ..atomic import tidy, write_atomic
 from ..documents import read_text
 from ..errors import UserError, shown
+from ..wording import are, count
 
 LIST_BYTES = 64 << 20
 _SPLITS = ("train/", "val/")
@@ -51,8 +52,8 @@ class Exclusion:
 
     def note(self) -> str:
         """What is left out, with a hash of the ids."""
-        count = "1 image is" if len(self.images) == 1 else f"{len(self.images)} images are"
-        return f"{count} left out (--data.exclude, ids {self.hash})"
+        n = len(self.images)
+        return f"{count(n, 'image')} {are(n)} left out (--data.exclude, ids {self.hash})"
 
     @property
     def hash(self) -> str:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from ..class_lists import is_background, not_counted, plain_name
 from ..documents import read_text
 from ..errors import UserError
+from ..wording import are, count
 from .base import SegDataset, Split
 from .colours import ColourTable, colour_table, parse_colours, stated_colours
 from .files import IMAGE_SUFFIXES
@@ -128,10 +129,9 @@ class FolderDataset(SegDataset):
         if others:
             self.notes += (f"{images}: only train and val are read; {', '.join(others)} is left out",)
         if direct := divide((entry.name for entry in entries if entry.is_file()), IMAGE_SUFFIXES)[0]:
-            some = "1 image file" if len(direct) == 1 else f"{len(direct)} image files"
             self.notes += (
-                f"{images}: {some} beside {' and '.join(splits)} left out (first {direct[0]}); move what is "
-                "there into one of these, with its mask",
+                f"{images}: {count(len(direct), 'image file')} beside {' and '.join(splits)} left out "
+                f"(first {direct[0]}); move what is there into one of these, with its mask",
             )
         return False
 
@@ -145,8 +145,8 @@ class FolderDataset(SegDataset):
             "val": tuple(i for i in ids if i in held),
         }
         self.notes += (
-            f"{self.root} has no images/val, so {len(held)} of {len(ids)} images are held out for "
-            "validation, chosen by their names; move pairs to images/val and masks/val to choose them "
+            f"{self.root} has no images/val, so {len(held)} of {len(ids)} images {are(len(held))} held out "
+            "for validation, chosen by their names; move pairs to images/val and masks/val to choose them "
             "yourself (segrow eval --split all takes all images)",
         )
 
@@ -233,8 +233,7 @@ def read_classes(path: Path) -> Classes:
     names = ("background", *map(plain_name, lines[1:]))
     if len(names) < 2 or len(names) > 65535:
         raise UserError(
-            f"{path} has {len(lines)} line{'' if len(lines) == 1 else 's'}; "
-            "expected background and 1 to 65534 classes, one a line"
+            f"{path} has {count(len(lines), 'line')}; expected background and 1 to 65534 classes, one a line"
         )
     said = _line_0(path, plain_name(lines[0]), names)
     where: dict[str, int] = {}

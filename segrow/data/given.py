@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 from ..errors import UserError
+from ..wording import are, count, have
 from .base import SegDataset, Split
 from .colours import FILES as COLOUR_FILES
 from .colours import classes_of, colour_table, stated_colours, voc_colours
@@ -120,8 +121,8 @@ class PaletteDataset(SegDataset):
         self.notes += (*self._images.notes(), *self._masks.notes(), *self._maps.notes())
         if unmasked := sorted(images.keys() - masks.keys()):
             self.notes += (
-                f"{root}: {len(unmasked)} of {len(images)} images have no mask in {folder.name} and are left "
-                f"out (first {images[unmasked[0]]})",
+                f"{root}: {len(unmasked)} of {len(images)} images {have(len(unmasked))} no mask in "
+                f"{folder.name} and {are(len(unmasked))} left out (first {images[unmasked[0]]})",
             )
         self._ids = self._divide(hold_out)
 
@@ -160,13 +161,13 @@ class PaletteDataset(SegDataset):
 
         for path in sorted(path for name in LISTS for path in (self.root / name).glob("*.txt")):
             try:
-                fewer = set(read_list(path)) & set(ids)
+                fewer = set(read_list(path)[0]) & set(ids)
             except UserError:  # it is not read, so it need not be right
                 fewer = set()
             if len(fewer) < len(ids):
                 yield (
-                    f"{path} lists {len(fewer)} of {len(ids)} images and is not read; lists are read where "
-                    "train.txt and val.txt are both there"
+                    f"{path} lists {len(fewer)} of {count(len(ids), 'image')} and is not read; lists are "
+                    "read where train.txt and val.txt are both there"
                 )
 
     def _divide(self, hold_out: bool) -> dict[Split, tuple[str, ...]]:
@@ -177,17 +178,18 @@ class PaletteDataset(SegDataset):
         ids = tuple(self._masks.files)
         for folder in (self.root / name for name in LISTS):
             if (folder / "train.txt").is_file() and (folder / "val.txt").is_file():
-                lists: dict[Split, tuple[str, ...]] = {
-                    "train": read_list(folder / "train.txt"),
-                    "val": read_list(folder / "val.txt"),
-                }
+                train, of_train = read_list(folder / "train.txt")
+                val, of_val = read_list(folder / "val.txt")
+                self.notes += (*of_train, *of_val)
+                lists: dict[Split, tuple[str, ...]] = {"train": train, "val": val}
                 lists = {s: tuple(i for i in n if f"{s}/{i}" not in self.excluded) for s, n in lists.items()}
                 listed = {i for split in lists.values() for i in split}
                 if missing := sorted(listed - set(ids)):
                     raise UserError(f"{folder} lists {missing[0]}, which has no mask in {self._masks.folder}")
                 if left := [i for i in ids if i not in listed]:
                     self.notes += (
-                        f"{folder}: {len(left)} images are in no list and left out (first {left[0]})",
+                        f"{folder}: {count(len(left), 'image')} {are(len(left))} in no list and left out "
+                        f"(first {left[0]})",
                     )
                 return lists
         self.notes += tuple(self._unused_lists(ids))
@@ -195,8 +197,8 @@ class PaletteDataset(SegDataset):
         if held:
             self.notes += (
                 f"{self.root} has no list of validation images (ImageSets/Segmentation/train.txt and "
-                f"val.txt), so {len(held)} of {len(ids)} images are held out, chosen by their names "
-                "(segrow eval --split all takes all)",
+                f"val.txt), so {len(held)} of {len(ids)} images {are(len(held))} held out, chosen "
+                "by their names (segrow eval --split all takes all)",
             )
         return {"train": tuple(i for i in ids if i not in held), "val": tuple(i for i in ids if i in held)}
 

@@ -132,7 +132,8 @@ def check_pair(pair: Pair, values: Values) -> tuple[Bits, Taken]:
         )
         raise UserError(
             f"mask {mask_file} has value {wrong[0]}{more}, but the data set has the classes 0 (background) "
-            f"to {values.n_raw - 1} and {values.ignore_id} for pixels to ignore; write the numbers of classes"
+            f"to {values.n_raw - 1} and {values.ignore_id} for pixels to ignore; where the list of classes "
+            "lacks background (its first line, value 0) or a class, add the line, else correct the mask"
         )
     if ignored and not shown[1:].any():
         taken |= Taken.ONLY_IGNORED

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import UserError
+from ..wording import are, count
 from .files import IMAGE_SUFFIXES
 from .masks import MASK_SUFFIXES
 
@@ -84,7 +85,7 @@ def left_out(files: Sequence[str], what: str) -> str:
     """
     kinds = Counter(_kind(file) for file in files)
     counted = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items(), key=lambda item: -item[1]))
-    some = f"{len(files)} files are" if len(files) > 1 else "1 file is"
+    some = f"{count(len(files), 'file')} {are(len(files))}"
     return f"{some} left out, not read as {what}s: {counted} (first {files[0]})"
 
 

@@ -7,10 +7,12 @@ VOC2012/JPEGImages/*.jpg
 """
 
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 from ..documents import read_text
 from ..errors import UserError
+from ..wording import are, count
 from .base import SegDataset, Split, find_root
 from .colours import voc_colours
 from .files import IMAGE_SUFFIXES
@@ -79,11 +81,12 @@ class VocDataset(SegDataset):
             list_files(self.root / (OWN_MASKS if own else MASKS), "mask"),
         )
         self._maps = list_files(self.root / SALIENCY, "saliency map")
-        val = read_list(folder / "val.txt")
+        val, said = read_list(folder / "val.txt")
         names = OWN_TRAIN_LISTS if own else TRAIN_LISTS
         train_list = next((folder / name for name in names if (folder / name).is_file()), None)
         if train_list:
-            train = read_list(train_list)
+            train, more = read_list(train_list)
+            said = (*more, *said)
         else:
             held_out = set(val)
             train = tuple(i for i in self._masks.files if i not in held_out)
@@ -99,10 +102,13 @@ class VocDataset(SegDataset):
             f"{split}/{i}" for split, ids in listed.items() for i in ids if f"{split}/{i}" in exclude
         )
         self.colours = voc_colours(NAMES)
-        self.notes += (*self._images.notes(), *self._masks.notes(), *self._maps.notes())
+        self.notes += (*said, *self._images.notes(), *self._masks.notes(), *self._maps.notes())
         every = {*train, *val}
         if left := [i for i in self._masks.files if i not in every]:
-            self.notes += (f"{folder}: {len(left)} masks are in no list and left out (first {left[0]})",)
+            self.notes += (
+                f"{folder}: {count(len(left), 'mask')} {are(len(left))} in no list and left out "
+                f"(first {left[0]})",
+            )
         if own:
             self.notes += (
                 f"{self.root} has no {MASKS}: trained are the {len(train)} masks of {OWN_MASKS} "
@@ -126,16 +132,30 @@ class VocDataset(SegDataset):
         return self._maps.or_expected(image_id)
 
 
-def read_list(path: Path) -> tuple[str, ...]:
-    """Ids of a list: its first column, be it an id or a path of an image; each id once."""
+def read_list(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Ids of a list: its first column, be it an id or a path of an image; each id once, and a note on others.
+
+    Raises:
+        UserError: No such file, or no id in it.
+    """
     if not path.is_file():
         raise UserError(f"{path} is missing; it lists image ids, one a line")
     lines = read_text(path, "image list").splitlines()
     names = [line.split()[0].replace("\\", "/").rpartition("/")[2] for line in lines if line.strip()]
-    ids = dict.fromkeys(unicodedata.normalize("NFC", _stem(name)) for name in names)
+    ids = dict.fromkeys(map(_id, names))
     if not ids:
         raise UserError(f"{path} lists no image; expected image ids, one a line")
-    return tuple(ids)
+    if not (again := len(names) - len(ids)):
+        return tuple(ids), ()
+    first = next(i for i, n in Counter(_id(name) for name in names).items() if n > 1)
+    return tuple(ids), (
+        f"{path}: {count(again, 'line')} {'repeats' if again == 1 else 'repeat'} an image of the list and "
+        f"{are(again)} left out (first {first})",
+    )
+
+
+def _id(name: str) -> str:
+    return unicodedata.normalize("NFC", _stem(name))
 
 
 def _stem(name: str) -> str:

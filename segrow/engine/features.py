@@ -23,6 +23,7 @@ from ..data.workers import shared, survive
 from ..errors import UserError
 from ..methods.base import Method, StepContext
 from ..processes import loader_processes
+from ..wording import are, count
 from .cost import Stopwatch
 from .feature_store import LOWEST, FeatureStore, Layout, View
 from .machine import Machine
@@ -207,14 +208,14 @@ def keep_features(
     rows = len(_views(images, counts))
     if rows >= (shown := epochs * plan.iterations * plan.batch_size):
         machine.display.say(
-            f"step {ctx.step}  keeps no features: it would keep {rows} views, and {epochs} epochs show "
-            f"{shown}; the trunk runs every iteration (exact mode)"
+            f"step {ctx.step}  keeps no features: {count(rows, 'view')} would be kept, and {shown} "
+            f"{are(shown)} shown in {count(epochs, 'epoch')}; the trunk runs every iteration (exact mode)"
         )
         return None
     layout = _layout(ctx, method, images, machine)
     need = rows * layout.row
-    each = f"{counts[0]} an image" + (f", {counts[1]} an exemplar" if counts[1] else "")
-    what = f"step {ctx.step}  features of {rows} views ({each}), {need / GIB:.2g} GiB"
+    each = f"{counts[0]} per image" + (f", {counts[1]} per exemplar" if counts[1] else "")
+    what = f"step {ctx.step}  features of {count(rows, 'view')} ({each}), {need / GIB:.2g} GiB"
     if need > store.budget:
         machine.display.say(
             f"{what}: more than --train.feature_budget {store.budget / GIB:.3g}, so the trunk runs every "

@@ -9,6 +9,7 @@ import torch
 
 from ..config import TrainConfig
 from ..resources import refused_bytes
+from ..wording import count
 
 OPTIONS = {
     "batch_size": "--train.batch_size",
@@ -87,13 +88,14 @@ def training_advice(
     try_: list[str] = []
     if "accumulate" in options and (finer := _finer(train, most)):
         images = train.batch_size // (train.devices * finer)
-        try_.append(f"{options['accumulate']} {finer} (the same batch, {images} images at a time)")
+        try_.append(f"{options['accumulate']} {finer} (the same batch, {count(images, 'image')} at a time)")
     if most >= 2:
         try_.append(f"{options['batch_size']} {most * parts} or less")
     try_.append(f"a smaller {options['crop']}")
     if "precision" in options and train.precision == "32":
         try_.append(f"{options['precision']} bf16")
-    return f"{now} images of {train.crop} x {train.crop} pixels at a time ({asked}){fit}; try {_either(try_)}"
+    pixels = f"{train.crop} x {train.crop} pixels"
+    return f"{count(now, 'image')} of {pixels} at a time ({asked}){fit}; try {_either(try_)}"
 
 
 def evaluation_advice(train: TrainConfig, gauge: Gauge, error: BaseException) -> str:
@@ -103,7 +105,7 @@ def evaluation_advice(train: TrainConfig, gauge: Gauge, error: BaseException) ->
     found = gauge.largest(train.val_batch_size, error)
     fewer = max(train.val_batch_size // 2 if found is None else found, 1)
     return (
-        f"{train.val_batch_size} images of {train.crop} x {train.crop} pixels at a time; "
+        f"{count(train.val_batch_size, 'image')} of {train.crop} x {train.crop} pixels at a time; "
         f"try --train.val_batch_size {fewer} or less, which changes no number"
     )
 

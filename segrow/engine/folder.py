@@ -15,6 +15,7 @@ from ..model.store import load_model
 from ..scenario import Scenario
 from ..sealed import read_sealed_json, read_sealed_yaml
 from ..shapes import Shape
+from ..wording import count
 from .changes import COMPUTED, RATES, loss_was_lost
 
 # may change between a run and its continuation: they do not change what is learnt
@@ -320,10 +321,14 @@ def _run_differences(
     step = scenario.steps[0]
     if record["classes"] != list(step.classes) or record["images_hash"] != images_hash(step.images):
         found.append(
-            f"base step: {len(record['classes'])} classes and {record['images']} images there, "
-            f"{len(step.classes)} classes and {len(step.images)} images here, or other images"
+            f"base step: {_size(len(record['classes']), record['images'])} there, "
+            f"{_size(len(step.classes), len(step.images))} here, or other images"
         )
     return record, found
+
+
+def _size(classes: int, images: int) -> str:
+    return f"{count(classes, 'class')} and {count(images, 'image')}"
 
 
 def _model_differences(base: Path, plain: Mapping[str, Any], method: Method, scenario: Scenario) -> list[str]:

@@ -31,6 +31,7 @@ from ..precision import MIXED, last
 from ..resources import enough_memory, named
 from ..sealed import write_sealed_json, write_sealed_yaml
 from ..stored import MEMORY, METHOD_STATE, load_memory, load_with_method, restore_state, state_of
+from ..wording import count
 from .changes import changed_remarks, note_change, note_lost, read_changes
 from .checkpoint import Checkpoint, last_good
 from .cost import Stopwatch, parameter_counts, peak_memory, reset_peak_memory, stored_bytes
@@ -247,7 +248,7 @@ class Run:
         done, all_steps = len(self.results["steps"]), len(self.scenario.steps)
         if done < all_steps:
             self.machine.display.say(
-                f"{done} of {all_steps} steps done, as --steps {self.config.steps} asked; "
+                f"{done} of {count(all_steps, 'step')} done, as --steps {self.config.steps} asked; "
                 "the same command with more, or without it, continues"
             )
 
@@ -447,9 +448,9 @@ class Run:
         )
 
     def _announce(self, step: int, images: StepImages) -> None:
-        replay = f" + {len(images.exemplars)} exemplars" if images.exemplars else ""
+        replay = f" + {count(len(images.exemplars), 'exemplar')}" if images.exemplars else ""
         classes = ", ".join(self.scenario.steps[step].classes)
-        self.machine.display.say(f"step {step}  learns {classes} from {len(images)} images{replay}")
+        self.machine.display.say(f"step {step}  learns {classes} from {count(len(images), 'image')}{replay}")
 
     def _keep(self, step: int, model: Segmenter, previous: tuple[Exemplar, ...]) -> tuple[Exemplar, ...]:
         """The exemplars to keep after a step; after the last too, for `segrow add`."""

@@ -17,6 +17,7 @@ from ..data import open_dataset
 from ..data.base import Presence, SegDataset
 from ..data.contents import find_copies
 from ..data.exclude import read_exclusion
+from ..devices import choose_device
 from ..errors import UserError
 from ..methods.base import Method
 from ..precision import choose
@@ -112,9 +113,10 @@ def check_ranges(config: RunConfig) -> None:
     """Numbers that no run can use.
 
     Raises:
-        UserError: Naming the first option that is out of its range.
+        UserError: Naming the first option that is out of its range, or a device that is not there.
     """
     train = config.train
+    choose_device(train.device, "--train.device")
     whole = (
         "epochs",
         "step0_epochs",
@@ -243,9 +245,7 @@ def make_fabric(train: TrainConfig) -> tuple[Fabric, Precision]:
     Raises:
         UserError: For a device that is not there.
     """
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if train.device == "auto" else train.device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--train.device cuda, but torch sees no GPU; use --train.device cpu")
+    device = choose_device(train.device, "--train.device")
     if device == "cuda" and train.devices > torch.cuda.device_count():
         raise UserError(f"--train.devices {train.devices}, but there are {torch.cuda.device_count()} GPUs")
     if train.devices > 1 and "LOCAL_RANK" not in os.environ and not can_start_again():

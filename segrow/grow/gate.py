@@ -28,6 +28,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..wording import count
+
 ENOUGH = 20
 """Images that show a class from which on its drop is believed without an interval."""
 BACKGROUND = 5.0
@@ -126,7 +128,7 @@ class Verdicts:
     def _failures(self) -> list[str]:
         found = [
             f"{c.name} drops by {c.drop:.1f} points (90 % interval {c.interval[0]:.1f} to "
-            f"{c.interval[1]:.1f}, {c.images} images)"
+            f"{c.interval[1]:.1f}, {count(c.images, 'image')})"
             for c in self.old
             if c.verdict == "fails"
         ]

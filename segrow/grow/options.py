@@ -3,10 +3,8 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import torch
-
+from ..devices import choose_device
 from ..errors import UserError
 
 UPDATES = 300
@@ -61,7 +59,7 @@ class AddOptions:
     crop: int | None = None
     seed: int = 1
     workers: int = 2
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"
     allow_code: bool = False
     strict: bool = False
 
@@ -96,10 +94,7 @@ def check_options(options: AddOptions) -> None:
         raise UserError(
             f"--saliency should be a file, the name of a model, auto or none, got {options.saliency}"
         )
-    if options.device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device should be auto, cpu or cuda, got {options.device}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda, but torch sees no GPU; use --device cpu, or leave it out")
+    choose_device(options.device, "--device")
 
 
 def _is_number(value: object) -> bool:

@@ -27,6 +27,7 @@ from ..model.lineage import check_history, version_of
 from ..model.segmenter import Segmenter
 from ..recipes import published_settings
 from ..stored import data_names, find_model, load_memory, load_with_method, origin_names, step_of_run
+from ..wording import are, count, have
 from .options import AUTO, BATCH, NONE, REMBG, UPDATES, AddOptions, check_options
 
 HELD_OUT = 5
@@ -174,7 +175,10 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
             method, lacking_said = _without_saliency(method, new, options, lacking, images)
             more.append(lacking_said)
         elif lacking < images:
-            more.append(f"{images - lacking} of {images} images have a saliency map; the others get one")
+            more.append(
+                f"{images - lacking} of {count(images, 'image')} {have(images - lacking)} a saliency map; "
+                "others get one"
+            )
     config = _config(network, meta, method, len(new.ids), options)
     method.check(network, config.train.crop)
     check, remark = _check_images(options, meta, folder, bool(judged))
@@ -217,7 +221,11 @@ def _as_background(
     """Notes on what of the data is not learnt: images without a new class, and other classes."""
     shows = present.present[:, columns].any(axis=1)
     if without := int((~shows).sum()):
-        yield f"{new.data.root}: {without} of {len(present.ids)} images show no new class and are left out"
+        show = "shows" if without == 1 else "show"
+        yield (
+            f"{new.data.root}: {without} of {count(len(present.ids), 'image')} {show} no new class "
+            f"and {are(without)} left out"
+        )
     rest = [v for v in np.flatnonzero(present.present[shows].any(axis=0)).tolist() if v not in (0, *columns)]
     unknown = [name for name in (new.data.class_names[v] for v in rest) if name not in meta["class_names"]]
     if unknown:
@@ -343,8 +351,8 @@ def _divide(
 ) -> tuple[Images, Images | None]:
     """Images to learn from, and to measure on: the validation images, or some of the others."""
     shows = present.present[:, columns]
-    for name, count in zip(classes, shows.sum(0).tolist(), strict=True):
-        if not count:
+    for name, images in zip(classes, shows.sum(0).tolist(), strict=True):
+        if not images:
             raise UserError(
                 f'no image of {dataset.root} shows "{name}": its value is in no mask; annotate some, or '
                 "leave it out of --classes"
@@ -359,8 +367,8 @@ def _divide(
     validation = dataset.ids("val")
     if validation:
         measured = dataset.presence("val").present[:, columns].sum(0).tolist()  # checks every pair, too
-        for name, count in zip(classes, measured, strict=True):
-            if options.min_new is not None and not count:
+        for name, images in zip(classes, measured, strict=True):
+            if options.min_new is not None and not images:
                 raise UserError(
                     f'--min-new measures "{name}" on the validation images of {dataset.root}, none of which '
                     "shows it; add some, or leave --min-new out"
@@ -477,12 +485,13 @@ def _without_saliency(
     fields = method.fields()
     if "unknown" not in fields:
         raise UserError(
-            f"method {method.name} needs saliency maps, which {lacking} of {images} images of "
-            f"{new.data.root} lack; give --saliency FILE"
+            f"method {method.name} needs saliency maps, which {lacking} of {count(images, 'image')} of "
+            f"{new.data.root} lack{'s' if lacking == 1 else ''}; give --saliency FILE"
         )
     some = "there are no saliency maps"
     if lacking < images:
-        some = f"{lacking} of {images} images have no saliency map, and the others' are not used"
+        some = f"{lacking} of {count(images, 'image')} {have(lacking)} no saliency map"
+        some += ", and the others' are not used"
     remark = f"{some}, so all background may hide unknown objects"
     if options.saliency == AUTO:
         remark += ' (--saliency FILE makes maps; pip install "segrow[saliency]" does so by itself)'
@@ -503,7 +512,8 @@ def _config(
     batch = min(BATCH, images) if options.batch_size is None else options.batch_size
     if batch > images:
         raise UserError(
-            f"--batch-size {batch} is more than the {images} images to learn from; use {images} or less"
+            f"--batch-size {batch} is more than the {count(images, 'image')} to learn from; use {images} or "
+            "less"
         )
     train = TrainConfig(
         **chosen,

@@ -13,6 +13,7 @@ from ..model.record import is_model
 from ..protocol import DEFINITIONS
 from ..recipes import flatten, show
 from ..stored import load_memory
+from ..wording import count
 from .charts import heat_map
 from .findings import ConfusionRow, confusion
 from .gallery import Gallery
@@ -146,17 +147,17 @@ def _seen(run: ReportRun, gallery: Gallery | None) -> list[tuple[str, str, str, 
     lines = []
     for record in run.records:
         step = int(record["step"])
-        count = f"{record['images']} images"
+        taught = count(record["images"], "image")
         if record["exemplars"]:
             before = RunPaths(run.folder).model(step - 1)
             kept = load_memory(before) if step and is_model(before) else ()
             ages = ", ".join(
                 f"{sum(e.step == s for e in kept)} of step {s}" for s in sorted({e.step for e in kept})
             )
-            count += f" + {record['exemplars']} exemplars" + (f" ({ages})" if ages else "")
+            taught += f" + {count(record['exemplars'], 'exemplar')}" + (f" ({ages})" if ages else "")
         seen = _uri(gallery.seen(step)) if gallery else None
         exemplars = _uri(gallery.exemplars(step)) if gallery else None
-        lines.append((str(step), ", ".join(record["classes"]), count, seen, exemplars))
+        lines.append((str(step), ", ".join(record["classes"]), taught, seen, exemplars))
     return lines
 
 
