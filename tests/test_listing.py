@@ -56,10 +56,30 @@ def test_images_in_sub_folders_are_read(tree: Tree) -> None:
 def test_a_mask_in_another_sub_folder_is_none(tree: Tree) -> None:
     move(tree, "train0000", "aachen/one")
     (tree.root / "masks/train/aachen/one.png").rename(tree.root / "masks/train/one.png")
+    (tree.root / "images/train/ulm").mkdir()
+    (tree.root / "images/train/train0001.png").rename(
+        tree.root / "images/train/ulm/one.png"
+    )  # which is it of?
     with pytest.raises(
-        UserError, match=r"image .*aachen/one.png has no mask, expected .*masks/train/aachen/one"
+        UserError,
+        match=r"image .*aachen/one.png has no mask, .*; one.png is there, but images and masks must",
     ):
         FolderDataset(tree.root)
+
+
+@pytest.mark.parametrize(("nested", "flat"), [("images", "masks"), ("masks", "images")])
+def test_sub_folders_of_one_side_alone(tree: Tree, nested: str, flat: str) -> None:
+    before = FolderDataset(tree.root).presence("train", progress=False).present
+    (tree.root / nested / "train/aachen").mkdir()
+    for image_id in ("train0000", "train0001"):
+        place = tree.root / nested / "train"
+        (place / f"{image_id}.png").rename(place / "aachen" / f"{image_id}.png")
+    data = FolderDataset(tree.root)
+    assert data.notes == (
+        f"{tree.root}/{flat}/train has no sub-folders, so images and masks are matched by their names alone "
+        "(each stands there once)",
+    )
+    assert np.array_equal(data.presence("train", progress=False).present, before)
 
 
 def test_what_is_left_out_is_counted_by_suffix(tree: Tree) -> None:

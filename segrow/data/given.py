@@ -9,7 +9,7 @@ from ..wording import are, count, have
 from .base import SegDataset, Split
 from .colours import FILES as COLOUR_FILES
 from .colours import classes_of, colour_table, stated_colours, voc_colours
-from .listing import Unfit, list_files
+from .listing import Unfit, by_name, list_files
 
 EXPECTED = (
     "expected classes.txt with images/ and masks/, JPEGImages/ with SegmentationClass/, or a COCO .json file"
@@ -108,6 +108,8 @@ class PaletteDataset(SegDataset):
         folder = _mask_folder(root)
         self._images, self._masks = list_files(root / "JPEGImages", "image"), list_files(folder, "mask")
         self._maps = list_files(root / "saliency_map", "saliency map")
+        self._masks, said = by_name(self._images, self._masks)
+        self.notes += said
         there = [f"{split}/{i}" for split in ("train", "val") for i in self._masks.files]
         self.excluded = tuple(name for name in there if name in exclude)
         self._masks = self._masks.without("train", exclude).without("val", exclude)

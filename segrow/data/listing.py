@@ -68,6 +68,14 @@ class Listing:
         file = self.files[there[0]]
         return f"; {file} is there, rename it to {image_id}{os.path.splitext(file)[1]}"
 
+    def elsewhere(self, image_id: str) -> str:
+        """`; b/a.png is there, but …` where the name of an id stands in another folder; else nothing."""
+        name = image_id.rpartition("/")[2]
+        there = next((file for i, file in self.files.items() if i.rpartition("/")[2] == name), None)
+        if there is None:
+            return ""
+        return f"; {there} is there, but images and masks must have the same sub-folders"
+
     def notes(self) -> tuple[str, ...]:
         """A sentence on what is left out; none where that is nothing."""
         if not self.left:
@@ -169,16 +177,18 @@ class Pairs:
         masks: Their masks, with the same ids.
         maps: Saliency maps, of any of the ids and of others.
         excluded: What was there and is left out, each as SPLIT/ID.
+        said: How they were matched, where their paths differ.
     """
 
     images: Listing
     masks: Listing
     maps: Listing
     excluded: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
 
     def notes(self) -> tuple[str, ...]:
         """A sentence per folder of which something is left out."""
-        return (*self.images.notes(), *self.masks.notes(), *self.maps.notes())
+        return (*self.images.notes(), *self.masks.notes(), *self.maps.notes(), *self.said)
 
 
 class Unfit(UserError):
@@ -192,6 +202,26 @@ class Unfit(UserError):
     def __init__(self, message: str, each: Mapping[str, str]) -> None:
         super().__init__(message)
         self.each = dict(each)
+
+
+def by_name(images: Listing, masks: Listing) -> tuple[Listing, tuple[str, ...]]:
+    """Masks under the ids of their images where only one of both has sub-folders, and a note that says so.
+
+    They stay as they are where a name stands twice, or not on both sides: then it is not sure what belongs
+    together.
+    """
+    flat = [side for side in (images, masks) if not any("/" in i for i in side.files)]
+    if len(flat) != 1:
+        return masks, ()
+    ids = {i.rpartition("/")[2]: i for i in images.files}
+    of_masks = {i.rpartition("/")[2]: file for i, file in masks.files.items()}
+    if len(ids) < len(images.files) or len(of_masks) < len(masks.files) or ids.keys() != of_masks.keys():
+        return masks, ()
+    files = {image_id: of_masks[name] for name, image_id in ids.items()}
+    return replace(masks, files=files), (
+        f"{flat[0].folder} has no sub-folders, so images and masks are matched by their names alone (each "
+        "stands there once)",
+    )
 
 
 def match_pairs(
@@ -211,6 +241,7 @@ def match_pairs(
         UserError: As `list_files`.
     """
     found, of_masks = list_files(images, "image"), list_files(masks, "mask")
+    of_masks, said = by_name(found, of_masks)
     excluded = tuple(
         f"{split}/{i}" for i in found.files | of_masks.files if exclude and f"{split}/{i}" in exclude
     )
@@ -220,7 +251,7 @@ def match_pairs(
         hint = of_masks.unread(
             alone[0], "is of a kind that is not read as a mask or does not keep class numbers"
         )
-        hint = hint or of_masks.longer(alone[0])
+        hint = hint or of_masks.longer(alone[0]) or of_masks.elsewhere(alone[0])
         says = {f"{split}/{i}": f"image {found.path(i)} has no mask" for i in alone}
         first = f"{says[f'{split}/{alone[0]}']}, expected {masks / f'{alone[0]}.png'}{hint}{count}"
         raise Unfit(first, says)
@@ -230,4 +261,4 @@ def match_pairs(
         expected = images / f"{alone[0]}.jpg"
         hint = found.unread(alone[0], "is of a kind that is not read; convert it to JPEG or PNG")
         raise Unfit(f"{says[f'{split}/{alone[0]}']}, expected {expected} (or .png){hint}{count}", says)
-    return Pairs(found, of_masks, list_files(maps, "saliency map"), excluded)
+    return Pairs(found, of_masks, list_files(maps, "saliency map"), excluded, said)
