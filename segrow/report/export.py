@@ -91,7 +91,7 @@ def _figure(stem: Path, inches: tuple[float, float]) -> "Iterator[Figure]":
     with plain_figure(inches) as figure, rc_context({"svg.hashsalt": "segrow", "svg.fonttype": "none"}):
         yield figure
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # it was laid out; once is enough for both files
+        figure.set_layout_engine(None)  # it was laid out once for both files; with "none" each is drawn twice
         for kind in ("png", "svg"):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
