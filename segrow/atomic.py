@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import UserError
+from .resources import machine_refuses, named
 
 _UNFINISHED = re.compile(r"\.segrow-[0-9a-f]{16}\.tmp")
 _LOCK = re.compile(r"\..*\.lock")
@@ -91,9 +92,9 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
         OSError: It cannot be written; what was there is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = _new_descriptor(path.parent)
+    descriptor, temporary = _new_descriptor(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with named(path), os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -106,12 +107,16 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
-def _new_descriptor(folder: Path) -> tuple[int, Path]:
-    """A new empty file that this process holds, with the permissions that the umask gives."""
+def _new_descriptor(path: Path) -> tuple[int, Path]:
+    """A new empty file beside `path` that this process holds, with the permissions that the umask gives."""
     while True:
-        temporary = _unforeseen(folder)
+        temporary = _unforeseen(path.parent)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | _BINARY
-        descriptor = os.open(temporary, flags, 0o666)
+        try:
+            descriptor = os.open(temporary, flags, 0o666)
+        except OSError as error:
+            error.filename = str(path)  # nobody knows the other name
+            raise
         if _held(descriptor):
             return descriptor, temporary
         os.close(descriptor)  # another process was about to remove it
@@ -292,6 +297,7 @@ def locked(directory: Path, what: str) -> Iterator[None]:
 
     Raises:
         UserError: Another process, or thread, writes there; or no lock can be put there.
+        OSError: The disk is full, or too many files are open.
     """
     place = Path(os.path.realpath(directory))
     if _mine.get(place) == threading.get_ident():
@@ -303,8 +309,11 @@ def locked(directory: Path, what: str) -> Iterator[None]:
         lock = _lock_file(place)
         descriptor = _acquire(lock, directory)
     except OSError as error:
+        if machine_refuses(error):  # a full disk, too many open files: another place would not help
+            error.filename = str(directory)
+            raise
         raise UserError(
-            f"{directory} cannot be written ({error.strerror}); choose another place, such as with --out"
+            f"{directory} cannot be written ({error.strerror}); choose another place, or allow writing there"
         ) from None
     try:
         _mine[place] = threading.get_ident()

@@ -24,7 +24,7 @@ from .errors import MachineError, UserError
 from .palette import voc_palette
 from .pictures import encoded
 from .predict import Labels, Predictor
-from .resources import enough_memory
+from .resources import enough_memory, machine_refuses
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,7 @@ def predict_files(
         UserError: Before anything is written: two inputs have one result, a result would overwrite an input,
             a folder stands where one would be written, or the folder cannot be made. Later: a result cannot
             be written.
+        OSError: The disk is full, or too many files are open.
     """
     endings = [".png"] + overlays * ["_overlay.jpg"] + unknown * ["_unknown.png"]
     targets = _targets(jobs, out, endings)
@@ -155,6 +156,8 @@ def predict_files(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             reason = error.strerror
+            if machine_refuses(error):
+                raise
             raise UserError(f"{folder} cannot be a folder ({reason}); choose another --out.") from error
         tidy(folder)  # every file is whole by itself, so that several calls may share a folder
     return (
@@ -208,9 +211,10 @@ def _written(
         # what the format cannot hold, such as a JPEG of 70,000 pixels; or a name too long with its ending
         if error.errno in (None, errno.ENAMETOOLONG):
             return Prediction(image, None, None, {}, f"{image}: its result cannot be written ({error})")
-        # a full disk: the next image would not fit either
+        if machine_refuses(error):  # such as a full disk: the next image would not fit either
+            raise
         raise UserError(
-            f"{target} cannot be written ({error.strerror}); make room, or use another --out"
+            f"{target} cannot be written ({error.strerror}); use another --out, or allow writing there"
         ) from None
     return Prediction(image, target, painted, seen.shares(), taken=taken)
 

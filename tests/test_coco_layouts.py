@@ -361,7 +361,7 @@ def test_without_a_cache_it_goes_on(
     data = classes(tmp_path, lambda c: None)
     assert int(data.mask("train", "001").sum()) == 100
     said = capsys.readouterr().err
-    assert "note: masks cannot be kept in " in said
+    assert "note: the folder of drawn masks cannot be kept in " in said
     assert "; set SEGROW_CACHE to a folder that can be written" in said
 
 

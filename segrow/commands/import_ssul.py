@@ -14,6 +14,7 @@ from ..methods.base import make_method
 from ..model.reference import read_reference_checkpoint
 from ..model.segmenter import Segmenter
 from ..model.store import save_model
+from ..resources import machine_refuses
 from ..scenario import divide_classes
 from ..terminal import Terminal
 from ..wording import count
@@ -129,6 +130,8 @@ def import_checkpoint(
         with locked(out, "segrow import-ssul"):
             save_model(network, out, meta)
     except OSError as error:
+        if machine_refuses(error):  # such as a full disk
+            raise
         raise UserError(f"{out} cannot be written ({error.strerror}); use another --out") from None
     report(
         f"{out}: {model}, {count(network.n_classes, 'class')} after step {step} of {task}, "

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..documents import check_archive
-from ..resources import machine_refuses
+from ..resources import NO_ROOM, error_number, machine_refuses
 from ..terminal import Terminal
 
 
@@ -33,6 +33,16 @@ def say(line: str) -> None:
 def say_damaged(what: str, path: Path) -> None:
     """A note that something is made again."""
     say(f"{what} {path} is damaged; it is made again")
+
+
+def say_unkept(what: str, folder: Path, error: OSError) -> None:
+    """A note that something cannot be kept, which stops nothing."""
+    full = error_number(error) in NO_ROOM
+    advice = "with room" if full else "that can be written"
+    say(
+        f"{what} cannot be kept in {folder} ({error.strerror}) and will be made again next time; "
+        f"{'make room, or ' * full}set SEGROW_CACHE to a folder {advice}"
+    )
 
 
 def read_arrays(path: Path, what: str) -> dict[str, NDArray[Any]]:

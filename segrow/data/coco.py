@@ -34,7 +34,7 @@ from ..shapes import Shape
 from ..terminal import Terminal
 from ..wording import are, count
 from .base import SegDataset, Split
-from .cache import cache_folder, say, say_damaged
+from .cache import cache_folder, say_damaged, say_unkept
 from .coco_file import CocoFile, Entry, read_coco
 from .coco_images import SPLITS, find_images, split_of, unlisted
 from .coco_shapes import draw_shapes
@@ -194,10 +194,7 @@ class CocoDataset(SegDataset):
                 f"masks of {part.file.path} can be drawn neither in {cache} ({error.strerror}) nor in "
                 f"{tempfile.gettempdir()} ({second.strerror}); set SEGROW_CACHE to a folder with room"
             ) from None
-        say(
-            f"masks cannot be kept in {cache} ({error.strerror}) and will be drawn again next time; set "
-            "SEGROW_CACHE to a folder that can be written"
-        )
+        say_unkept("the folder of drawn masks", cache, error)
         return folder
 
     def _draw_into(self, folder: Path, part: _Part) -> None:

@@ -5,7 +5,6 @@
 Only files of one size can be equal, so others are not even opened.
 """
 
-import contextlib
 import hashlib
 import io
 import os
@@ -21,7 +20,7 @@ from ..atomic import tidy, write_atomic
 from ..documents import open_file
 from ..errors import UserError
 from ..processes import cores
-from .cache import cache_folder, read_arrays, say_damaged
+from .cache import cache_folder, read_arrays, say_damaged, say_unkept
 
 _WHAT = "the list of what images hold"
 _SHOWN = 3  # pairs that a sentence names
@@ -132,8 +131,10 @@ def _digests(keys: Sequence[Key]) -> list[bytes]:
     if todo:
         with ThreadPoolExecutor(cores()) as pool:  # hashing and reading leave the lock alone
             known |= zip(todo, pool.map(_digest, [path for path, _, _ in todo]), strict=True)
-        with contextlib.suppress(OSError):  # then it is read again next time; the index has said so
+        try:
             _store(cache, {key: known[key] for key in keys})
+        except OSError as error:
+            say_unkept(_WHAT, cache.parent, error)
     return [known[key] for key in keys]
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..atomic import new_file, tidy
 from ..errors import UserError
-from .cache import cache_folder, read_arrays, say, say_damaged
+from .cache import cache_folder, read_arrays, say_damaged, say_unkept
 from .files import examine_image
 from .masks import Values, decode_mask
 from .parallel import in_chunks
@@ -207,10 +207,7 @@ def _store(
                 taken=taken,
             )
     except OSError as error:
-        say(
-            f"{_WHAT} cannot be kept in {path.parent} ({error.strerror}) and will be read again next time; "
-            "set SEGROW_CACHE to a folder that can be written"
-        )
+        say_unkept(_WHAT, path.parent, error)
 
 
 def _read_chunk(pairs: Sequence[Pair], values: Values) -> tuple[Bits, Flags]:

@@ -1,11 +1,13 @@
 """log.csv, TensorBoard and the progress bar of a run."""
 
 import csv
+import hashlib
 import io
+import json
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -21,7 +23,9 @@ from ..terminal import Terminal
 
 T = TypeVar("T")
 _LOG_BYTES = 1 << 28
-COLUMNS = ("step", "epoch", "iteration", "lr", "iterations_per_second", "total", "terms")
+_SUM = "checksum"
+COLUMNS = ("step", "epoch", "iteration", "lr", "iterations_per_second", "total", "terms", _SUM)
+_VALUES = COLUMNS[:-1]  # all columns of a log that an earlier segrow wrote
 
 
 class RunLog:
@@ -36,17 +40,16 @@ class RunLog:
             epoch: First epoch that will be written; rows from there on are dropped.
             iterations: Updates of an epoch (TensorBoard counts updates within a step).
         """
-        self._path = RunPaths(root).log
-        rows = []
-        if self._path.exists():
-            rows = [row for row in _rows(self._path) if (int(row["step"]), int(row["epoch"])) < (step, epoch)]
+        path = RunPaths(root).log
+        rows = _rows(path) if path.exists() else []
+        self._sum = ""
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomic(self._path, buffer.getvalue().encode())
-        self._file = self._path.open("a", newline="")
-        self._csv = csv.DictWriter(self._file, COLUMNS)
+        writer = csv.writer(buffer)
+        writer.writerow(COLUMNS)
+        writer.writerows(self._summed(row) for row in rows if (int(row[0]), int(row[1])) < (step, epoch))
+        write_atomic(path, buffer.getvalue().encode())
+        self._file = path.open("a", newline="")
+        self._csv = csv.writer(self._file)
         self._board = SummaryWriter(
             str(root / "tensorboard" / f"step_{step:02d}"), purge_step=epoch * iterations, max_queue=100
         )
@@ -62,22 +65,18 @@ class RunLog:
             terms: Loss terms by name.
         """
         total = sum(terms.values())
-        self._csv.writerow(
-            {
-                "step": self._step,
-                "epoch": epoch,
-                "iteration": iteration,
-                "lr": f"{lr:.6g}",
-                "iterations_per_second": f"{speed:.3f}",
-                "total": f"{total:.6f}",
-                "terms": " ".join(f"{k}={v:.6f}" for k, v in terms.items()),
-            }
-        )
+        values = (self._step, epoch, iteration, f"{lr:.6g}", f"{speed:.3f}", f"{total:.6f}")
+        words = " ".join(f"{k}={v:.6f}" for k, v in terms.items())
+        self._csv.writerow(self._summed([*map(str, values), words]))
         self._file.flush()
         update = epoch * self._iterations + iteration
         for name, value in {"total": total, **terms}.items():
             self._board.add_scalar(f"loss/{name}", value, update)
         self._board.add_scalar("lr", lr, update)
+
+    def _summed(self, row: Sequence[str]) -> list[str]:
+        self._sum = _sum_of(self._sum, row)
+        return [*row, self._sum]
 
     def close(self) -> None:
         """Flush and close."""
@@ -173,21 +172,34 @@ class TrainingBar:
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    """The rows of log.csv; a last one that a kill cut off is left out.
+def _sum_of(before: str, row: Sequence[str]) -> str:
+    """Checksum of a row and, by that of the row before, of all rows up to it."""
+    return hashlib.sha256(json.dumps([before, *row]).encode()).hexdigest()[:8]
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """The rows of log.csv without their checksums; a last one that a kill cut off is left out.
 
     Raises:
-        UserError: Something else is in the file.
+        UserError: Something else is in the file, or a row was changed, taken out or moved. That the last rows
+            are gone is not noticed: nobody waits for the disk to have them.
     """
     text = read_text(path, "log", _LOG_BYTES)
     lines = text.splitlines()
     if text and not text.endswith(("\n", "\r")):
         lines = lines[:-1]
-    rows: list[dict[str, str]] = []
+    rows: list[list[str]] = []
+    before = ""
     try:
-        for cells in list(csv.reader(lines))[1:]:
-            row = dict(zip(COLUMNS, cells, strict=True))
-            if not (_NUMBER.fullmatch(row["step"]) and _NUMBER.fullmatch(row["epoch"])):
+        head, *found = list(csv.reader(lines)) or [[]]
+        summed = head != list(_VALUES)
+        if summed and head and head != list(COLUMNS):
+            raise ValueError
+        for cells in found:
+            row = cells[: len(_VALUES)]
+            before = _sum_of(before, row)
+            expected = [*row, before] if summed else row
+            if len(row) != len(_VALUES) or cells != expected or not all(map(_NUMBER.fullmatch, row[:2])):
                 raise ValueError
             rows.append(row)
     except (ValueError, csv.Error):

@@ -12,6 +12,7 @@ from .. import __version__
 from ..atomic import locked, write_atomic
 from ..errors import UserError
 from ..methods.base import Method
+from ..resources import machine_refuses
 from .charts import Chart, axis_of, drift_series, line_chart, miou_series
 from .export import export
 from .findings import DRIFTS, Warned, warnings
@@ -71,6 +72,7 @@ def write_report(
 
     Raises:
         UserError: A folder is no run, or the runs are not counted in one way.
+        OSError: The disk is full, or too many files are open.
     """
     runs = read_runs(folders, definition)
     definition_of([(run.name, run.summary) for run in runs])
@@ -89,6 +91,8 @@ def write_report(
             text = render(groups, definition, pictures, same, chosen, figures.name)
             write_atomic(out, text.encode())
     except OSError as error:
+        if machine_refuses(error):  # such as a full disk
+            raise
         raise UserError(f"{out} cannot be written ({error.strerror or error}); use another --out") from None
     return figures
 
@@ -114,6 +118,8 @@ def _draw(
     except UserError as error:
         problem = f"{run.name}: {error}"
     except OSError as error:  # a folder that may be read only
+        if machine_refuses(error):
+            raise
         problem = f"{run.name}: pictures cannot be kept ({error})"
     try:
         pictures.galleries[run.name] = stored_gallery(run)
