@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 from full_disk import Full
 from runs import build_tree, last_line, only_line, snapshot, start
+from safetensors import SafetensorError
 from test_cache import drawn, images, masks
 from test_crash_commands import quick_figures
 from test_one_writer import META, network
@@ -163,12 +165,33 @@ def test_import_ssul(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Ca
     monkeypatch.setattr(import_ssul, "read_reference_checkpoint", lambda *_: read)
     words = ["import-ssul", "any.pth", "--out", str(tmp_path / "new"), "--task", "offline", "--step", "0"]
     with pytest.MonkeyPatch.context() as patch:
-        Full(patch, 500)
+        patch.setattr(Path, "write_bytes", full)
         assert cli.main(words) == 2
     line = only_line(capsys.readouterr().err)
-    assert line.startswith(f"segrow: {tmp_path}/")
-    assert line.endswith(f": {MAKE_ROOM}")
+    assert line == f"segrow: {tmp_path}/new: {MAKE_ROOM}"
     assert not list(tmp_path.iterdir())
+    assert cli.main(words) == 0
+
+
+@pytest.mark.parametrize("where", ["model.json", "model.safetensors"])
+def test_rename_class(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, where: str
+) -> None:
+    model = shutil.copytree(work / "model", tmp_path / "model")
+    before = contents(tmp_path)
+
+    def no_room(*_: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    words = ["rename-class", str(model), "cat", "tiger"]
+    with pytest.MonkeyPatch.context() as patch:
+        if where == "model.json":
+            patch.setattr(Path, "write_bytes", full)
+        else:
+            patch.setattr(safetensors.torch, "save_file", no_room)
+        assert cli.main(words) == 2
+    assert only_line(capsys.readouterr().err) == f"segrow: {model}: {MAKE_ROOM}"
+    assert contents(tmp_path) == before
     assert cli.main(words) == 0
 
 

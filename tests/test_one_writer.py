@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 from locks import locked_elsewhere
-from runs import build_tree, only_line, snapshot, start
+from runs import build_tree, last_line, only_line, snapshot, start
+from trees import folder_tree
 
 from segrow import cli
 from segrow.config import ModelConfig
 from segrow.errors import UserError
+from segrow.model import exchange
 from segrow.model.segmenter import Segmenter, build_segmenter
-from segrow.model.store import save_model
+from segrow.model.store import load_model, save_model
 
 NAMES = ["background", "cat", "dog"]
 META = {
@@ -59,3 +61,59 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "is being written by segrow train (process " in only_line(capsys.readouterr().err)
         assert not (tmp_path / "run").exists()
     assert start(root, tmp_path / "run", "--train.epochs", "1", "--steps", "1") == 0
+
+
+def test_other_commands_on_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two different commands the second is told of the first; a reader reads the old state meanwhile."""
+    model = tmp_path / "animals"
+    save_model(network(), model, META)
+    photos = folder_tree(tmp_path / "photos", ("background", "cat", "dog"), train=[{1}], val=1).root
+    before = snapshot(model)
+    writers = {
+        "segrow train": ["rename-class", str(model), "cat", "tiger"],
+        "segrow rename-class": ["add", str(model), "--data", str(photos), "--classes", "dog=hound"],
+    }
+    for other, words in writers.items():
+        with locked_elsewhere(model, other):
+            assert cli.main(words) == 2, words
+            if words[0] == "rename-class":
+                assert f"is being written by {other} (process " in only_line(capsys.readouterr().err)
+            words = [
+                "eval",
+                str(model),
+                "--data.name",
+                "folder",
+                "--data.root",
+                str(photos),
+                "--workers",
+                "0",
+            ]
+            assert cli.main(words) == 0
+            assert cli.main(["lineage", str(model)]) == 0
+        capsys.readouterr()
+    with locked_elsewhere(photos, "segrow data saliency"):
+        (tmp_path / "net.onnx").write_bytes(b"")
+        assert cli.main(["data", "saliency", str(photos), "--model", str(tmp_path / "net.onnx")]) == 2
+        assert "is being written by segrow data saliency (process " in last_line(capsys.readouterr().err)
+    assert snapshot(model) == before
+
+
+def test_a_reader_in_the_middle_of_an_exchange(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between the two renames, by a living writer: every reader has the old model, and ends nothing."""
+    model = tmp_path / "animals"
+    save_model(network(), model, META)
+    inner, seen = exchange.appear, []
+
+    def appear(folder: Path, place: Path) -> None:
+        if place == model:
+            assert not model.exists()
+            seen.append(load_model(model)[1]["class_names"])
+            assert cli.main(["lineage", str(model)]) == 0
+        inner(folder, place)
+
+    monkeypatch.setattr(exchange, "appear", appear)
+    assert cli.main(["rename-class", str(model), "cat", "tiger"]) == 0
+    assert seen == [NAMES]
+    assert load_model(model)[1]["class_names"] == ["background", "tiger", "dog"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..atomic import appear, discard, locked, new_folder, sync_folder, tidy
 from ..errors import UserError
+from ..resources import named
 from .record import RECORD, WEIGHTS, is_waiting, read_record, waiting_place
 
 
@@ -25,7 +26,7 @@ def exchanged(directory: Path, what: str = "segrow") -> Iterator[Path]:
         UserError: When `directory` is something else than a model directory, or another process writes it.
     """
     directory = Path(directory).resolve()
-    with locked(directory, what):
+    with named(directory), locked(directory, what):
         settle(directory)
         if directory.exists() and not replaceable(directory):
             raise UserError(

@@ -6,6 +6,8 @@ when it is complete; a directory that is replaced waits as another hidden neighb
 
 import dataclasses
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -79,7 +81,9 @@ def save_model(
         try:
             safetensors.torch.save_file(tensors, temporary / WEIGHTS)
         except safetensors.SafetensorError as error:
-            raise OSError(0, " ".join(str(error).split()), str(directory)) from None
+            number = re.search(r"os error (\d+)", str(error))  # as it says of a full disk
+            reason = os.strerror(int(number[1])) if number else " ".join(str(error).split())
+            raise OSError(int(number[1]) if number else 0, reason, str(directory)) from None
         digests = {name: sha256(content) for name, content in files.items()}
         record["hashes"] = hashes_of(record, {**digests, WEIGHTS: sha256_of_file(temporary / WEIGHTS)})
         files[RECORD] = json.dumps(record, indent=1).encode()
