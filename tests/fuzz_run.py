@@ -10,9 +10,12 @@ that a file names, and writes into no file that was there (it makes a new one an
 
 import argparse
 import collections
+import gc
 import hashlib
+import importlib
 import json
 import os
+import pkgutil
 import random
 import resource
 import shutil
@@ -30,18 +33,11 @@ os.environ["COLUMNS"] = "200"
 
 import fuzz_damage as damage
 import fuzz_material as material
-import torch  # noqa: F401 - all that a command imports is imported once, before the forks
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
-import segrow.commands.add
-import segrow.commands.data
-import segrow.commands.eval
-import segrow.commands.import_ssul
-import segrow.commands.lineage
-import segrow.commands.predict
-import segrow.commands.report
-import segrow.commands.results
-import segrow.commands.scenario
-import segrow.commands.train  # noqa: F401
+import segrow
 from segrow import cli
 
 CPU_S, WALL_S = 10, 60  # a busy machine lengthens the second
@@ -61,6 +57,25 @@ class Try:
     command: str
     pid: int
     begun: float
+
+
+def warm() -> None:
+    """Import once, before the forks, what the commands import: it took half of a try's time."""
+    for module in pkgutil.walk_packages(segrow.__path__, "segrow."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for name in ("attrs", "docstring_parser", "pycocotools.mask", "jinja2", "matplotlib.pyplot"):
+        importlib.import_module(name)
+    Image.init()  # PIL's readers
+    for figure in ("savefig", "draw_without_rendering"):  # drawing reads no file
+        setattr(Figure, figure, _drawn)
+    torch.set_num_threads(1)
+    gc.freeze()  # else a child's first collection copies all of it
+
+
+def _drawn(_: Figure, file: Any = None, **options: Any) -> None:
+    if file is not None:
+        Image.new("RGB", (2, 2)).save(file, "PNG")
 
 
 def draw(rng: random.Random, place: Path) -> Case:
@@ -202,6 +217,7 @@ def main() -> None:
     args = parser.parse_args()
     work: Path = args.folder.resolve()
     base = work / "base"
+    warm()
     if not base.exists():
         in_child(lambda: make(base))
     for number in range(args.lanes):  # the index of a lane's masks belongs to its path
