@@ -2,7 +2,8 @@
 
 for point in crash_points(command, root, every): look(root)  # as the kill left it
 
-The process is forked with torch already there, so that a point costs what the command costs.
+The process is forked with torch already there. A few points are real kills, as dear as the command.
+For all of them the command runs once: the folder is copied before each call, and a kill leaves nothing else.
 """
 
 import builtins
@@ -37,10 +38,11 @@ class Killer:
     Args:
         root: Calls on paths elsewhere do not count; calls on descriptors do.
         point: Which call, from 0.
+        copies: Where instead the folder goes before each call, by its number; None: nowhere.
     """
 
-    def __init__(self, root: Path, point: int) -> None:
-        self.root, self.point = str(root), point
+    def __init__(self, root: Path, point: int, copies: Path | None = None) -> None:
+        self.root, self.point, self.copies = str(root), point, copies
         self.calls: list[str] = []
         for name in CALLS:
             # nobody waits for the disk: what a killed process has written the next one reads
@@ -51,6 +53,10 @@ class Killer:
     def step(self, name: str) -> None:
         if len(self.calls) == self.point:
             os._exit(KILLED)
+        if copies := self.copies:
+            self.copies, calls, self.calls = None, self.calls, []  # copying makes calls of its own
+            shutil.copytree(self.root, copies / str(len(calls)), symlinks=True)
+            self.copies, self.calls = copies, calls
         self.calls.append(name)
 
     def _counts(self, place: Any, options: dict[str, Any]) -> bool:
@@ -108,14 +114,16 @@ def crash_points(work: Callable[[], object], root: Path, every: bool, since: flo
     Args:
         work: The command.
         root: The folder that it changes.
-        every: All points; else the first, the last, and those before something gets its name.
+        every: All points, of one call of the command; else real kills before the first call, the last, and
+            those by which something gets its name.
         since: Part of the calls at the beginning that is left out, for another test tries them.
     """
     kept = root.with_name(f"{root.name}.kept")
     shutil.copytree(root, kept, symlinks=True)
     work()  # what is imported now, no child has to
     put_back(root, kept)
-    calls = calls_of(work, root)
+    copies = root.with_name(f"{root.name}.copies") if every else None
+    calls = calls_of(work, root, copies)
     assert calls, "it writes nothing"
     some = [
         point
@@ -126,21 +134,23 @@ def crash_points(work: Callable[[], object], root: Path, every: bool, since: flo
     ]
     some = [point for point in some if point >= since * len(calls)]
     for point in some:
-        put_back(root, kept)
-        if in_child(work, root, point) == KILLED:
+        put_back(root, copies / str(point) if copies else kept)
+        if copies or in_child(work, root, point) == KILLED:
             yield point
         else:  # TensorBoard's thread writes less often at times
             assert point > len(calls) - 5
     print(f"{len(some)} of {len(calls)} points tried")
     shutil.rmtree(kept)
+    if copies:
+        shutil.rmtree(copies)
 
 
-def calls_of(work: Callable[[], object], root: Path) -> list[str]:
-    """What a command does to the disk."""
+def calls_of(work: Callable[[], object], root: Path, copies: Path | None = None) -> list[str]:
+    """What a command does to the disk; `copies` as for `Killer`."""
     told = root.with_name("calls")
 
     def count() -> None:
-        killer = Killer(root, 1 << 30)
+        killer = Killer(root, 1 << 30, copies)
         work()
         told.write_text(" ".join(killer.calls))
 

@@ -1,6 +1,6 @@
 """Thousands of damaged files: no traceback, no code of a file, no hang, no memory without bound.
 
-    pytest tests/test_fuzz.py -m slow -s        # 3,000 tries and a table; about 5 minutes on 2 cores
+    pytest tests/test_fuzz.py -m slow -s        # 3,000 tries and a table
 
 A try that fails is repeated with `python tests/fuzz_run.py FOLDER --seed 1 --only NUMBER --keep`.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from fuzz_material import TARGETS
 
-FEW, MANY = 100, 3000
+FEW, MANY = 40, 3000
 SEED = 1
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
@@ -47,7 +47,7 @@ def check(report: dict[str, Any], tries: int) -> None:
     assert not report["written_into"]  # files are exchanged, never changed in place
 
 
-def test_a_hundred_damaged_files(tmp_path: Path) -> None:
+def test_forty_damaged_files(tmp_path: Path) -> None:
     check(fuzz(tmp_path, FEW, seed=7), FEW)
 
 
