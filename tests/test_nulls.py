@@ -1,4 +1,4 @@
-"""`null` in a file of options, where an option needs a value."""
+"""`null` in a file of options, where an option needs a value; numbers that are far too large."""
 
 from pathlib import Path
 
@@ -22,3 +22,12 @@ def test_null_is_no_value(name: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     said = f"segrow: --config {file}: {name} is null; give it a value, or leave it out"
     assert only_line(capsys.readouterr().err) == said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["train.val_batch_size", "train.epochs", "model.width"])
+def test_a_number_that_is_far_too_large(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(options(tmp_path, tmp_path / "run", f"--{name}", str(10**19))) == 2
+    said = f"segrow: --{name} should be at most 2147483647, got {10**19}"
+    assert only_line(capsys.readouterr().err) == said

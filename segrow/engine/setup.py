@@ -26,6 +26,8 @@ from ..scenario import Scenario, Step, build_scenario
 from .select import check_selection
 from .step import make_precision
 
+MAX_COUNT = (1 << 31) - 1
+"""Largest whole number of an option: what takes numbers of 32 bits can go on with it."""
 LEAST = 2
 """Images of a forward pass: batch normalisation needs as many."""
 
@@ -132,6 +134,10 @@ def check_ranges(config: RunConfig) -> None:
         value = getattr(train, name)
         if value is not None and value < 1:
             raise UserError(f"--train.{name} should be at least 1, got {value}")
+    counts = {f"train.{name}": getattr(train, name) for name in whole} | {"model.width": config.model.width}
+    for name, value in counts.items():
+        if value is not None and value > MAX_COUNT:
+            raise UserError(f"--{name} should be at most {MAX_COUNT}, got {value}")
     if config.steps is not None and config.steps < 1:
         raise UserError(
             f"--steps should be at least 1 (1 trains the base step alone), got {config.steps}; "
