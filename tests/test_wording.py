@@ -10,7 +10,7 @@ from trees import folder_tree, voc_tree
 
 from segrow import cli
 from segrow.data.colours import parse_colours
-from segrow.data.folder import FolderDataset
+from segrow.data.folder import FolderDataset, read_classes
 from segrow.data.given import PaletteDataset
 from segrow.data.voc import VocDataset
 from segrow.devices import choose_device
@@ -82,6 +82,20 @@ def test_masks_in_hexadecimal_colours(tmp_path: Path) -> None:
     data = PaletteDataset(root)
     assert data.class_names == ("background", "crack")
     assert data.mask("train", "a").tolist() == [[1] * 4] * 2 + [[0] * 4] * 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['"background"\n"a, b"\n', '"background",\n"a, b",\n', "- background\n- a, b", "background,\na, b,"],
+)
+def test_signs_around_every_name_are_left_out(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "classes.txt"
+    path.write_text(text)
+    names, notes = read_classes(path)
+    assert names == ("background", "a, b")
+    assert notes == (f"{path}: the quotes, dashes or commas around the names are left out",)
+    path.write_text('background\n"a"\n')  # not every line: it may be the name
+    assert read_classes(path) == (("background", '"a"'), ())
 
 
 def test_a_name_twice_in_a_list_is_told(tmp_path: Path) -> None:

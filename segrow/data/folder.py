@@ -229,7 +229,9 @@ def read_classes(path: Path) -> Classes:
     lines = read_text(path, "class list").rstrip().splitlines()
     if named := parse_colours(lines):
         lines = [name for name, _ in named]
-    lines, notes = _without_numbers(path, lines)
+    lines, dressed = _without_signs(path, lines)
+    lines, numbered = _without_numbers(path, lines)
+    notes = (*dressed, *numbered)
     names = ("background", *map(plain_name, lines[1:]))
     if len(names) < 2 or len(names) > 65535:
         raise UserError(
@@ -246,6 +248,21 @@ def read_classes(path: Path) -> Classes:
             )
         where[name] = number
     return Classes(names, (*notes, *said))
+
+
+_SIGNED = re.compile(
+    r"""\s*(?:-\s+(?P<item>\S.*)|(?P<mark>["'])(?P<quoted>.+)(?P=mark)\s*,?|(?P<last>\S.*),)\s*"""
+)
+
+
+def _without_signs(path: Path, lines: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Names without what a list in another language has around them, where every line has it; and a note."""
+    found = [_SIGNED.fullmatch(line) for line in lines]
+    signed = [match for match in found if match]
+    if not signed or len(signed) < len(lines):
+        return list(lines), ()
+    names = [match["item"] or match["quoted"] or match["last"] for match in signed]
+    return names, (f"{path}: the quotes, dashes or commas around the names are left out",)
 
 
 _NUMBERED = re.compile(r"\s*(\d+)(?:\s*[:;,=.)]\s*|\s+)(\S.*)")
