@@ -682,7 +682,7 @@ def test_what_the_system_refuses_is_one_line(
         patch.setattr(safetensors.torch, "save_file", full)
         assert cli.main(["rename-class", str(model), "bicycle", "bike"]) == 2
         said = only_line(capsys.readouterr().err)
-        assert said.startswith(f"segrow: {model}: I/O error: No space left on device")
+        assert said.startswith(f"segrow: {model}: No space left on device; what was written before is whole")
     assert snapshot(model) == before
     assert names_in(model.parent) == {"animals"}
 
