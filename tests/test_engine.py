@@ -347,4 +347,13 @@ def test_results_table_is_printed_at_the_end(
 def test_log_columns(ssul: Path) -> None:
     with (ssul / "log.csv").open(newline="") as file:
         header = next(csv.reader(file))
-    assert header == ["step", "epoch", "iteration", "lr", "iterations_per_second", "total", "terms"]
+    assert header == [
+        "step",
+        "epoch",
+        "iteration",
+        "lr",
+        "iterations_per_second",
+        "total",
+        "terms",
+        "checksum",
+    ]
