@@ -183,7 +183,7 @@ def fault(lane: Path, status: int, usage: Any) -> str | None:
     lines = [line for line in said.splitlines() if line.startswith("segrow:")]
     if code not in (0, 1, 2, 3):
         return f"exit code {code}: {said[-200:]}"
-    if code == 1 and "were skipped:" in (lane / "shown").read_text(errors="replace"):
+    if code == 1 and " skipped:" in (lane / "shown").read_text(errors="replace"):
         lines = lines or ["segrow: predict lists what it left out"]
     if code in (1, 2) and len(lines) != 1:
         return f"exit code {code} with {len(lines)} lines: {said[-200:]!r}"
