@@ -919,14 +919,14 @@ def test_maps_that_are_there_are_used_and_the_others_made(
     with Display(quiet=True) as display:
         gathered = _gather(plan, tmp_path / "work", display)
     if maker:
-        assert "5 of 6 images have a saliency map; the others get one" in plan.notes
+        assert "5 of 6 images have a saliency map; others get one" in plan.notes
         assert [path.stem for path in made] == [paths[0].stem]
         kept = [gathered.saliency_path("train", path.stem) for path in paths]
         assert kept[1:] == [maps / path.name for path in paths[1:]]
         assert kept[0] == tmp_path / "work/saliency/0.png"
         assert plan.method.fields()["unknown"] == "saliency"
     else:
-        assert any(note.startswith("1 of 6 images have no saliency map") for note in plan.notes)
+        assert any(note.startswith("1 of 6 images has no saliency map") for note in plan.notes)
         assert plan.method.fields()["unknown"] == "background"
 
 

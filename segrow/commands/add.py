@@ -16,7 +16,7 @@ from ..grow.adopt import adopt
 from ..grow.gate import ENOUGH, FEW, Verdicts
 from ..grow.options import AUTO, REMBG
 from ..grow.plan import rejected_folder
-from ..model.exchange import put_right
+from ..model.exchange import check_apart, put_right
 from ..terminal import Terminal
 from ..wording import count
 from .parser import OneLineParser
@@ -52,6 +52,7 @@ def _from_elsewhere(args: argparse.Namespace) -> int:
     put_right(out, "segrow add")
     if out.exists():
         raise UserError(f"--out {out} is there already; give another place")
+    check_apart(out)
     with tempfile.TemporaryDirectory() as folder:
         alone = args.data is None and not args.dry_run
         model = out if alone else Path(folder) / out.name

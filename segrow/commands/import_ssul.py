@@ -11,6 +11,7 @@ from ..data.voc import NAMES
 from ..engine.cost import parameter_counts
 from ..errors import UserError, near
 from ..methods.base import make_method
+from ..model.exchange import check_apart
 from ..model.reference import read_reference_checkpoint
 from ..model.segmenter import Segmenter
 from ..model.store import save_model
@@ -108,6 +109,7 @@ def import_checkpoint(
         UserError: For options that do not exist or do not fit the checkpoint; nothing is written then.
     """
     _check(model, dataset, loss_type, crop)
+    check_apart(out)
     data, names = DATASETS[dataset], NAMES if dataset == "voc" else ("background", *default_names())
     raw, sizes = divide_classes(data, names, task)
     if not 0 <= step < len(sizes):

@@ -22,7 +22,7 @@ from ..engine.setup import LEAST, check_ranges
 from ..errors import UserError
 from ..memory import Exemplar
 from ..methods.base import Method, make_method
-from ..model.exchange import put_right, replaceable
+from ..model.exchange import check_apart, put_right, replaceable
 from ..model.lineage import check_history, version_of
 from ..model.segmenter import Segmenter
 from ..recipes import published_settings
@@ -251,6 +251,7 @@ def _target(model: Path, folder: Path, out: Path | None) -> Path:
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise UserError(f"--out {out} is there already; give another place, or leave --out out")
         _check_place(out, "--out")
+        check_apart(out)
         return out
     if kept := version_of(folder):
         raise UserError(

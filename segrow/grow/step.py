@@ -136,6 +136,8 @@ def _work_folder(plan: Plan) -> Iterator[Path]:
     work = work_place(place, plan.meta["hashes"]["model"], _fingerprint(plan))
     place.parent.mkdir(parents=True, exist_ok=True)
     with locked(place, "segrow add"):
+        if place != plan.folder.resolve() and place.is_dir() and any(place.iterdir()):
+            raise UserError(f"{plan.target} was written while the step was planned; give another --out")
         for other in work_places(place):
             if other != work:
                 discard(other)

@@ -48,6 +48,23 @@ def replaceable(directory: Path) -> bool:
     return directory.is_dir() and ((directory / RECORD).is_file() or not any(directory.iterdir()))
 
 
+def check_apart(place: Path) -> None:
+    """A model of its own may stand there: not in another model's folder, nor among the steps of a run.
+
+    Raises:
+        UserError: Naming the other one.
+    """
+    here = place.resolve()
+    for above in here.parents:
+        if (above / RECORD).is_file():
+            raise UserError(f"{place} is inside the model {above}; give another place, such as one beside it")
+        if above.name == "steps" and (above.parent / "config.yaml").is_file():
+            raise UserError(
+                f"{place} is among the steps of run {above.parent}, which stay as they were trained; give "
+                "another place"
+            )
+
+
 def settle(directory: Path) -> None:
     """End what a killed writer began, for writers, who hold the lock.
 
