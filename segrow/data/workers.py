@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -99,6 +99,18 @@ def _deaths_are_heard() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
+def _end(iterator: _MultiProcessingDataLoaderIter, error: Exception) -> BaseException:
+    """End the loader processes; why they failed.
+
+    At once: the error holds the iterator, so only the garbage collector would end them, which closes the
+    queue that tells them first, and waits five seconds for each.
+    """
+    cause = _cause(error, iterator._workers)
+    with suppress(RuntimeError):  # another process that was killed
+        iterator._shutdown_workers()
+    return cause
+
+
 _END: Any = object()
 
 
@@ -114,18 +126,16 @@ def survive(loader: DataLoader[T]) -> Iterator[T]:
         MachineError: A loader process was killed.
     """
     done = 0
-    processes: Sequence[BaseProcess] = ()
+    iterator: Any = None
     if Sharing.works or not loader.num_workers:
         try:
             with _deaths_are_heard():
                 iterator = iter(loader)
-            if isinstance(iterator, _MultiProcessingDataLoaderIter):
-                processes = iterator._workers
             while (item := _next(iterator)) is not _END:
                 yield item
                 done += 1
-        except (RuntimeError, OSError, EOFError) as error:
-            cause = _cause(error, processes)
+        except Exception as error:
+            cause = _end(iterator, error) if isinstance(iterator, _MultiProcessingDataLoaderIter) else error
             if loader.num_workers and lacks_sharing(cause):
                 Sharing.fail(cause)
             elif match := re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (.+)", str(cause)):
