@@ -44,6 +44,14 @@ def _signals() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """No test cuts the power, and a run waits a hundred times; real processes do wait (`run_processes`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # a closed file is still an error
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _float32() -> Iterator[None]:
     """Precision auto is 32 on every machine, so all tests compute alike; `machine_bf16` takes it back."""
     with pytest.MonkeyPatch.context() as patch:
