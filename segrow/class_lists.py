@@ -10,6 +10,7 @@ written, and looks the same.
 
 import json
 import re
+import string
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
@@ -24,8 +25,64 @@ _HOW = r'write a comma within a name as "\," ("door\, double door"), or the list
 
 
 def plain_name(name: str) -> str:
-    """A class name as it is compared and kept: composed Unicode, without space around it."""
-    return unicodedata.normalize("NFC", name).strip()
+    """A class name as it is compared and kept: composed Unicode, with nothing around it that is not seen."""
+    name = unicodedata.normalize("NFC", name)
+    seen = [at for at, letter in enumerate(name) if letter != " " and not _is_unseen(letter)]
+    return name[seen[0] : seen[-1] + 1] if seen else ""
+
+
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # nothing to see, but called letters
+
+
+def _is_unseen(letter: str) -> bool:
+    """Whether a character shows nothing: control characters, all spaces but the usual one, joiners, marks."""
+    if letter == " ":
+        return False
+    return letter.isspace() or unicodedata.category(letter) in ("Cc", "Cf") or letter in _BLANK
+
+
+def _escaped(name: str) -> str:
+    return "".join(ascii(letter)[1:-1] if _is_unseen(letter) else letter for letter in name)
+
+
+def name_notes(where: str, written: Iterable[str]) -> tuple[str, ...]:
+    """Notes on names that are not what they look like.
+
+    Args:
+        where: What lists them.
+        written: The names as they stand there.
+
+    Returns:
+        Sentences on characters that are not seen, around names or in them, and on names that differ in
+        capitals, spaces, dashes or underscores alone.
+    """
+    notes: list[str] = []
+    written = [unicodedata.normalize("NFC", name).strip(string.whitespace) for name in written]
+    names = [plain_name(name) for name in written]
+    if around := [full for full, name in zip(written, names, strict=True) if full != name]:
+        notes.append(
+            f'{where}: characters that are not seen, around names, are left out ("{_escaped(around[0])}")'
+        )
+    if within := [name for name in names if any(map(_is_unseen, name))]:
+        notes.append(
+            f'{where}: "{_escaped(within[0])}" has a character in it that is not seen; it belongs '
+            "to the name, so write that anew where it is not meant"
+        )
+    alike: dict[str, str] = {}
+    for name in names:
+        other = alike.setdefault(_likeness(name), name)
+        if other != name:
+            notes.append(
+                f'{where}: "{_escaped(other)}" and "{_escaped(name)}" are two classes, though the names are '
+                "nearly the same; name them alike where one is meant"
+            )
+    return tuple(notes)
+
+
+def _likeness(name: str) -> str:
+    """What names have in common that differ in capitals, spaces, dashes or underscores alone."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(letter for letter in plain if letter not in " -_" and not _is_unseen(letter)) or name
 
 
 def split_names(text: str, option: str) -> list[str]:

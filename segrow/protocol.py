@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UserError, near
+from .wording import count
 
 FORMAT = 1
 """Newest version of results.json that this module reads."""
@@ -402,8 +403,8 @@ def _check(results: Mapping[str, Any]) -> None:
         known = stored["known"]
         if not isinstance(known, int) or not learnt < known <= total:
             raise UserError(
-                f"step {index} knows {known} of {total} classes after {learnt}; each step must add some;"
-                " run again."
+                f"step {index} knows {known} of {count(total, 'class')} after {learnt}; each step must add "
+                "some; run again."
             )
         for key in ("matrix", "matrix_known"):
             if not _whole_numbers(stored[key]):

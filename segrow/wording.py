@@ -3,6 +3,7 @@
 count(1, "image")      1 image
 count(2, "class")      2 classes
 are(1), have(2)        is, have
+verb(1, "hold")        holds
 """
 
 
@@ -26,3 +27,8 @@ def are(n: int) -> str:
 def have(n: int) -> str:
     """`has` of one, `have` of more."""
     return "has" if n == 1 else "have"
+
+
+def verb(n: int, what: str) -> str:
+    """What one does, or more do, such as "hold": holds, hold."""
+    return f"{what}s" if n == 1 else what

@@ -10,7 +10,7 @@ from trees import folder_tree
 from segrow import cli
 from segrow.class_lists import name_hint, one_name, split_names
 from segrow.commands import options as run_options
-from segrow.data.folder import read_classes
+from segrow.data.class_file import read_classes
 from segrow.errors import UserError
 
 DOOR = "door, double door"

@@ -276,7 +276,7 @@ def test_missing_saliency_says_what_the_choices_are(tmp_path: Path) -> None:
     (tree.root / f"saliency_map/{tree.ids('train')[2]}.png").unlink()
     with pytest.raises(
         UserError,
-        match=r"1 of 4 training images have no saliency map, first .*saliency_map/2007_000002.png; .*"
+        match=r"1 of 4 training images has no saliency map, first .*saliency_map/2007_000002.png; .*"
         r"--method.unknown background .* or --method.unknown none",
     ) as caught:
         data.require_saliency()

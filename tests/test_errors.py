@@ -94,8 +94,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--data.order_seed", "-1"], "--data.order_seed should be 0 or more, got -1"),
         (["--train.momentum", "1"], "--train.momentum should be from 0 to below 1, got 1"),
         (["--train.flip", "2"], "--train.flip should be a probability from 0 to 1, got 2"),
-        (["--train.scale", "2,1"], "--train.scale should be LOW,HIGH with 0 < LOW <= HIGH, got 2.0,1.0"),
-        (["--train.scale", "0,1"], "with 0 < LOW <= HIGH, got 0.0,1.0"),
+        (
+            ["--train.scale", "2,1"],
+            "--train.scale should be LOW,HIGH with 0 < LOW <= HIGH <= 100, got 2.0,1.0",
+        ),
+        (["--train.scale", "0,1"], "with 0 < LOW <= HIGH <= 100, got 0.0,1.0"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )
@@ -174,7 +177,7 @@ def _colours(root: Path) -> None:
         (
             lambda root: (root / "saliency_map" / "2007_000003.png").unlink(),
             (
-                "1 of 24 training images have no saliency map",
+                "1 of 24 training images has no saliency map",
                 "--method.unknown background",
                 "--method.unknown none",
             ),

@@ -11,7 +11,8 @@ from trees import Tree, ade_tree, folder_tree, voc_tree
 
 from segrow.data import open_dataset
 from segrow.data.ade20k import Ade20kDataset
-from segrow.data.folder import FolderDataset, read_classes
+from segrow.data.class_file import read_classes
+from segrow.data.folder import FolderDataset
 from segrow.data.given import PaletteDataset, open_given
 from segrow.data.listing import list_files
 from segrow.data.voc import VocDataset
@@ -75,10 +76,13 @@ def test_sub_folders_of_one_side_alone(tree: Tree, nested: str, flat: str) -> No
         place = tree.root / nested / "train"
         (place / f"{image_id}.png").rename(place / "aachen" / f"{image_id}.png")
     data = FolderDataset(tree.root)
-    assert data.notes == (
+    assert data.notes[0] == (
         f"{tree.root}/{flat}/train has no sub-folders, so images and masks are matched by their names alone "
-        "(each stands there once)",
+        "(each stands there once)"
     )
+    maps = [note.partition(", so ")[2][:24] for note in data.notes[1:]]
+    assert maps == (["images and saliency maps"] if nested == "images" else [])
+    assert all(data.saliency_path("train", i).is_file() for i in data.ids("train"))
     assert np.array_equal(data.presence("train", progress=False).present, before)
 
 
@@ -286,12 +290,10 @@ def test_numbers_in_front_of_all_names_are_left_out_and_said(tmp_path: Path, for
     path.write_text("\n".join(form.format(k, name) for k, name in enumerate(("background", "cat", "2 dogs"))))
     names, notes = read_classes(path)
     assert names == ("background", "cat", "2 dogs")
-    assert notes == (f"{path}: the numbers in front of the names are left out",)
-
-
-def test_a_name_that_begins_with_a_number_stays(tmp_path: Path) -> None:
-    (tmp_path / "classes.txt").write_text("background\n1 cat\n")
-    assert read_classes(tmp_path / "classes.txt") == (("background", "1 cat"), ())
+    assert notes == (
+        f"{path}: the numbers in front of the names are left out; put "
+        "every name in quotes where the number belongs to it",
+    )
 
 
 def test_numbers_that_are_not_those_of_the_lines_are_refused(tmp_path: Path) -> None:

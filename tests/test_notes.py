@@ -12,7 +12,7 @@ from trees import Tree, folder_tree
 from segrow.cli import main
 from segrow.data.folder import FolderDataset
 
-SAYS = "train: 1 of 12 masks have three equal colour channels and are taken as grey (first train0000)"
+SAYS = "train: 1 of 12 masks has three equal colour channels, which are taken as grey (first train0000)"
 
 
 @pytest.fixture

@@ -92,9 +92,10 @@ def test_a_float_image_is_labelled_as_its_8_bit_one(
     assert set(maps) == {"eight", "unit", "float", "twelve"}
     assert all((labels == maps["eight"]).all() for labels in maps.values())
     assert (
-        "note: read: 1 of 4 images hold floating-point numbers from 0 to 1, which are scaled to 0..255" in err
+        "note: read: 1 of 4 images holds floating-point numbers from 0 to 1, which are scaled to 0..255"
+        in err
     )
-    assert "nothing above 4095, and are taken as 12-bit" in err
+    assert "nothing above 4095: taken as 12-bit" in err
     assert "signed.tif holds numbers from -1 to 0.992188; expected 0 to 1 or 0 to 255" in out
 
 

@@ -343,7 +343,7 @@ def test_unknown_definition_has_a_near_match() -> None:
         ({"format": 2}, r"format 2, this segrow reads 1"),
         ({"steps": []}, r"no step yet"),
         ({"classes": ["c0", "c1", "c2"]}, r"matrix has 2 rows of \[2\] values, expected 3 rows"),
-        ({"classes": ["c0"]}, r"step 0 knows 2 of 1 classes"),
+        ({"classes": ["c0"]}, r"step 0 knows 2 of 1 class"),
     ],
 )
 def test_results_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 from runs import start
 
 from segrow import cli
-from segrow.data.folder import read_classes
+from segrow.data.class_file import read_classes
 from segrow.data.given import open_given
 from segrow.data.voc import VocDataset
 from segrow.errors import UserError

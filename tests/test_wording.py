@@ -9,8 +9,9 @@ from runs import only_line
 from trees import folder_tree, voc_tree
 
 from segrow import cli
+from segrow.data.class_file import read_classes
 from segrow.data.colours import parse_colours
-from segrow.data.folder import FolderDataset, read_classes
+from segrow.data.folder import FolderDataset
 from segrow.data.given import PaletteDataset
 from segrow.data.voc import VocDataset
 from segrow.devices import choose_device

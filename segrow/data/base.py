@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import UserError
+from ..wording import have
 from .colours import ColourTable
 from .files import open_image, read_image, read_saliency, upright_size
 from .index import Presence, index
@@ -137,8 +138,8 @@ class SegDataset(abc.ABC):
         missing = [file for file in files if file not in there]
         if missing:
             raise UserError(
-                f"{len(missing)} of {len(files)} training images have no saliency map, first {missing[0]}; "
-                f"add the maps (PNG, not 0 = salient), or do without them: --method.unknown background "
+                f"{len(missing)} of {len(files)} training images {have(len(missing))} no saliency map, "
+                f"first {missing[0]}; add the maps (PNG, not 0 = salient), or do without them: --method.unknown background "
                 f"(all background counts as unknown) or --method.unknown none"
             )
 

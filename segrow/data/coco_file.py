@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..class_lists import BACKGROUND, is_background, not_counted, plain_name
+from ..class_lists import BACKGROUND, is_background, name_notes, not_counted, plain_name
 from ..documents import read_json
 from ..errors import UserError
 from ..wording import are, count, have
@@ -220,7 +220,8 @@ def _categories(
                 f'{path.name}: category {number} "{name}" is there twice; the unused one is left out'
             )
             del names[number]
-    return names, notes
+    kept = [category["name"] for category in categories if category["id"] in names]
+    return names, [*notes, *name_notes(path.name, kept)]
 
 
 def _remarks(

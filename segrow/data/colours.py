@@ -12,11 +12,12 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..class_lists import BACKGROUND, is_background, not_counted, plain_name
+from ..class_lists import BACKGROUND, is_background, name_notes, not_counted, plain_name
 from ..documents import read_text
 from ..errors import UserError
 from ..palette import voc_palette
@@ -115,8 +116,16 @@ def voc_colours(names: Sequence[str]) -> ColourTable:
     )
 
 
-def stated_colours(root: Path) -> tuple[Path, dict[str, Rgb]] | None:
-    """The file in a folder that states colours, and the colour of each name; None without one.
+class Stated(NamedTuple):
+    """A file that states colours, the colour of each name, and notes on the names."""
+
+    path: Path
+    colours: dict[str, Rgb]
+    notes: tuple[str, ...]
+
+
+def stated_colours(root: Path) -> Stated | None:
+    """What a file in a folder says of colours; None without one.
 
     Raises:
         UserError: A line of it is no name with a colour.
@@ -131,7 +140,7 @@ def stated_colours(root: Path) -> tuple[Path, dict[str, Rgb]] | None:
         raise UserError(
             f"{path} has the line {wrong[:60]!r}; expected a name and a colour, as crack:250,50,83::"
         )
-    return path, _unique(path, named)
+    return Stated(path, _unique(path, named), name_notes(str(path), [name for name, _ in named]))
 
 
 def parse_colours(lines: Sequence[str]) -> list[tuple[str, Rgb]] | None:
@@ -150,7 +159,7 @@ def parse_colours(lines: Sequence[str]) -> list[tuple[str, Rgb]] | None:
         red, green, blue = (int(number) for number in numbers)
         if max(red, green, blue) > 255:
             return None
-        found.append((plain_name(name.strip("\"' ")), (red, green, blue)))
+        found.append((name.strip("\"' "), (red, green, blue)))
     return found or None
 
 
@@ -162,7 +171,8 @@ def _is_content(line: str) -> bool:
 def _unique(path: Path, named: Sequence[tuple[str, Rgb]]) -> dict[str, Rgb]:
     colours: dict[str, Rgb] = {}
     of: dict[Rgb, str] = {}
-    for name, colour in named:
+    for written, colour in named:
+        name = plain_name(written)
         name = BACKGROUND if is_background(name) else name
         if name in colours:
             raise UserError(f'{path} has "{name}" twice; every class needs its own name')

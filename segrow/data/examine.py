@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..errors import UserError
 from ..wording import count
 from .files import decode_image, opened, raw_mode, read_saliency
-from .masks import Values, decode_mask
+from .masks import Values, decode_mask, stretched
 from .taken import Taken
 
 Kind = Literal["pair", "image", "mask", "size", "value", "copy", "saliency"]
@@ -94,7 +94,8 @@ def examine(files: Files, values: Values) -> Found:
     }
     if outside:
         listed = ", ".join(f"{v} ({count(n, 'pixel')})" for v, n in list(outside.items())[:5])
-        problems.append(("value", f"mask {files.mask} has values that are not a class: {listed}"))
+        hint = stretched(np.flatnonzero(counts).tolist(), values.n_raw)
+        problems.append(("value", f"mask {files.mask} has values that are not a class: {listed}{hint}"))
     saliency, wrong = _saliency(Path(files.saliency), size or shape)
     shown = np.flatnonzero(counts[: values.n_raw])
     if counts[values.ignore_id] and not (shown > 0).any():

@@ -9,16 +9,14 @@ Without train and val, what is in images, masks and saliency are all training im
 """
 
 import hashlib
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from ..class_lists import is_background, not_counted, plain_name
-from ..documents import read_text
+from ..class_lists import not_counted
 from ..errors import UserError
 from ..wording import are, count
 from .base import SegDataset, Split
+from .class_file import class_lines, read_classes
 from .colours import ColourTable, colour_table, parse_colours, stated_colours
 from .files import IMAGE_SUFFIXES
 from .listing import Pairs, divide, list_files, match_pairs
@@ -32,8 +30,6 @@ LIKE_FOLDERS = {
 LIKE_SPLITS = LIKE_TRAIN | LIKE_VAL | {"test", "testing"}
 HELD_OUT = 5
 """Every fifth image is held out for validation where a folder has no validation images."""
-NO_CLASS = frozenset({"background", "bg", "void", "unlabeled", "unlabelled", "unlabel", "unknown", "ignore"})
-NO_CLASS |= {"other", "others", "none", "nothing", "null", "empty", "clutter", "misc", "rest", "outofroi", ""}
 
 
 class FolderDataset(SegDataset):
@@ -95,13 +91,13 @@ class FolderDataset(SegDataset):
     def _stated_colours(self) -> ColourTable | None:
         """Of RGB masks: as classes.txt or a file beside it says."""
         path = self.root / "classes.txt"
-        if named := parse_colours(read_text(path, "class list").splitlines()):
+        if named := parse_colours(class_lines(path)):
             colours = dict(zip(self.class_names, (colour for _, colour in named), strict=True))
             return colour_table(path, colours, self.class_names, (), self.ignore_id)
         if (stated := stated_colours(self.root)) is None:
             return None
-        ignored = [n for n in not_counted(stated[1], None) if n not in self.class_names]
-        return colour_table(*stated, self.class_names, ignored, self.ignore_id)
+        ignored = [n for n in not_counted(stated.colours, None) if n not in self.class_names]
+        return colour_table(stated.path, stated.colours, self.class_names, ignored, self.ignore_id)
 
     def _is_flat(self) -> bool:
         """Whether there are no splits.
@@ -209,115 +205,3 @@ def held_out(ids: Sequence[str]) -> frozenset[str]:
     """A fifth of the ids, one at least: always the same ones, whatever their order."""
     order = sorted(ids, key=lambda i: hashlib.sha256(i.encode()).digest())
     return frozenset(order[: max(1, len(ids) // HELD_OUT)])
-
-
-class Classes(NamedTuple):
-    """What a `classes.txt` says: names by mask value, and a note where line 0 is a class."""
-
-    names: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-def read_classes(path: Path) -> Classes:
-    """Class names of a `classes.txt`; whatever line 0 calls it, class 0 is "background".
-
-    Raises:
-        UserError: No such file, fewer than two or more than 65535 names, an empty line, a name twice.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is missing; it names the classes, one a line, background first")
-    lines = read_text(path, "class list").rstrip().splitlines()
-    if named := parse_colours(lines):
-        lines = [name for name, _ in named]
-    lines, dressed = _without_signs(path, lines)
-    lines, numbered = _without_numbers(path, lines)
-    notes = (*dressed, *numbered)
-    names = ("background", *map(plain_name, lines[1:]))
-    if len(names) < 2 or len(names) > 65535:
-        raise UserError(
-            f"{path} has {count(len(lines), 'line')}; expected background and 1 to 65534 classes, one a line"
-        )
-    said = _line_0(path, plain_name(lines[0]), names)
-    where: dict[str, int] = {}
-    for number, name in enumerate(names, start=1):
-        if not name:
-            raise UserError(f"{path} has nothing in line {number}; line i (from 0) names mask value i")
-        if name in where:
-            raise UserError(
-                f'{path} has "{name}" in lines {where[name]} and {number}; every class needs its own name'
-            )
-        where[name] = number
-    return Classes(names, (*notes, *said))
-
-
-_SIGNED = re.compile(
-    r"""\s*(?:-\s+(?P<item>\S.*)|(?P<mark>["'])(?P<quoted>.+)(?P=mark)\s*,?|(?P<last>\S.*),)\s*"""
-)
-
-
-def _without_signs(path: Path, lines: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Names without what a list in another language has around them, where every line has it; and a note."""
-    found = [_SIGNED.fullmatch(line) for line in lines]
-    signed = [match for match in found if match]
-    if not signed or len(signed) < len(lines):
-        return list(lines), ()
-    names = [match["item"] or match["quoted"] or match["last"] for match in signed]
-    return names, (f"{path}: the quotes, dashes or commas around the names are left out",)
-
-
-_NUMBERED = re.compile(r"\s*(\d+)(?:\s*[:;,=.)]\s*|\s+)(\S.*)")
-
-
-def _without_numbers(path: Path, lines: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Names without numbers in front, where every line has its own, and a note that says so.
-
-    Raises:
-        UserError: Every line has a number, but not its own: line i (from 0) names value i.
-    """
-    found = [_NUMBERED.fullmatch(line) for line in lines]
-    numbered = [match for match in found if match]
-    if (
-        len(lines) > 2
-        and found[0] is None
-        and [m and int(m[1]) for m in found[1:]] == [*range(len(lines) - 1)]
-    ):
-        raise UserError(
-            f'{path} has the heading "{lines[0].strip()}" before its numbered names; remove that line'
-        )
-    if not numbered or len(numbered) < len(lines):
-        return list(lines), ()
-    for number, match in enumerate(numbered):
-        if int(match[1]) != number:
-            raise UserError(
-                f'{path} has number {match[1]} ("{match[2].strip()}") in line {number}; line i (from 0) '
-                "names mask value i, with background in line 0: sort the lines, or remove the numbers"
-            )
-    return [match[2] for match in numbered], (f"{path}: the numbers in front of the names are left out",)
-
-
-def _line_0(path: Path, name: str, names: Sequence[str]) -> tuple[str, ...]:
-    """A note where value 0 is called what sounds like a class.
-
-    Raises:
-        UserError: A list of labelme's, whose first line is no value of the masks; or background stands below.
-    """
-    plain = _letters(name)
-    if plain == "ignore" and _letters(names[1]) == "background":
-        raise UserError(
-            f'{path} names "{name}" before "{names[1]}", as labelme does; line i (from 0) names mask value '
-            "i, so remove its first line"
-        )
-    below = next((value for value, other in enumerate(names) if value and is_background(other)), None)
-    if below and not is_background(name):
-        raise UserError(
-            f'{path} calls value 0 "{name}" and value {below} "{names[below]}", but value 0 is background; '
-            "remove the first line where it is a heading, else number the masks so that background is 0"
-        )
-    if plain in NO_CLASS:
-        return ()
-    return (f'{path} calls value 0 "{name}"; it is trained and counted as background',)
-
-
-def _letters(name: str) -> str:
-    """Letters and digits, small: `_background_` and `Background` are one name."""
-    return "".join(letter for letter in name.lower() if letter.isalnum())

@@ -109,7 +109,8 @@ class PaletteDataset(SegDataset):
         self._images, self._masks = list_files(root / "JPEGImages", "image"), list_files(folder, "mask")
         self._maps = list_files(root / "saliency_map", "saliency map")
         self._masks, said = by_name(self._images, self._masks)
-        self.notes += said
+        self._maps, more = by_name(self._images, self._maps)
+        self.notes += (*said, *more)
         there = [f"{split}/{i}" for split in ("train", "val") for i in self._masks.files]
         self.excluded = tuple(name for name in there if name in exclude)
         self._masks = self._masks.without("train", exclude).without("val", exclude)
@@ -130,7 +131,8 @@ class PaletteDataset(SegDataset):
 
     def _name_classes(self, ignore: Collection[str] | None) -> None:
         """Names, and the colours of RGB masks: of a list, of labelmap.txt, or VOC's."""
-        from .folder import ignored_values, read_classes
+        from .class_file import read_classes
+        from .folder import ignored_values
         from .voc import NAMES
 
         named = next((self.root / name for name in CLASS_FILES if (self.root / name).is_file()), None)
@@ -142,20 +144,23 @@ class PaletteDataset(SegDataset):
             self.ignored, said = ignored_values(self.class_names, ignore, self.root)
             self.notes += said
         elif stated:
-            self.class_names, ignored = classes_of(stated[1], ignore)
+            self.class_names, ignored = classes_of(stated.colours, ignore)
+            self.notes += stated.notes
         if ignore and not named and (unknown := [name for name in ignore if name not in ignored]):
             raise UserError(
                 f'{self.root} has no class "{unknown[0]}" to ignore; labelmap.txt names the classes there are'
             )
         self.ignore_id = 255 if len(self.class_names) <= 255 else 65535
         if stated:
-            self.colours = colour_table(*stated, self.class_names, ignored, self.ignore_id)
+            self.colours = colour_table(
+                stated.path, stated.colours, self.class_names, ignored, self.ignore_id
+            )
         elif self.class_names == NAMES:
             self.colours = voc_colours(NAMES)
         if not named and not stated:
             self.notes += (_as_vocs(self.root),)
         if ignored:
-            self.notes += (f"{stated and stated[0]}: pixels of {', '.join(ignored)} count nowhere",)
+            self.notes += (f"{stated and stated.path}: pixels of {', '.join(ignored)} count nowhere",)
 
     def _unused_lists(self, ids: Collection[str]) -> Iterator[str]:
         """Notes on lists that would leave images out: they are read as a pair of train.txt and val.txt."""

@@ -20,7 +20,7 @@ from ..atomic import new_file, tidy
 from ..errors import UserError
 from .cache import cache_folder, read_arrays, say_damaged, say_unkept
 from .files import examine_image
-from .masks import Values, decode_mask
+from .masks import Values, decode_mask, stretched
 from .parallel import in_chunks
 from .taken import Taken, taken_notes
 
@@ -130,10 +130,12 @@ def check_pair(pair: Pair, values: Values) -> tuple[Bits, Taken]:
         more = (
             f" (and {', '.join(map(str, wrong[1:4]))}{' …' if len(wrong) > 4 else ''})" if wrong[1:] else ""
         )
+        hint = stretched([*np.flatnonzero(shown).tolist(), *[values.ignore_id] * ignored], values.n_raw)
         raise UserError(
             f"mask {mask_file} has value {wrong[0]}{more}, but the data set has the classes 0 (background) "
             f"to {values.n_raw - 1} and {values.ignore_id} for pixels to ignore; where the list of classes "
             "lacks background (its first line, value 0) or a class, add the line, else correct the mask"
+            f"{hint}"
         )
     if ignored and not shown[1:].any():
         taken |= Taken.ONLY_IGNORED

@@ -208,19 +208,21 @@ def by_name(images: Listing, masks: Listing) -> tuple[Listing, tuple[str, ...]]:
     """Masks under the ids of their images where only one of both has sub-folders, and a note that says so.
 
     They stay as they are where a name stands twice, or not on both sides: then it is not sure what belongs
-    together.
+    together. Of saliency maps, which not every image need have, one that has an image is enough.
     """
     flat = [side for side in (images, masks) if not any("/" in i for i in side.files)]
     if len(flat) != 1:
         return masks, ()
     ids = {i.rpartition("/")[2]: i for i in images.files}
     of_masks = {i.rpartition("/")[2]: file for i, file in masks.files.items()}
-    if len(ids) < len(images.files) or len(of_masks) < len(masks.files) or ids.keys() != of_masks.keys():
+    if len(ids) < len(images.files) or len(of_masks) < len(masks.files) or not ids.keys() & of_masks.keys():
         return masks, ()
-    files = {image_id: of_masks[name] for name, image_id in ids.items()}
+    if masks.what != "saliency map" and ids.keys() != of_masks.keys():
+        return masks, ()
+    files = {image_id: of_masks[name] for name, image_id in ids.items() if name in of_masks}
     return replace(masks, files=files), (
-        f"{flat[0].folder} has no sub-folders, so images and masks are matched by their names alone (each "
-        "stands there once)",
+        f"{flat[0].folder} has no sub-folders, so images and {masks.what}s are matched by their names alone "
+        "(each stands there once)",
     )
 
 
@@ -261,4 +263,5 @@ def match_pairs(
         expected = images / f"{alone[0]}.jpg"
         hint = found.unread(alone[0], "is of a kind that is not read; convert it to JPEG or PNG")
         raise Unfit(f"{says[f'{split}/{alone[0]}']}, expected {expected} (or .png){hint}{count}", says)
-    return Pairs(found, of_masks, list_files(maps, "saliency map"), excluded, said)
+    of_maps, more = by_name(found, list_files(maps, "saliency map"))
+    return Pairs(found, of_masks, of_maps, excluded, said + more)

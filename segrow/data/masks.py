@@ -3,6 +3,8 @@
 The table of what each format, mode and depth becomes is tests/test_mask_forms.py.
 """
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,7 +218,35 @@ def _check_range(numbers: NDArray[np.generic], ignore_id: int) -> None:
         raise Refused(f"has value {high}; values above {ignore_id} are not a class of the data set")
 
 
+def stretched(shown: Sequence[int], n_raw: int) -> str:
+    """A hint where the values of a mask are spread evenly, as classes are that somebody wants to look at.
+
+    Args:
+        shown: The values, rising.
+        n_raw: Number of classes.
+
+    Returns:
+        `; its values 0, 127 …`, or nothing where they look otherwise.
+    """
+    above = [value for value in shown if value]
+    step = min(b - a for a, b in itertools.pairwise([0, *above])) if above else 0
+    ranks = [round(value / step) for value in above] if step else []
+    even = all(abs(value - rank * step) <= rank for value, rank in zip(above, ranks, strict=True))
+    if step < 20 or above[-1] < 85 or not even or ranks[-1] >= n_raw:
+        return ""
+    values = ", ".join(map(str, [0, *above][:4]))
+    return (
+        f"; values that far apart ({values}) are those of classes stretched for display: write 0, 1, 2 … "
+        "instead, the numbers of the classes"
+    )
+
+
 def _other_mode(image: Image.Image) -> str:
+    if image.mode not in ("RGB", "RGBA"):
+        return (
+            f"is an image of mode {image.mode}; expected one value per pixel (grey or indexed), the number "
+            "of its class: convert it, or export the masks again as grey PNG"
+        )
     return (
         f"is an image of mode {image.mode}; expected a palette or grey PNG whose pixel values are class "
         "numbers, or a labelmap.txt beside the masks' folder that says which colour is which class"

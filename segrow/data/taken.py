@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..wording import count, have, verb
+
 
 class Taken(enum.IntFlag):
     """What was decided for a file. The numbers stand in the cache of the index: append, never renumber."""
@@ -35,30 +37,58 @@ class Taken(enum.IntFlag):
     TURNED = 1 << 24
 
 
-SAYS: dict[Taken, str] = {
-    Taken.GREYS: "masks have a palette of greys, and the grey is taken as the value, not the index; where "
-    "the index is the class, save them as grey",
-    Taken.INDEX: "masks have a palette of greys that are not classes, so the index is taken as the value",
-    Taken.COLOURS: "masks have three equal colour channels and are taken as grey",
-    Taken.ALPHA: "masks have an alpha channel; it is opaque and left out",
-    Taken.FLOAT_MASK: "masks hold floating-point numbers; all are whole and are taken as they are",
-    Taken.CLEAR_VALUE: "masks show a value as transparent; it counts as any other value",
-    Taken.ONLY_IGNORED: 'masks hold only 0 and the value that means "ignore", so nothing is annotated in '
-    "them; where that value is a class, write it as 1",
-    Taken.MOVED: "masks have the colours of the classes at other indices of their palette, and the colours "
-    "are taken; where the index is the class, save them as grey",
-    Taken.UNIT: "images hold floating-point numbers from 0 to 1, which are scaled to 0..255",
-    Taken.FLOAT: "images hold floating-point numbers above 1, which are taken as 0..255",
-    Taken.NAN: "images have pixels that are not a number, which are taken as black",
-    Taken.EIGHT: "images have more than 8 bits per value but nothing above 255, and are taken as 8-bit",
-    Taken.TWELVE: "images have more than 12 bits per value but nothing above 4095, and are taken as 12-bit",
-    Taken.DARK: "images have 16 bits per colour but nothing above 4095, and are seen nearly black; save them "
-    "with 8 bits",
-    Taken.FIRST: "images hold several pictures (frames or pages), of which the first is taken",
-    Taken.SEE_THROUGH: "images have transparent pixels; alpha is left out, and the colour under it counts",
-    Taken.TURNED: "images are turned by their EXIF orientation, and the size does not tell whether their "
-    "masks are; they are taken as drawn on the upright image",
+SAYS: dict[Taken, tuple[str, str, str]] = {
+    Taken.GREYS: (
+        "mask",
+        "have",
+        "a palette of greys, and the grey is taken as the value, not the index; where the index is the class"
+        ", save masks as grey",
+    ),
+    Taken.INDEX: (
+        "mask",
+        "have",
+        "a palette of greys that are not classes, so the index is taken as the value",
+    ),
+    Taken.COLOURS: ("mask", "have", "three equal colour channels, which are taken as grey"),
+    Taken.ALPHA: ("mask", "have", "an alpha channel, which is opaque and left out"),
+    Taken.FLOAT_MASK: ("mask", "hold", "floating-point numbers, all whole, which are taken as they are"),
+    Taken.CLEAR_VALUE: ("mask", "show", "a value as transparent; it counts as any other value"),
+    Taken.ONLY_IGNORED: (
+        "mask",
+        "hold",
+        'only 0 and the value that means "ignore", so nothing is annotated there; where that value is a '
+        "class, write it as 1",
+    ),
+    Taken.MOVED: (
+        "mask",
+        "have",
+        "the colours of the classes at other indices of the palette, and the colours are taken; where the "
+        "index is the class, save masks as grey",
+    ),
+    Taken.UNIT: ("image", "hold", "floating-point numbers from 0 to 1, which are scaled to 0..255"),
+    Taken.FLOAT: ("image", "hold", "floating-point numbers above 1, which are taken as 0..255"),
+    Taken.NAN: ("image", "have", "pixels that are not a number, which are taken as black"),
+    Taken.EIGHT: ("image", "have", "more than 8 bits per value but nothing above 255: taken as 8-bit"),
+    Taken.TWELVE: ("image", "have", "more than 12 bits per value but nothing above 4095: taken as 12-bit"),
+    Taken.DARK: (
+        "image",
+        "have",
+        "16 bits per colour but nothing above 4095, which is seen nearly black; save such images with 8 bits",
+    ),
+    Taken.FIRST: ("image", "hold", "several pictures (frames or pages), of which the first is taken"),
+    Taken.SEE_THROUGH: (
+        "image",
+        "have",
+        "transparent pixels; alpha is left out, and the colour under it counts",
+    ),
+    Taken.TURNED: (
+        "image",
+        "have",
+        "an EXIF orientation, and the size does not tell whether the mask is turned by it, too; masks are "
+        "taken as drawn on the upright image",
+    ),
 }
+"""What a file is, what it does, and the rest of the sentence."""
 
 
 def taken_notes(flags: ArrayLike, names: Sequence[str], where: str) -> tuple[str, ...]:
@@ -70,8 +100,9 @@ def taken_notes(flags: ArrayLike, names: Sequence[str], where: str) -> tuple[str
         where: Begins the sentence: the split, such as "train".
     """
     rows, notes = np.asarray(flags, np.int64), []
-    for flag, text in SAYS.items():
+    for flag, (what, does, rest) in SAYS.items():
         hits = np.flatnonzero(rows & flag)
-        if len(hits):
-            notes.append(f"{where}: {len(hits)} of {len(rows)} {text} (first {names[hits[0]]})")
+        if n := len(hits):
+            did = have(n) if does == "have" else verb(n, does)
+            notes.append(f"{where}: {n} of {count(len(rows), what)} {did} {rest} (first {names[hits[0]]})")
     return tuple(notes)

@@ -16,7 +16,7 @@ from ..wording import are, count
 from .base import SegDataset, Split, find_root
 from .colours import voc_colours
 from .files import IMAGE_SUFFIXES
-from .listing import list_files
+from .listing import by_name, list_files
 
 NAMES = (
     "background",
@@ -80,7 +80,8 @@ class VocDataset(SegDataset):
             list_files(self.root / IMAGES, "image"),
             list_files(self.root / (OWN_MASKS if own else MASKS), "mask"),
         )
-        self._maps = list_files(self.root / SALIENCY, "saliency map")
+        self._maps, by_names = by_name(self._images, list_files(self.root / SALIENCY, "saliency map"))
+        self.notes += by_names
         val, said = read_list(folder / "val.txt")
         names = OWN_TRAIN_LISTS if own else TRAIN_LISTS
         train_list = next((folder / name for name in names if (folder / name).is_file()), None)

@@ -1,0 +1,152 @@
+"""classes.txt as people write it: numbers, one line, lists of a language, characters not seen."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from runs import only_line
+from trees import folder_tree
+
+from segrow import cli
+from segrow.class_lists import name_notes, plain_name
+from segrow.data.class_file import read_classes
+from segrow.data.given import PaletteDataset
+from segrow.errors import UserError
+
+THREE = ("background", "cat", "dog")
+
+
+def classes(folder: Path, text: str) -> Path:
+    path = folder / "classes.txt"
+    path.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
+@pytest.mark.parametrize(
+    "form", ["{1} {0}", "{1},{0}", "{1}\t{0}", "{1}: {0}", "{1} ({0})", "{1}={0}", "{0} {1}"]
+)
+@pytest.mark.parametrize("bare", [False, True], ids=["all", "but background"])
+def test_numbers_that_are_the_lines_own_are_left_out(tmp_path: Path, form: str, bare: bool) -> None:
+    lines = [form.format(k, name) for k, name in enumerate(THREE)]
+    path = classes(tmp_path, "\n".join([THREE[0], *lines[1:]] if bare else lines))
+    side = "in front of" if form.startswith("{0}") else "behind"
+    assert read_classes(path) == (
+        THREE,
+        (f"{path}: the numbers {side} the names are left out; put every name in quotes where the number "
+         "belongs to it",),
+    )  # fmt: skip
+
+
+def test_quotes_keep_the_numbers(tmp_path: Path) -> None:
+    assert read_classes(classes(tmp_path, '"background 0"\n"cat 1"\n"dog 2"')).names[1:] == ("cat 1", "dog 2")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("background 1\ncat 2\ndog 3", r'number 1 \("background"\) in line 0; line i'),
+        ("background\ncat,7\ndog,8", r'number 7 \("cat"\) in line 1; line i'),
+        ("background\n7: cat\n8: dog", r'number 7 \("cat"\) in line 1; line i'),
+        ("0 background\n2 cat\n1 dog", r'number 2 \("cat"\) in line 1; line i'),
+    ],
+)
+def test_other_numbers_are_refused(tmp_path: Path, text: str, line: str) -> None:
+    with pytest.raises(
+        UserError, match=f"{line}.*sort the lines, or remove the numbers; put every name in quotes"
+    ):
+        read_classes(classes(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("Boeing 747", "Airbus 320"), ("1 cat", "5 dogs"), ("cat 1", "")]
+)
+def test_numbers_that_may_be_part_of_names_stay_and_are_told(tmp_path: Path, first: str, second: str) -> None:
+    path = classes(tmp_path, f"background\n{first}\n{second}\n")
+    names, (note,) = read_classes(path)
+    assert names == tuple(filter(None, ("background", first, second)))
+    assert note.endswith(f'the names ("{first}") are taken as part of them')
+
+
+def test_numbers_that_tell_names_apart_belong_to_them(tmp_path: Path) -> None:
+    path = classes(tmp_path, "class 0\nclass 1\nclass 2\n")
+    assert read_classes(path).names == ("background", "class 1", "class 2")
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        ("background,cat,dog\n", "one line, with commas between the names"),
+        ("background;cat;dog", "one line, with semicolons between"),
+        ("background\tcat\tdog", "one line, with tabs between"),
+        (json.dumps(THREE), "a list in brackets, such as JSON's"),
+        (json.dumps(THREE, indent=2), "a list in brackets, such as JSON's"),
+        (json.dumps({"0": "background", "1": "cat"}, indent=2), "a list in brackets, such as JSON's"),
+        (str(list(THREE)), "a list in brackets, such as JSON's"),
+    ],
+)
+def test_another_form_is_refused_by_its_name(tmp_path: Path, text: str, got: str) -> None:
+    with pytest.raises(UserError, match=f"{got}.*; expected one name per line, background first"):
+        read_classes(classes(tmp_path, text))
+
+
+# ---- names that are not what they look like
+
+
+@pytest.mark.parametrize(
+    "unseen", ["\u200b", "\u00ad", "\u00a0", "\ufeff", "\u2060", "\u200e", "\u3164", "\x07", "\u2028"]
+)
+def test_what_is_not_seen_is_left_out_around_names_and_told_within(tmp_path: Path, unseen: str) -> None:
+    around = classes(tmp_path, f"background\n{unseen}cat\ndog{unseen}\n")
+    names, (note,) = read_classes(around)
+    assert names == THREE
+    shown = ascii(unseen)[1:-1]
+    assert note == f'{around}: characters that are not seen, around names, are left out ("{shown}cat")'
+    within = classes(tmp_path, f"background\nc{unseen}at\ndog\n")
+    names, (note,) = read_classes(within)
+    assert names == ("background", f"c{unseen}at", "dog")
+    assert note.startswith(f'{within}: "c{shown}at" has a character in it that is not seen')
+
+
+def test_names_alike_are_told_and_two_classes() -> None:
+    (note,) = name_notes("f", ["Cat", "dog", "cat"])
+    assert note == (
+        'f: "Cat" and "cat" are two classes, though the names are nearly the same; name them '
+        "alike where one is meant"
+    )
+    assert len(name_notes("f", ["traffic light", "traffic_light", "\uff23at", "cat"])) == 2
+    assert name_notes("f", ["c", "c++", "कि", "की", "-", "_", "café"]) == ()
+
+
+def test_plain_names() -> None:
+    assert plain_name(" \u200bdoor way\u00a0\n") == "door way"
+    assert plain_name("\u200b ") == ""
+
+
+def test_the_names_of_a_list_of_colours(tmp_path: Path) -> None:
+    for name in ("JPEGImages", "SegmentationClass"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "a.png")
+    (tmp_path / "labelmap.txt").write_text("cat\u200b:255,0,0::\nCat:0,255,0::\n", encoding="utf-8")
+    data = PaletteDataset(tmp_path)
+    assert data.class_names == ("background", "cat", "Cat")
+    assert [note.partition(": ")[2][:20] for note in data.notes] == [
+        "characters that are ",
+        '"cat" and "Cat" are ',
+    ]
+
+
+def test_a_command_tells_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SEGROW_CACHE", str(tmp_path / "cache"))
+    root = folder_tree(tmp_path / "data", ("background", "Cat", "cat\u200b"), 4, 2).root
+    words = ["scenario", "--data.name", "folder", "--data.root", str(root), "--task", "offline", "--json"]
+    assert cli.main(words) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["steps"][0]["classes"] == ["Cat", "cat"]
+    assert '("cat\\u200b")' in err
+    assert '"Cat" and "cat" are two classes' in err
+    classes(root, "background,Cat,cat")
+    assert cli.main(words) == 2
+    assert "expected one name per line" in only_line(capsys.readouterr().err)
