@@ -139,8 +139,8 @@ class SegDataset(abc.ABC):
         if missing:
             raise UserError(
                 f"{len(missing)} of {len(files)} training images {have(len(missing))} no saliency map, "
-                f"first {missing[0]}; add the maps (PNG, not 0 = salient), or do without them: --method.unknown background "
-                f"(all background counts as unknown) or --method.unknown none"
+                f"first {missing[0]}; add the maps (PNG, not 0 = salient), or do without them: "
+                "--method.unknown background (all background counts as unknown) or --method.unknown none"
             )
 
     @final
