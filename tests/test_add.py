@@ -206,7 +206,8 @@ def test_a_renamed_class_of_a_folder_is_evaluated_on_it_and_on_others(tmp_path: 
         "--train.device",
         "cpu",
     ]
-    assert cli.main([*words, *small, *fast, "--method.unknown", "none", "--out", str(out)]) == 0
+    fast += ["--method.unknown", "none", "--report", "false"]
+    assert cli.main([*words, *small, *fast, "--out", str(out)]) == 0
     fm = Path(shutil.copytree(out / "steps/00/model", tmp_path / "fm"))
     options = EvalOptions(root=str(fruit), workers=0, crop=None, device="cpu")
     before = evaluate_model(fm, options, progress=False)
@@ -340,7 +341,7 @@ def test_a_model_that_forgot_is_rejected(
     before = snapshot(model)
     (model.parent / "rejected").mkdir()
     shutil.copytree(model, model.parent / "rejected/animals-step-01")  # of an earlier call: it is replaced
-    assert add(model, wrong, "--check", str(old), "--epochs", "150", classes="zebra") == 3
+    assert add(model, wrong, "--check", str(old), "--epochs", "60", classes="zebra") == 3
     shown = " ".join(capsys.readouterr().out.split())
     assert "rejected: " in shown
     assert "background drops by" in shown

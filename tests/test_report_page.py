@@ -17,6 +17,7 @@ import pytest
 import yaml
 from browser import PROGRAM, Browser
 from matplotlib import colormaps
+from matplotlib.figure import Figure
 from PIL import Image
 from runs import build_tree, last_line, matrices, options, run_processes, start, weights
 from test_report import results
@@ -739,6 +740,14 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert slugs_of(["a & <b>/../c"]) == ["a_b_.._c"]
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of figures with nothing in them, where their names matter alone."""
+    monkeypatch.setattr(Figure, "draw_without_rendering", lambda figure: None)
+    monkeypatch.setattr(Figure, "savefig", lambda *words, **more: None)
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_each_run_has_files_of_its_own(tmp_path: Path) -> None:
     assert slugs_of(["a b", "a_b", "A_B", "a_b_2"]) == ["a_b", "a_b_2", "A_B_3", "a_b_2_2"]
     folders = [store(tmp_path / name, results(n), seed=n) for n, name in ((8, "a b"), (2, "a_b"))]
@@ -748,6 +757,7 @@ def test_each_run_has_files_of_its_own(tmp_path: Path) -> None:
         assert f"1,cat,cat,{n}" in lines
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_figures_of_a_run_that_is_not_shown_go_away(tmp_path: Path) -> None:
     folders = [store(tmp_path / name, results(8), seed=k) for k, name in enumerate("ab")]
     write_report(folders, tmp_path / "x.html", pool=0)
