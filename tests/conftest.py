@@ -78,6 +78,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of reports are files with nothing in them, where a test is not about how they look."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "draw_without_rendering", lambda figure: None)
+    monkeypatch.setattr(Figure, "savefig", lambda *words, **more: None)
+
+
+@pytest.fixture
 def rembg(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in with the two functions that are called: what is red is salient."""
     module = ModuleType("rembg")

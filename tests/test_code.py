@@ -87,6 +87,7 @@ def test_python(run: Path, trace: Path) -> None:
     assert not trace.exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("base", ["run", "model"])
 def test_a_base_step(run: Path, root: Path, tmp_path: Path, trace: Path, base: str) -> None:
     place = run if base == "run" else model(run, 0)
@@ -94,6 +95,7 @@ def test_a_base_step(run: Path, root: Path, tmp_path: Path, trace: Path, base: s
     assert not trace.exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_is_continued(run: Path, root: Path, trace: Path) -> None:
     """Its page reads the models of all steps."""
     start(root, run, "--train.epochs", "1", "--steps", "2", "--report", "true")

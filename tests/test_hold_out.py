@@ -67,6 +67,7 @@ def test_a_single_image_cannot_be_divided(tmp_path: Path) -> None:
     assert open_dataset("folder", str(tree.root)).ids("val") == ()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_train_resume_scenario_report_and_eval_agree(
     tree: Tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +78,7 @@ def test_train_resume_scenario_report_and_eval_agree(
     said = capsys.readouterr().err
     assert "4 of 20 images are held out" in said
     assert "step 0  done before" in said
+    assert "no report" not in said
     results = json.loads((run / "results.json").read_text())
     assert any("4 of 20 images are held out" in remark for remark in results["remarks"])
     assert results["evaluation"]["images"] == 4

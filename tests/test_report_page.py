@@ -17,7 +17,6 @@ import pytest
 import yaml
 from browser import PROGRAM, Browser
 from matplotlib import colormaps
-from matplotlib.figure import Figure
 from PIL import Image
 from runs import build_tree, last_line, matrices, options, run_processes, start, weights
 from test_report import results
@@ -738,13 +737,6 @@ def test_names_are_escaped(tmp_path: Path) -> None:
         assert name in page.text
     assert f'title="{EVIL.replace("&", "&amp;")}' not in text
     assert slugs_of(["a & <b>/../c"]) == ["a_b_.._c"]
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of figures with nothing in them, where their names matter alone."""
-    monkeypatch.setattr(Figure, "draw_without_rendering", lambda figure: None)
-    monkeypatch.setattr(Figure, "savefig", lambda *words, **more: None)
 
 
 @pytest.mark.usefixtures("undrawn")

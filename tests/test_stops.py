@@ -14,7 +14,8 @@ import pytest
 import torch
 from runs import build_tree, last_line, matrices, no_signal_ignored, options, start, weights
 
-from segrow import cli
+from segrow import cli, demo
+from segrow.demo import DemoSize
 from segrow.engine.checkpoint import Checkpoint
 from segrow.engine.step import StepTrainer
 from segrow.stops import Stopped, stoppable
@@ -92,6 +93,7 @@ def test_other_commands_that_train(
     """The signal comes in the first update."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # main.py sets it: put it back
+    monkeypatch.setattr(demo, "SIZE", DemoSize(scenes=100, base_epochs=1, epochs=1))
     monkeypatch.setattr(StepTrainer, "_update", lambda *words: signal.raise_signal(signal.SIGTERM))
     if program == "main.py":
         words = [*options(root, tmp_path / "out")[3:], "--data_root", str(root), "--overlap"]
