@@ -46,16 +46,18 @@ def _escaped(name: str) -> str:
 
 
 def name_notes(where: str, written: Iterable[str]) -> tuple[str, ...]:
-    """Notes on names that are not what they look like.
+    """Notes on names that are not what they look like: `unseen_notes` and `alike_notes`.
 
     Args:
         where: What lists them.
         written: The names as they stand there.
-
-    Returns:
-        Sentences on characters that are not seen, around names or in them, and on names that differ in
-        capitals, spaces, dashes or underscores alone.
     """
+    written = list(written)
+    return unseen_notes(where, written) + alike_notes(where, map(plain_name, written))
+
+
+def unseen_notes(where: str, written: Iterable[str]) -> tuple[str, ...]:
+    """Notes on characters that are not seen, around names or in them; see `name_notes`."""
     notes: list[str] = []
     written = [unicodedata.normalize("NFC", name).strip(string.whitespace) for name in written]
     names = [plain_name(name) for name in written]
@@ -68,6 +70,12 @@ def name_notes(where: str, written: Iterable[str]) -> tuple[str, ...]:
             f'{where}: "{_escaped(within[0])}" has a character in it that is not seen; it belongs '
             "to the name, so write that anew where it is not meant"
         )
+    return tuple(notes)
+
+
+def alike_notes(where: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Notes on names that differ in capitals, spaces, dashes or underscores alone; see `name_notes`."""
+    notes: list[str] = []
     alike: dict[str, str] = {}
     for name in names:
         other = alike.setdefault(_likeness(name), name)

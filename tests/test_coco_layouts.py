@@ -258,14 +258,17 @@ def spare(c: Coco, outline: object, **more: Any) -> None:
         ),
         (
             lambda c: spare(c, [[1, 1, 2, 2]]),
-            "1 annotation without an outline (1 with nothing alone) is left out",
+            "(1 with a polygon of fewer than three corners or with half a corner alone) is left out",
         ),
         (lambda c: spare(c, [[5, 5, 5, 5, 5, 5]]), "annotations without a pixel of their image, left out: 1"),
         (
             lambda c: spare(c, [[90, 90, 99, 90, 99, 99]]),
             "annotations without a pixel of their image, left out: 1",
         ),
-        (lambda c: spare(c, [SQUARE, [1, 1, 2, 2]]), "1 polygon of fewer than three corners is left out"),
+        (
+            lambda c: spare(c, [SQUARE, [1, 1, 2, 2]]),
+            "1 polygon of fewer than three corners or with half a corner is left out",
+        ),
         (lambda c: c["annotations"].pop(), "1 of 2 images has no annotation and shows background alone"),
     ],
 )

@@ -86,6 +86,16 @@ def test_sub_folders_of_one_side_alone(tree: Tree, nested: str, flat: str) -> No
     assert np.array_equal(data.presence("train", progress=False).present, before)
 
 
+@pytest.mark.parametrize("name", ["TRAIN0000", "train0000 ", "Train0000"])
+def test_a_name_of_other_capitals_or_spaces_is_named(tree: Tree, name: str) -> None:
+    folder = tree.root / "masks" / "train"
+    (folder / "train0000.png").rename(folder / f"{name}.png")
+    with pytest.raises(
+        UserError, match=f"; {name}.png is there, whose name differs in capitals or spaces: rename"
+    ):
+        FolderDataset(tree.root)
+
+
 def test_what_is_left_out_is_counted_by_suffix(tree: Tree) -> None:
     images = tree.root / "images/train"
     for name in ("b.HEIC", "a.heic", "notes.txt", "raw", ".hidden.jpg", "sub/c.heic"):

@@ -25,7 +25,7 @@ from PIL import Image
 from rich.progress import track
 
 from ..atomic import appear, discard, new_folder
-from ..class_lists import BACKGROUND
+from ..class_lists import BACKGROUND, alike_notes
 from ..errors import UserError
 from ..processes import cores
 from ..resources import machine_refuses
@@ -95,6 +95,7 @@ class CocoDataset(SegDataset):
         self._values = {name: k for k, name in enumerate(self.class_names)}
         self._parts: dict[Split, _Part] = {}
         self.notes = tuple(left)
+        listed: list[Path] = []
         for split, file in files.items():
             images, notes = find_images(file.path, [entry.name for entry in file.entries])
             kept = {i: path for i, path in images.items() if f"{split}/{i}" not in exclude}
@@ -102,7 +103,9 @@ class CocoDataset(SegDataset):
             entries = tuple(e for e, i in zip(file.entries, images, strict=True) if i in kept)
             self._parts[split] = _Part(split, replace(file, entries=entries), kept)
             self.notes += (*file.notes, *notes)
-        if alone := unlisted(image for part in self._parts.values() for image in part.images.values()):
+            listed += images.values()
+        self.notes += alike_notes(str(root), self.class_names[1:])
+        if alone := unlisted(listed):
             self.notes += (
                 f"{count(len(alone), 'image')} {are(len(alone))} not listed in the COCO file and left out "
                 f"(first {alone[0]})",

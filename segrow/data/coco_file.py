@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..class_lists import BACKGROUND, is_background, name_notes, not_counted, plain_name
+from ..class_lists import BACKGROUND, is_background, not_counted, plain_name, unseen_notes
 from ..documents import read_json
 from ..errors import UserError
 from ..wording import are, count, have
@@ -117,6 +117,9 @@ def _objects(
             )
         annotated.add(image)
         outline, bad = check_outline(annotation.get("segmentation"), where)
+        if outline is None and bad:
+            bare["a polygon of fewer than three corners or with half a corner"] += 1
+            continue
         if outline is None:
             kinds = (("keypoints", "keypoints"), ("bbox", "a box"))
             bare[next((said for key, said in kinds if annotation.get(key)), "nothing")] += 1
@@ -221,7 +224,7 @@ def _categories(
             )
             del names[number]
     kept = [category["name"] for category in categories if category["id"] in names]
-    return names, [*notes, *name_notes(path.name, kept)]
+    return names, [*notes, *unseen_notes(path.name, kept)]
 
 
 def _remarks(
@@ -242,7 +245,8 @@ def _remarks(
         )
     if parts:
         notes.append(
-            f"{path.name}: {count(parts, 'polygon')} of fewer than three corners {are(parts)} left out"
+            f"{path.name}: {count(parts, 'polygon')} of fewer than three corners or with half a corner "
+            f"{are(parts)} left out"
         )
     if empty:
         show = "shows" if empty == 1 else "show"

@@ -118,7 +118,10 @@ def _readings(name: str) -> Iterator[tuple[bool, list[str]]]:
     Backslashes part folders on Windows; Label Studio writes paths as parts of an address, and a hash before
     the name of an upload.
     """
-    for said, text in ((False, name), (True, unquote(name.rpartition("?d=")[2]))):
+    path = name.rpartition("?d=")[2]
+    if "://" in path:
+        path = re.split("[?#]", path, maxsplit=1)[0]  # what an address says beside the path, such as a key
+    for said, text in ((False, name), (True, unquote(path))):
         if said and text == name:
             continue
         parts = _parts(text)

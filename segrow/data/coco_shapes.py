@@ -40,6 +40,8 @@ def check_outline(outline: object, where: str) -> tuple[Outline | None, int]:
     if outline and all(_is_number(value) for value in outline):
         outline = [outline]  # one polygon without the list around it, as VIA writes it
     outline = [_without_pairs(polygon) for polygon in outline]
+    if len(outline) == 1 and isinstance(outline[0], Mapping):
+        raise UserError(f"{where} has its RLE within a list; expected it without the brackets around it")
     if not all(isinstance(polygon, list) for polygon in outline):
         raise UserError(
             f"{where} has a polygon that is not a list; expected a list of them: [[x1, y1, …], …]"

@@ -68,6 +68,15 @@ class Listing:
         file = self.files[there[0]]
         return f"; {file} is there, rename it to {image_id}{os.path.splitext(file)[1]}"
 
+    def alike(self, image_id: str) -> str:
+        """`; A.png is there …` where a name differs in capitals or spaces around it alone; else nothing."""
+        there = [i for i in self.files if i != image_id and _folded(i) == _folded(image_id)]
+        if not there:
+            return ""
+        return (
+            f"; {self.files[there[0]]} is there, whose name differs in capitals or spaces: rename one of them"
+        )
+
     def elsewhere(self, image_id: str) -> str:
         """`; b/a.png is there, but …` where the name of an id stands in another folder; else nothing."""
         name = image_id.rpartition("/")[2]
@@ -82,6 +91,10 @@ class Listing:
             return ()
         advice = "; convert them to JPEG or PNG" if self.what == "image" else "; save them as PNG"
         return (f"{self.folder}: {left_out(self.left, self.what)}{advice}",)
+
+
+def _folded(image_id: str) -> str:
+    return "/".join(part.strip() for part in image_id.casefold().split("/"))
 
 
 def left_out(files: Sequence[str], what: str) -> str:
@@ -253,7 +266,7 @@ def match_pairs(
         hint = of_masks.unread(
             alone[0], "is of a kind that is not read as a mask or does not keep class numbers"
         )
-        hint = hint or of_masks.longer(alone[0]) or of_masks.elsewhere(alone[0])
+        hint = hint or of_masks.alike(alone[0]) or of_masks.longer(alone[0]) or of_masks.elsewhere(alone[0])
         says = {f"{split}/{i}": f"image {found.path(i)} has no mask" for i in alone}
         first = f"{says[f'{split}/{alone[0]}']}, expected {masks / f'{alone[0]}.png'}{hint}{count}"
         raise Unfit(first, says)

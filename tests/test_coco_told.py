@@ -1,0 +1,67 @@
+"""COCO files whose names or outlines are nearly right: what is told of them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segrow.data.coco import CocoDataset
+from segrow.data.coco_shapes import check_outline
+from segrow.errors import UserError
+
+pytest.importorskip("pycocotools.mask", reason='needs pip install "segrow[coco]"')
+
+SQUARE = [4, 4, 14, 4, 14, 14, 4, 14]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGROW_CACHE", str(tmp_path / "cache"))
+
+
+def put(root: Path, file: str, image: str, category: str, said: str | None = None) -> None:
+    """A COCO file of one image with one square; it may call the image otherwise."""
+    path = root / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(path.parent / image)
+    content = {
+        "images": [{"id": 0, "file_name": said or image}],
+        "categories": [{"id": 0, "name": category}],
+        "annotations": [{"id": 0, "image_id": 0, "category_id": 0, "segmentation": [SQUARE]}],
+    }
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("rest", ["", "?sig=a/b&x=1", "#top"])
+def test_an_address_with_more_than_a_path(tmp_path: Path, rest: str) -> None:
+    put(tmp_path, "a.json", "my photo.png", "cat", f"https://x.org/a/my%20photo.png{rest}")
+    data = CocoDataset(tmp_path)
+    assert data.ids("train") == ("my photo",)
+    assert "1 of 1 image is not where it says (first https:" in data.notes[0]
+
+
+def test_names_alike_in_two_files_are_two_classes(tmp_path: Path) -> None:
+    put(tmp_path, "train/_annotations.coco.json", "a.png", "Cat")
+    put(tmp_path, "valid/_annotations.coco.json", "b.png", "cat")
+    data = CocoDataset(tmp_path)
+    assert data.class_names == ("background", "Cat", "cat")
+    assert any('"Cat" and "cat" are two classes' in note for note in data.notes)
+
+
+def test_what_is_not_seen_in_a_category(tmp_path: Path) -> None:
+    put(tmp_path, "a.json", "a.png", "cat\u200b")
+    data = CocoDataset(tmp_path)
+    assert data.class_names == ("background", "cat")
+    assert data.notes == ('a.json: characters that are not seen, around names, are left out ("cat\\u200b")',)
+
+
+def test_an_excluded_image_is_not_called_unlisted(tmp_path: Path) -> None:
+    put(tmp_path, "a.json", "a.png", "cat")
+    assert CocoDataset(tmp_path, exclude=frozenset({"train/a"})).notes == ()
+
+
+def test_a_run_length_code_within_a_list() -> None:
+    with pytest.raises(UserError, match="it has its RLE within a list; expected it without the brackets"):
+        check_outline([{"counts": [1, 599], "size": [20, 30]}], "it")
