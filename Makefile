@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # two processes, a test file each: every test computes with one thread
 PARALLEL := -n 2 --dist loadfile
+# what was compiled stays, whatever the environment says: the tests once, segrow for its own processes
+test test-slow: export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test test-slow test-oldest bench lint format clean
 

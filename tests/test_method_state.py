@@ -113,6 +113,7 @@ def test_predict_and_load(root: Path, whole: Path, tmp_path: Path) -> None:
         assert close(found, label_map(folder, padded)[: len(pixels)] if more else expected)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_report(root: Path, whole: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     words = ["report", str(run), "--data.root", str(root), "--out", str(tmp_path / "page.html")]

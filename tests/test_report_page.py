@@ -138,8 +138,9 @@ SHORT = ("--task", "2-2", "--memory.size", "6", "--train.epochs", "1")
 
 @pytest.fixture(scope="module")
 def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose page was written as it trained."""
+    """A run whose page was written as it trained, after the last step alone."""
     out = tmp_path_factory.mktemp("runs") / "first"
+    assert start(root, out, *SHORT, "--steps", "1") == 0
     assert start(root, out, *SHORT, "--report", "true") == 0
     return out
 

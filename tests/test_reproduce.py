@@ -199,6 +199,7 @@ def test_a_changed_option_is_named_beside_the_number(trees: dict[str, Path]) -> 
     assert reference == usual
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_stops_early_is_not_compared(
     trees: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,7 +210,7 @@ def test_a_run_that_stops_early_is_not_compared(
     assert (tmp_path / "run" / "report.html").exists()
     words += ["--report", "false"]
     out = capsys.readouterr().out
-    assert "1 of 2 steps are done: not comparable yet" in out
+    assert "1 of 2 steps is done: not comparable yet" in out
     assert "(not comparable)" in out
     assert cli.main(["reproduce", "voc-19-1-mib", *words]) == 0
     out = capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Loader processes that cannot do their work: the same batches without them, or one line."""
 
 import errno
+import multiprocessing
 import os
 import resource
 import shutil
@@ -89,6 +90,7 @@ def test_the_rest_is_read_without_them(fault: Callable[[], None], persistent: bo
     batches = DataLoader(Numbers(fault), batch_size=2, num_workers=1, persistent_workers=persistent)
     for _ in range(2):
         assert [number for batch in survive(batches) for number in batch.tolist()] == list(range(20))
+        assert not multiprocessing.active_children()  # the collector would end them, and wait for them
     said = " ".join(capfd.readouterr().err.split())
     assert said.count(TOLD) == 1
     assert "/dev/shm has" in said
