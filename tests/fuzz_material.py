@@ -66,7 +66,7 @@ MODEL = _c(
 )
 REPORT = _c("report run --images 0 --out page.html")  # as long as ten others
 READ_RUN = (*_c(*["results run run"] * 6), *[tuple(RUN)] * 4, *REPORT)
-READ_CONFIG = (*[tuple(RUN)] * 6, *[(*LEARN, "--base", "run")] * 3, *REPORT)
+READ_CONFIG = (*[tuple(RUN)] * 6, *[(*LEARN, "--method", "plop", "--base", "run")] * 3, *REPORT)
 DRAW = _c("report run --images 4 --out page.html")
 TRAINED = (tuple(LEARN),)
 SCENARIO = _c("scenario --data.root VOC2012 --data.classes aeroplane,bicycle,bird,boat --task 2-1")

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from runs import STEPS, build_tree, log, matrices, model, options, results, run_processes, start, tensors
 
+from segrow.engine import select
+
 SAME = (
     "--memory.size",
     "6",
@@ -74,14 +76,20 @@ def _validation_names(root: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-def test_two_processes_select_the_same_weights(tmp_path: Path) -> None:
+def test_two_processes_select_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in a step with a single validation image to choose by, which leaves one process without any."""
     root = build_tree(tmp_path / "VOC2012").root
     _only_one_shows(root, 3)
     one, two = tmp_path / "one", tmp_path / "two"
-    long = ("--train.step0_epochs", "67", "--train.epochs", "34", "--steps", "2")  # 201 and 102 updates
+    long = ("--train.step0_epochs", "7", "--train.epochs", "4", "--steps", "2")  # 21 and 12 updates
     more = (*SAME[:-2], *long, "--train.select", "best")
-    done = run_processes(options(root, two, *more, "--train.devices", "2"))
+    monkeypatch.setattr(select, "LEAST_INTERVAL", 10)
+    program = tmp_path / "often.py"
+    program.write_text(
+        "import sys\nfrom segrow import cli\nfrom segrow.engine import select\n"
+        "select.LEAST_INTERVAL = 10\nsys.exit(cli.main())\n"
+    )
+    done = run_processes(options(root, two, *more, "--train.devices", "2"), (str(program),))
     assert done.returncode == 0, done.stderr
     assert start(root, one, *more) == 0
     for ours, theirs in zip(results(one)["steps"], results(two)["steps"], strict=True):
@@ -104,6 +112,8 @@ def test_two_processes_select_the_same_weights(tmp_path: Path) -> None:
         ("oom", "1", 1, ("out of memory", "another process of this run has ended")),
         ("kill", "1", 1, ("another process of this run has ended",)),
         ("oom", "0", 2, ("out of memory",)),
+        ("image", "1", 1, ("cannot be decoded", "another process of this run has ended")),
+        ("full", "0", 2, ("No space left on device; what was written before is whole",)),
     ],
 )
 def test_one_process_fails_and_the_other_does_not_wait(

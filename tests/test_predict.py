@@ -206,7 +206,7 @@ def test_a_device_that_is_not_there(model: Segmenter, monkeypatch: pytest.Monkey
         Predictor(model, scores, NAMES, device="gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match="device cuda:1, but there are 1 GPUs"):
+    with pytest.raises(UserError, match="device cuda:1, but torch sees 1 GPU; they count from 0"):
         Predictor(model, scores, NAMES, device="cuda:1")
 
 
