@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import build_tree, model, record, results, start, weights
+from runs import build_tree, last_line, model, record, results, start, weights
 from trees import folder_tree
 
 from segrow import cli
@@ -16,7 +16,7 @@ from segrow.engine.checkpoint import Checkpoint
 from segrow.engine.folder import read_config
 from segrow.engine.step import StepTrainer
 from segrow.model.record import hashes_of
-from segrow.sealed import write_sealed_yaml
+from segrow.sealed import write_sealed_json, write_sealed_yaml
 
 # all weights are those of the images and the seed; a method with a state, a memory, a frozen trunk
 WORDS = ("--method", "ssul", "--method.unknown", "none", "--memory.size", "6", "--steps", "2")
@@ -121,3 +121,30 @@ def test_it_goes_on_with_fewer_processes(
     assert results(out)["changes"] == [{"step": 1, "epoch": 1, "options": {"train.devices": [2, 1]}}]
     assert said in results(out)["remarks"]
     assert weights(out) == weights(whole)
+
+
+@pytest.mark.parametrize("key", ["data", "classes", "evaluation", "images", "images_hash"])
+def test_results_that_say_too_little_to_share_the_base_step(
+    whole: Path, root: Path, tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "there"))
+    found = results(out)
+    del (found if key in found else found["steps"][0])[key]
+    write_sealed_json(RunPaths(out).results, found)
+    assert start(root, tmp_path / "new", *WORDS, "--steps", "1", "--base", str(out)) == 2
+    place = "" if key in results(whole) else ": steps[0]"
+    assert f"results.json{place} lacks {key}; restore it" in last_line(capsys.readouterr().err)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("key", ["data", "task", "setting", "method", "seed", "memory"])
+def test_a_run_whose_results_name_it_wrongly(
+    whole: Path, root: Path, tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By every command that reads them, not by the report alone."""
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    write_sealed_json(RunPaths(out).results, {**results(out), key: ["x"]})
+    assert start(root, out, *WORDS) == 2
+    assert f"results.json: {key} holds a list of 1, expected " in last_line(capsys.readouterr().err)
+    assert cli.main(["results", str(out)]) == 2
+    assert f"results.json: {key} holds a list of 1, expected " in last_line(capsys.readouterr().err)

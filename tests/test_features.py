@@ -462,7 +462,7 @@ def test_views_that_would_be_used_once_are_not_kept(
     elif views:
         n = len(bench.images)
         shown = n // BATCH * BATCH * epochs
-        line = f"keeps no features: it would keep {2 * n} views, and {epochs} epochs show {shown}"
+        line = f"keeps no features: {2 * n} views would be kept, and {shown} are shown in {epochs} epochs;"
         assert line in said
         assert "(exact mode)" in said
     else:
@@ -475,7 +475,7 @@ def test_a_too_small_budget_is_said(
     bench = increment(root, scenario, Ssul(), network(), store=FeatureStore(10_000))
     assert bench.keep() is None
     line = last_line(capfd.readouterr().err)
-    assert line.startswith(f"step 1  features of {len(bench.images) * K} views (2 an image), ")
+    assert line.startswith(f"step 1  features of {len(bench.images) * K} views (2 per image), ")
     assert "more than --train.feature_budget 9.31e-06, so the trunk runs every iteration (exact mode)" in line
 
 

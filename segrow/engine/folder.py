@@ -14,7 +14,7 @@ from ..model.record import RECORD, WEIGHTS, is_model, read_record
 from ..model.store import load_model
 from ..scenario import Scenario
 from ..sealed import read_sealed_json, read_sealed_yaml
-from ..shapes import Shape
+from ..shapes import Shape, expect
 from ..wording import count
 from .changes import COMPUTED, RATES, loss_was_lost
 
@@ -64,6 +64,9 @@ CONFIG: Shape = {
     "method": {"name": str},
 }
 RESULTS: Shape = {
+    **dict.fromkeys(("data?", "task?", "setting?", "method?"), str),
+    "seed?": int,
+    "memory?": int,
     "classes?": _NAMES,
     "remarks?": _NAMES,
     "unlabelled?": _NAMES,
@@ -71,6 +74,13 @@ RESULTS: Shape = {
     "evaluation?": dict,
     "excluded?": (str, None),
     "steps": [{"classes?": _NAMES, "images_hash?": str, "cost?": {"features?": ({"views": _INDEX}, None)}}],
+}
+# what a run that shares the base step compares
+_SHARED: Shape = {
+    "data": str,
+    "classes": _NAMES,
+    "evaluation": dict,
+    "steps": [{"classes": _NAMES, "images": int, "images_hash": str}],
 }
 _AGAIN = "restore it, or delete the folder and train again"
 
@@ -312,6 +322,7 @@ def _run_differences(
     there = read_results(base)
     if not there["steps"]:
         raise UserError(f"{base} has not finished its base step yet")
+    expect({**there, "steps": there["steps"][:1]}, _SHARED, f"results {RunPaths(base).results}", _AGAIN)
     record: dict[str, Any] = there["steps"][0]
     config = read_config(base)
     found = [f"model.{row}" for row in differences(config["model"], plain["model"], frozenset())]
