@@ -14,6 +14,7 @@ from rich.text import Text
 from .errors import shown
 
 _WIDTH = 110
+_LEAST = 80  # of a file or a pipe, whatever $COLUMNS says: a narrow table leaves whole cells out
 
 
 @final
@@ -30,8 +31,8 @@ class Terminal(Console):
 
     def __init__(self, stderr: bool = False, quiet: bool = False, wide: bool = False) -> None:
         super().__init__(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
-        if wide and not self.is_terminal:
-            self.width = max(self.width, _WIDTH)
+        if not self.is_terminal:
+            self.width = max(self.width, _WIDTH if wide else _LEAST)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Rich calls this for every string, be it printed, a cell or a heading."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from segrow.errors import UserError
@@ -70,6 +71,12 @@ def test_the_same_tensors_each_time(tmp_path: Path, content: object, name: str) 
     found, said = read(saved(tmp_path, content, name))
     assert same(found)
     assert said == []
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "pytorch_model.bin", "w.pth"])
+def test_safetensors_of_any_name(tmp_path: Path, name: str) -> None:
+    save_file(prefixed("module."), tmp_path / name, metadata={"format": "pt", "by": "somebody"})
+    assert same(read(tmp_path / name)[0])
 
 
 def test_the_older_format_of_torch(tmp_path: Path) -> None:

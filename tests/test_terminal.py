@@ -123,3 +123,15 @@ def test_a_closed_stdout_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.entry()
     assert stop.value.code == 0
+
+
+@pytest.mark.parametrize("columns", ["1", "20"])
+def test_a_table_in_a_pipe_keeps_its_cells(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    table = Table("class", *(f"number {k}" for k in range(4)))
+    table.add_row("traffic light", *map(str, range(1000, 1004)))
+    Terminal().print(table)
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("traffic light", "number 3", "1003"))

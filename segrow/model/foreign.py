@@ -118,6 +118,10 @@ def read_foreign(
             f"{path} holds no DeepLab of torchvision or segmentation_models_pytorch: expected names such as "
             f"{_TORCHVISION_LAST}weight or {_SMP_LAST}weight, got {listed(list(tensors)) or 'no tensor'}"
         )
+    if aside := [name for name in tensors if name.startswith(foreign.unused)]:
+        report(f"{path}: left out, for the output does not depend on it: {listed(aside)}")
+    if other := sorted({str(t.dtype) for t in tensors.values() if t.is_floating_point()} - {"torch.float32"}):
+        report(f"{path}: numbers of {', '.join(other)} are taken as float32")
     channels = int(tensors[f"{foreign.last}weight"].shape[0])
     check_names(path, names, channels)
     layout = (Group("background", 0, 1, "conv", 0), Group("base", 1, channels, "conv", 0))

@@ -108,7 +108,8 @@ def read_file(path: Path, what: str) -> Mapping[str, object]:
         beginning = file.read(64)
     if said := next((said for start, said in _BEGINNINGS if beginning.startswith(start)), None):
         raise UserError(f"{what} {path} {said}")
-    if path.suffix == ".safetensors":
+    # whatever it is called: the length of a header in JSON, and the header
+    if path.suffix == ".safetensors" or beginning[6:9] == b"\0\0{":
         return read_safetensors(path, what)
     content = read_torch_file(path, what)
     if isinstance(content, _Setting):
