@@ -941,6 +941,13 @@ def test_without_the_extra_a_note_says_what_would_help(model: Path, photos: Path
         assert sum(note.endswith((words, words + ")")) for note in notes) == 1
 
 
+def test_a_name_that_is_nearly_one_of_the_models_is_told(model: Path, photos: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(photos, tmp_path / "photos")
+    (data / "classes.txt").write_text((data / "classes.txt").read_text().replace("okapi", "Bicycle"))
+    notes = plan_addition(model, data, ["Bicycle"], AddOptions(workers=0, device="cpu")).notes
+    assert any(note.startswith(f'{data} and the model: "bicycle" and "Bicycle" are two') for note in notes)
+
+
 BAD: list[tuple[dict[str, str], str]] = [
     ({"classes": "bicycle"}, 'knows "bicycle" already (learnt in step 0); leave it out'),
     ({"classes": "background"}, '"background" cannot be learnt'),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..class_lists import name_hint, plain_name
+from ..class_lists import alike_notes, name_hint, plain_name
 from ..config import MemoryConfig, RunConfig, TrainConfig
 from ..data import open_dataset
 from ..data.base import Presence, SegDataset, Split
@@ -167,6 +167,7 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
     judged = for_the_gate(stored) if options.check is None else ()
     exemplars = tuple(e for e in stored if e not in judged)
     method, more = _method(method, network)
+    more += alike_notes(f"{data} and the model", dict.fromkeys((*meta["class_names"], *dataset.class_names)))
     maker = None
     if "saliency" in method.aux and (lacking := _without_map(new, stored, old_data)):
         maker = _saliency_maker(options.saliency)
