@@ -137,7 +137,7 @@ def test_results_that_say_too_little_to_share_the_base_step(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("key", ["data", "task", "setting", "method", "seed", "memory"])
+@pytest.mark.parametrize("key", ["data", "task", "setting", "method", "seed", "training"])
 def test_a_run_whose_results_name_it_wrongly(
     whole: Path, root: Path, tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,7 +71,8 @@ RESULTS: Shape = {
     "remarks?": _NAMES,
     "unlabelled?": _NAMES,
     "changes?": [dict],
-    "evaluation?": dict,
+    "training?": ({"images_hash?": (str, None)}, None),
+    "evaluation?": {"images_hash?": (str, None)},
     "excluded?": (str, None),
     "steps": [{"classes?": _NAMES, "images_hash?": str, "cost?": {"features?": ({"views": _INDEX}, None)}}],
 }
