@@ -1,5 +1,6 @@
 """What travels from the loader to a method."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -28,3 +29,18 @@ class Batch:
     trunk: tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]] | None = None
     parts: tuple[Tensor, ...] = ()
     verdict: Tensor | None = None
+
+    def pin_memory(self) -> "Batch":
+        """The same in page-locked memory, from which a GPU copies while it computes; the loader calls it."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """A batch of the changed tensors; a frozen trunk's output is computed anew."""
+        return Batch(
+            images=change(self.images),
+            labels=change(self.labels),
+            from_memory=change(self.from_memory),
+            aux={name: change(value) for name, value in self.aux.items()},
+            parts=tuple(change(part) for part in self.parts),
+            verdict=None if self.verdict is None else change(self.verdict),
+        )

@@ -51,18 +51,20 @@ def eval_loader(
     crop: int | None,
     batch_size: int,
     workers: int,
+    device: torch.device,
     *,
     pixels: bool = True,
 ) -> DataLoader[Loaded | UserError | LeakError]:
     """Images in order; batches of one when they keep their own size (`crop` None).
 
     Args:
+        device: What the batches are for.
         pixels: Else the labels alone are read, and images are empty: 3 x 0 x 0.
     """
     return DataLoader(
         EvalImages(data, split, images, table, crop, pixels=pixels),  # type: ignore[arg-type]
         batch_size=batch_size if crop else 1,
-        **loader_processes(workers),
+        **loader_processes(workers, device.type),
         collate_fn=collate,
         generator=torch.Generator(),  # else an evaluation would move the global random state
     )

@@ -1,6 +1,6 @@
 """Processes beside this one: how many, and how they are started.
 
-    DataLoader(images, **loader_processes(2))
+    DataLoader(images, **loader_processes(2, "cpu"))
     ProcessPoolExecutor(cores(), mp_context=context())
 
 Where Python forks (Linux before Python 3.14) a new process goes on from here. Elsewhere (macOS, Windows,
@@ -58,13 +58,19 @@ def _without_main() -> Iterator[None]:
             sys.modules["__main__"] = main
 
 
-def loader_processes(wanted: int) -> dict[str, Any]:
-    """Arguments of a DataLoader: at most so many processes, and how they are started."""
+def loader_processes(wanted: int, device: str) -> dict[str, Any]:
+    """Arguments of a DataLoader: at most so many processes, and what they need.
+
+    Args:
+        wanted: Number of processes; 0 = the main process reads.
+        device: cpu or cuda: what the batches are for. A GPU copies from page-locked memory while it computes.
+    """
     workers = worker_count(wanted)
     return {
         "num_workers": workers,
         "multiprocessing_context": context() if workers else None,
         "worker_init_fn": begin_worker,
+        "pin_memory": device == "cuda",
     }
 
 

@@ -124,9 +124,9 @@ def test_a_guarded_script_works_as_well(tmp_path: Path) -> None:
 def test_the_context_follows_pythons_own(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda: method)
     assert context().get_start_method() == "spawn"
-    none = loader_processes(0)
+    none = loader_processes(0, "cpu")
     assert (none["num_workers"], none["multiprocessing_context"]) == (0, None)
-    assert loader_processes(1)["multiprocessing_context"].get_start_method() == "spawn"
+    assert loader_processes(1, "cpu")["multiprocessing_context"].get_start_method() == "spawn"
     if sys.platform == "linux":
         monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "fork")
         assert context().get_start_method() == "fork"

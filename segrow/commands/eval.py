@@ -178,7 +178,7 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     unlabelled = [name for k, name in enumerate(names[:known]) if k and k not in columns.values()]
     stored = protocol["crop"] if protocol["crop_val"] else None
     crop = stored if options.crop == "stored" else options.crop
-    loader = eval_loader(data, split, presence.ids, table, crop, options.batch_size, options.workers)
+    loader = eval_loader(data, split, presence.ids, table, crop, options.batch_size, options.workers, device)
     fewer = "one image at a time; smaller images, or a machine with more memory, would do"
     if crop:
         half = max(1, options.batch_size // 2)

@@ -71,7 +71,7 @@ class Chooser:
         # every foreground class is hidden: what is then labelled is the model's own doing
         table = self.scenario.table(())
         loader = eval_loader(
-            self.data, "train", images, table, train.crop, train.val_batch_size, train.workers
+            self.data, "train", images, table, train.crop, train.val_batch_size, train.workers, device
         )
         found: dict[str, frozenset[int]] = {}
         for loaded, ids in self.display.track(iterate(loader), "exemplars", len(loader)):

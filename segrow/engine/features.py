@@ -123,7 +123,7 @@ class StepFeatures:
         loader: DataLoader[list[RawView | UserError]] = DataLoader(
             _Views(self._images, views, self._machine.seed),  # type: ignore[arg-type]
             batch_size=size,
-            **loader_processes(train.workers),
+            **loader_processes(train.workers, fabric.device.type),
             collate_fn=_as_they_are,
             generator=torch.Generator(),  # else the pass would move the global random state
         )

@@ -22,7 +22,7 @@ def scan(images: StepImages, machine: Machine) -> Iterator[Batch]:
     loader: DataLoader[Loaded | UserError | LeakError] = DataLoader(
         images.plain(fabric.global_rank, fabric.world_size),  # type: ignore[arg-type]
         batch_size=train.batch_size // fabric.world_size,
-        **loader_processes(train.workers),
+        **loader_processes(train.workers, fabric.device.type),
         collate_fn=collate,
         generator=torch.Generator(),  # else the pass would move the global random state
     )

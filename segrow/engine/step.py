@@ -123,6 +123,7 @@ class StepTrainer:
         self.first = resume.epoch if resume else 0
         state_of(method)  # what cannot be stored is met before the training, not after it
         self.watch = Stopwatch(resume.seconds if resume else 0.0)
+        begin_scaling(machine.precision)
         if resume:
             _restore(resume, ctx.model, optimizer, machine)
         self.objective, self.optimizer = fabric.setup(Objective(method, ctx), optimizer)
@@ -131,10 +132,9 @@ class StepTrainer:
         self.loader: DataLoader[Loaded | UserError | LeakError] = DataLoader(
             images,  # type: ignore[arg-type]
             batch_sampler=self.batches,
-            **loader_processes(train.workers),
+            **loader_processes(train.workers, fabric.device.type),
             persistent_workers=worker_count(train.workers) > 0,
             collate_fn=collate,
-            pin_memory=fabric.device.type == "cuda",
             # else an iterator draws from the global generator, but not one that goes on with its workers:
             # dropout would depend on the number of workers and on where a run was resumed
             generator=torch.Generator(),
@@ -232,7 +232,11 @@ class StepTrainer:
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0.0) + value.detach() / len(parts)
         if train.clip:
-            fabric.clip_gradients(self.objective, self.optimizer, max_norm=train.clip)
+            # with a loss scaler the first updates often overflow: it then skips them; other gradients that
+            # are not finite end up in the weights, which `_check_weights` reports
+            fabric.clip_gradients(
+                self.objective, self.optimizer, max_norm=train.clip, error_if_nonfinite=False
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
         return terms
@@ -321,6 +325,12 @@ def make_precision(name: str, device_type: str) -> Precision:
             raise UserError("precision 16 needs a GPU; on a CPU use --train.precision auto, bf16 or 32")
         return MixedPrecision("16-mixed", "cuda", torch.amp.GradScaler("cuda"))
     return MixedPrecision("bf16-mixed", device_type)
+
+
+def begin_scaling(precision: Precision) -> None:
+    """A fresh loss scaler, where there is one: a step begins the same in a run that was stopped before it."""
+    if isinstance(precision, MixedPrecision) and precision.scaler is not None:
+        precision.scaler = type(precision.scaler)(precision.device)
 
 
 def step_rates(train: TrainConfig, step: int) -> tuple[float, float]:

@@ -73,7 +73,15 @@ class Validation:
             features.begin(model, crop)
         pixels = features is None or not features.hold(share)
         loader = eval_loader(
-            self.data, "val", share, table, crop, train.val_batch_size, train.workers, pixels=pixels
+            self.data,
+            "val",
+            share,
+            table,
+            crop,
+            train.val_batch_size,
+            train.workers,
+            fabric.device,
+            pixels=pixels,
         )
         with enough_memory(partial(evaluation_advice, train, Gauge(fabric.device))):
             return evaluate(

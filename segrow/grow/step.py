@@ -349,9 +349,11 @@ def _matrices(
     """A confusion matrix of every image and model, at the scale that the model is evaluated at."""
     train = plan.config.train
     crop = train.crop if train.crop_val else None
-    loader = eval_loader(images.data, images.split, images.ids, table, crop, train.batch_size, train.workers)
     one_trunk = len({trunk_hash(model) for model, _ in models}) == 1
     device = models[0][0].mean.device
+    loader = eval_loader(
+        images.data, images.split, images.ids, table, crop, train.batch_size, train.workers, device
+    )
     with _enough_memory(plan, device):
         return image_matrices(
             models,
