@@ -8,7 +8,7 @@ seen.labels, seen.probability, seen.unknown, seen.overlay()      # all in the si
 import itertools
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, final, overload
@@ -77,7 +77,7 @@ class Segmentation:
         A model with a head for unknown objects (SSUL) says so itself; else it is 1 - the best class's
         probability.
         """
-        return self._maps.unknown()
+        return self._maps.novel()
 
     def overlay(self, alpha: float = 0.55) -> Image.Image:
         """The image with its classes painted over.
@@ -104,37 +104,44 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class _Maps:
-    """The network's output, still small, and how it is read.
+    """What of the network's output the classes need, still small, and how it is read.
 
     Attributes:
-        out: Logits 1 C h w, unknown 1 1 h w or None.
+        logits: 1 C h w.
+        unknown: 1 1 h w or None.
         size: What the maps cover when they are upsampled; at least that of the image.
         shape: Height and width of the image.
     """
 
-    out: SegOutput
+    logits: Tensor
+    unknown: Tensor | None
     size: tuple[int, int]
     shape: tuple[int, int]
     scores: Scores
     novelty: Scores
 
+    def on(self, device: torch.device) -> "_Maps":
+        """The same in the memory of a device."""
+        unknown = None if self.unknown is None else self.unknown.to(device)
+        return replace(self, logits=self.logits.to(device), unknown=unknown)
+
     @torch.inference_mode()
     def labels(self) -> Tensor:
-        kind = torch.uint8 if self.out.logits.shape[1] <= 256 else torch.int16  # of large images much less
-        return self._cut(arg_max(self.out.logits, self.out.unknown, self.size, self.scores, kind)[0])
+        kind = torch.uint8 if self.logits.shape[1] <= 256 else torch.int16  # of large images much less
+        return self._cut(arg_max(self.logits, self.unknown, self.size, self.scores, kind)[0])
 
     @torch.inference_mode()
     def probability(self) -> npt.NDArray[np.float32]:
-        unknown = None if self.out.unknown is None else upsample(self.out.unknown, self.size)
-        scores = self.scores(upsample(self.out.logits, self.size), unknown)[0].float()
+        unknown = None if self.unknown is None else upsample(self.unknown, self.size)
+        scores = self.scores(upsample(self.logits, self.size), unknown)[0].float()
         return self._cut(scores.clamp(0, 1)).cpu().numpy()
 
     @torch.inference_mode()
-    def unknown(self) -> npt.NDArray[np.float32]:
+    def novel(self) -> npt.NDArray[np.float32]:
         def decide(logits: Tensor, unknown: Tensor | None) -> Tensor:
             return self.novelty(logits, unknown)[:, 0]
 
-        found = by_bands(self.out.logits, self.out.unknown, self.size, decide, torch.float32)
+        found = by_bands(self.logits, self.unknown, self.size, decide, torch.float32)
         return self._cut(found[0]).cpu().numpy()
 
     def _cut(self, full: Tensor) -> Tensor:
@@ -257,11 +264,16 @@ class Predictor:
             UserError: A file cannot be read, or an array is something else.
         """
         if isinstance(image, list | tuple):
-            return [self(one) for one in image]
+            # their maps do not fill the memory of the device
+            return [self._segment(one, torch.device("cpu")) for one in image]
+        return self._segment(image, self.device)
+
+    def _segment(self, image: Image_, keep: torch.device) -> Segmentation:
+        """One image; its maps stay on the device `keep` until they are asked for."""
         pixels = as_rgb(image)
         maps = self._tiled(pixels) if self.tile else self._whole(pixels)
         labels: Labels = maps.labels().cpu().numpy().astype(self._index, copy=False)
-        return Segmentation(pixels, labels, self.classes, maps)
+        return Segmentation(pixels, labels, self.classes, maps.on(keep))
 
     def labels(self, image: Image_) -> Labels:
         """The class of every pixel.
@@ -284,7 +296,8 @@ class Predictor:
     def _whole(self, pixels: Pixels) -> _Maps:
         height, width = pixels.shape[:2]
         resized = cut_image(pixels, self._view((height, width)), (0, 0, 0))
-        return self._maps(self._run(np.array(resized)), (height, width), (height, width))
+        out = self._run(np.array(resized))
+        return self._maps(out.logits, out.unknown, (height, width), (height, width))
 
     def _run(self, pixels: Pixels) -> SegOutput:
         batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.device)
@@ -296,8 +309,10 @@ class Predictor:
         out = self._run(np.ascontiguousarray(pixels))
         return (out.logits if out.unknown is None else torch.cat([out.logits, out.unknown], 1)).float()
 
-    def _maps(self, out: SegOutput, size: tuple[int, int], shape: tuple[int, int]) -> _Maps:
-        return _Maps(out, size, shape, self.scores, self.novelty)
+    def _maps(
+        self, logits: Tensor, unknown: Tensor | None, size: tuple[int, int], shape: tuple[int, int]
+    ) -> _Maps:
+        return _Maps(logits, unknown, size, shape, self.scores, self.novelty)
 
     def _view(self, shape: tuple[int, int]) -> View:
         """The whole image at the scale of the evaluation."""
@@ -334,8 +349,7 @@ class Predictor:
         mean = total[:, :-1].div_(total[:, -1:])
         known = len(self.classes)
         unknown = mean[:, known:] if mean.shape[1] > known else None
-        merged = SegOutput(mean[:, :known], unknown, mean.new_empty(0), ())
-        return self._maps(merged, (size[0], size[1]), shape)
+        return self._maps(mean[:, :known], unknown, (size[0], size[1]), shape)
 
 
 def _tile(pixels: Pixels, top: int, left: int, height: int, width: int) -> Pixels:

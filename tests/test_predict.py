@@ -540,7 +540,7 @@ def test_tiles_weigh_less_towards_their_border() -> None:
     predictor.classes, predictor.crop, predictor.tile = NAMES, None, 64
     predictor._index = np.dtype(np.uint8)
     image = noise(96, 160)  # 6 x 10 cells of 16 pixels; tiles of 4 x 4
-    found = predictor._tiled(image).out.logits[0]
+    found = predictor._tiled(image).logits[0]
     pieces = [(top, left) for top in (0, 2) for left in (0, 3, 6)]  # the last ends where the image does
     cells = F.avg_pool2d(torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255, STRIDE)
     tent = (1, 2, 2, 1)
