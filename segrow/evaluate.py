@@ -13,6 +13,7 @@ from .data.base import SegDataset, Split
 from .data.loader import EvalImages, Loaded, collate, iterate, to_device
 from .errors import LeakError, UserError
 from .model.segmenter import Segmenter
+from .precision import true_float32
 from .processes import loader_processes
 
 Features = Callable[[Segmenter, Tensor, Sequence[str]], Tensor]
@@ -71,6 +72,7 @@ def eval_loader(
 
 
 @torch.inference_mode()
+@true_float32()
 def evaluate(
     model: Segmenter,
     scores: Scores,
@@ -110,6 +112,7 @@ def evaluate(
 
 
 @torch.inference_mode()
+@true_float32()
 def image_matrices(
     models: Sequence[tuple[Segmenter, Scores]],
     loader: DataLoader[Loaded | UserError | LeakError],

@@ -7,7 +7,8 @@ iteration on an AVX2 processor took fifteen times as long as in float32.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,40 @@ def native_bf16(device: str) -> tuple[bool, str]:
     if set_to and set_to[1].lower() in _WITHOUT_BF16:
         return False, f"{'='.join(set_to)} makes this processor emulate bf16, which is many times slower"
     return True, "this processor computes in bf16"
+
+
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """Within, or in a function so decorated, float32 on a GPU is float32.
+
+    There torch multiplies float32 in convolutions with 10 bits by default (TF32), which is fine for training.
+    What is evaluated, judged or shown should not depend on the device.
+    """
+    import torch
+
+    new = torch.__version__ >= "2.9"  # its switches and the older ones must not be mixed
+    products = torch.backends.cuda.matmul
+    convolutions = torch.backends.cudnn.conv if new else torch.backends.cudnn  # type: ignore[attr-defined]
+    name, exact = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
+    before = [(switch, getattr(switch, name)) for switch in (products, convolutions)]
+    try:
+        for switch, _ in before:
+            setattr(switch, name, exact)
+        yield
+    finally:
+        for switch, value in before:
+            setattr(switch, name, value)
+
+
+def uses_tf32(device: str) -> bool:
+    """Whether float32 convolutions on a device are computed in TF32, as torch does by default on a GPU."""
+    import torch
+
+    if device != "cuda":
+        return False
+    if torch.__version__ >= "2.9":
+        return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
+    return torch.backends.cudnn.allow_tf32
 
 
 def continued(before: str, used: str) -> str:

@@ -28,7 +28,7 @@ from .methods.base import unsure
 from .model.fused import fuse
 from .model.segmenter import Segmenter, SegOutput
 from .palette import voc_palette
-from .precision import PrecisionWarning, choose
+from .precision import PrecisionWarning, choose, true_float32
 from .processes import limit_threads
 from .report.figures import overlay
 from .stored import find_model, load_with_method
@@ -268,6 +268,7 @@ class Predictor:
             return [self._segment(one, torch.device("cpu")) for one in image]
         return self._segment(image, self.device)
 
+    @true_float32()
     def _segment(self, image: Image_, keep: torch.device) -> Segmentation:
         """One image; its maps stay on the device `keep` until they are asked for."""
         pixels = as_rgb(image)

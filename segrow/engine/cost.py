@@ -67,6 +67,11 @@ def _peak_of_the_process() -> int:
     return peak if sys.platform == "darwin" else peak * _KIB  # macOS counts bytes
 
 
+def device_name(device: torch.device) -> str:
+    """What a step was trained on: "cpu", or the name of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """Trainable and total number of parameters."""
     total = sum(p.numel() for p in model.parameters())

@@ -27,14 +27,14 @@ from ..model.norm import synchronise_norms
 from ..model.record import read_file_beside, read_record
 from ..model.segmenter import Segmenter, build_segmenter
 from ..model.store import load_model, save_model
-from ..precision import MIXED, last
+from ..precision import MIXED, last, uses_tf32
 from ..resources import enough_memory, named
 from ..sealed import write_sealed_json, write_sealed_yaml
 from ..stored import MEMORY, METHOD_STATE, load_memory, load_with_method, restore_state, state_of
 from ..wording import count
 from .changes import changed_remarks, note_change, note_lost, read_changes
 from .checkpoint import Checkpoint, last_good
-from .cost import Stopwatch, parameter_counts, peak_memory, reset_peak_memory, stored_bytes
+from .cost import Stopwatch, device_name, parameter_counts, peak_memory, reset_peak_memory, stored_bytes
 from .exemplars import Chooser
 from .feature_store import FeatureStore
 from .features import keep_features
@@ -348,6 +348,8 @@ class Run:
                 "exemplars": len(exemplars),
                 "features": features.record() if features else None,
                 "precision": trainer.precision,
+                "device": device_name(self.fabric.device),
+                "tf32": trainer.precision == "32" and uses_tf32(self.fabric.device.type),
             }
             if selection:
                 training["selected"] = selection.record()
