@@ -32,18 +32,27 @@ def by_bands(
 
     The bands together are `upsample(logits, size)`, up to rounding; it never exists as a whole. `decide` must
     look at every pixel by itself. On a CPU several threads call it at once, in no order, without gradients.
+    On a GPU, where every call costs, it is called with as many whole images as make up a band.
 
     Args:
         logits: B C h w.
         unknown: B 1 h w or None, upsampled beside the logits.
         size: H and W of the result.
-        decide: Upsampled logits 1 C r W and unknown (1 1 r W or None) -> 1 r W, for any number of rows r.
+        decide: Upsampled logits B C r W and unknown (B 1 r W or None) -> B r W, for any number of images and
+            of rows r.
         dtype: Of the result.
 
     Returns:
         B H W.
     """
     result = torch.empty((len(logits), *size), dtype=dtype, device=logits.device)
+    if together := _images_at_once(logits, size):
+        with torch.inference_mode():
+            for start in range(0, len(logits), together):
+                some = slice(start, start + together)
+                other = None if unknown is None else upsample(unknown[some], size)
+                result[some] = decide(upsample(logits[some], size), other)
+        return result
 
     @torch.inference_mode()
     def work(span: tuple[int, int, int]) -> None:
@@ -66,6 +75,13 @@ def by_bands(
     finally:
         torch.set_num_threads(threads)
     return result
+
+
+def _images_at_once(logits: Tensor, size: Sequence[int]) -> int:
+    """How many whole images are a band on a GPU; 0: an image is more than one, or this is no GPU."""
+    if logits.device.type == "cpu":
+        return 0
+    return DEVICE_BAND_BYTES // (4 * logits.shape[1] * size[0] * size[1])
 
 
 def _threads(logits: Tensor, size: Sequence[int]) -> int:

@@ -158,3 +158,39 @@ def test_an_error_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(ZeroDivisionError):
         by_bands(torch.zeros(1, 2, 4, 4), None, (8, 8), lambda x, u: x[:, 0] * (1 // 0), torch.float32)
     assert torch.get_num_threads() == 3
+
+
+# --- a GPU: whole images, as many as fit a band ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("together", [1, 2, 5])
+@pytest.mark.parametrize("with_unknown", [True, False])
+def test_whole_images_say_what_bands_say(
+    together: int, with_unknown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps_, other = maps(21, seed=5, images=3)
+    unknown = other if with_unknown else None
+
+    def best(logits: Tensor, unknown: Tensor | None) -> Tensor:
+        shown = logits if unknown is None else torch.cat([logits[:, :1] + unknown, logits[:, 1:]], 1)
+        return shown.max(1).indices
+
+    bands = by_bands(maps_, unknown, (40, 41), best, torch.int64)
+    monkeypatch.setattr(argmax, "_images_at_once", lambda logits, size: together)
+    seen: list[int] = []
+
+    def counted(logits: Tensor, unknown: Tensor | None) -> Tensor:
+        seen.append(len(logits))
+        return best(logits, unknown)
+
+    whole = by_bands(maps_, unknown, (40, 41), counted, torch.int64)
+    assert (whole == bands).float().mean() > 0.999
+    assert seen == [min(together, 3 - start) for start in range(0, 3, together)]
+
+
+@pytest.mark.parametrize(
+    ("device", "side", "expected"),
+    [("meta", 513, 11), ("meta", 10_000, 0), ("meta", 8, 45454), ("cpu", 8, 0)],  # meta: as a GPU
+)
+def test_how_many_images_are_a_band(device: str, side: int, expected: int) -> None:
+    assert argmax._images_at_once(torch.empty(2, 22, 1, 1, device=device), (side, side)) == expected
