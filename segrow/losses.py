@@ -4,12 +4,13 @@ Labels are class indices B H W (int64); channels C onwards are auxiliary (unknow
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def wide(x: Tensor) -> Tensor:
@@ -108,6 +109,43 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Softmax cross-entropy, B C H W and B H W -> B H W; 0 where target is negative."""
     target = target.masked_fill(target < 0, -1)
     return F.cross_entropy(logits, target, ignore_index=-1, reduction="none")
+
+
+PIECE = 1 << 26
+"""Numbers of upsampled logits, 256 MiB of them, of which a softmax loss keeps what its gradient needs."""
+
+
+def in_pieces(loss: Callable[..., Tensor], logits: Tensor, labels: Tensor, *more: Tensor) -> Tensor:
+    """`loss(logits, labels, *more)`, a few images at a time where all of them would need much memory.
+
+    A softmax loss keeps several tensors of all classes and pixels for its gradient: 26 GiB of 150 classes and
+    24 images of 512 pixels. In pieces they are dropped, and computed again in the backward pass.
+
+    Args:
+        loss: Low-resolution logits b C h w, labels b H W and more, for any number of images -> b ... H W.
+        logits: B C h w.
+        labels: B H W.
+        more: Tensors of B rows.
+    """
+    images = max(1, PIECE // (logits.shape[1] * labels[0].numel()))
+    if images >= len(logits):
+        return loss(logits, labels, *more)
+    pieces = zip(*(torch.split(part, images) for part in (logits, labels, *more)), strict=True)
+    again = [checkpoint(loss, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+    return torch.cat(again)
+
+
+def softmax_upsampled(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target: Tensor) -> Tensor:
+    """`loss` (cross_entropy or focal) of logits that are upsampled to the target's size, `in_pieces`.
+
+    Args:
+        logits: B C h w.
+        target: B H W.
+
+    Returns:
+        B H W.
+    """
+    return in_pieces(lambda low, y: loss(upsample(low, y.shape[-2:]), y), logits, target)
 
 
 def focal(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Literal, final
 from torch import Tensor
 
 from ..batch import Batch
-from ..losses import cross_entropy, one_vs_rest_upsampled, upsample
+from ..losses import cross_entropy, one_vs_rest_upsampled, softmax_upsampled
 from .base import Method, StepContext
 
 
@@ -24,7 +24,7 @@ class Finetune(Method):
     def loss(self, ctx: StepContext, batch: Batch) -> dict[str, Tensor]:
         logits, labels = ctx.forward(batch).logits, batch.labels
         if self.loss_type == "ce":
-            values = cross_entropy(upsample(logits, labels.shape[-2:]), labels)
+            values = softmax_upsampled(cross_entropy, logits, labels)
         else:
             values = one_vs_rest_upsampled(logits, labels)
         return {self.loss_type: ctx.mean(values, labels >= 0)}

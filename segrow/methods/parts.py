@@ -20,8 +20,10 @@ from ..losses import (
     POD_SCALES,
     cross_entropy,
     distillation,
+    in_pieces,
     normalised_entropy,
     pod_distance,
+    softmax_upsampled,
     unbiased_cross_entropy,
     unbiased_distillation,
     upsample,
@@ -352,26 +354,32 @@ class Distilling(Composed, abc.ABC):
         """Cross-entropy, ignored pixels in its denominator too (METHODS 3), and what holds old classes."""
         size = batch.labels.shape[-2:]
         if ctx.teacher is None:
-            logits = upsample(ctx.forward(batch).logits, size)
-            return {"ce": cross_entropy(logits, batch.labels).mean()}
+            logits = ctx.forward(batch).logits
+            return {"ce": softmax_upsampled(cross_entropy, logits, batch.labels).mean()}
         before = self.pod > 0
         out = ctx.forward(batch, before)
         teacher = ctx.teach(batch, before) if self.held else None
-        logits = upsample(out.logits, size)
         labels, confident = self.fill(self.judged(ctx, batch, teacher), batch.labels)
-        if self.unbiased:
-            # only exemplars and pseudo-labels show old classes: they are not to be lost in background
-            values = unbiased_cross_entropy(logits, labels, ctx.known_before, old_as_background=False)
-        else:
-            values = cross_entropy(logits, labels)
+        distil = unbiased_distillation if self.unbiased else distillation
+
+        def terms(low: Tensor, labels: Tensor, *others: Tensor) -> Tensor:
+            logits = upsample(low, size)
+            if self.unbiased:
+                # only exemplars and pseudo-labels show old classes: they are not to be lost in background
+                values = unbiased_cross_entropy(logits, labels, ctx.known_before, old_as_background=False)
+            else:
+                values = cross_entropy(logits, labels)
+            return torch.stack([values, *(distil(logits, upsample(other, size)) for other in others)], 1)
+
+        others = (teacher.logits,) if teacher is not None and self.kd else ()
+        values, *distilled = in_pieces(terms, out.logits, labels, *others).unbind(1)
         if self.adaptive:
             values = values * confident.view(-1, 1, 1).to(values.dtype)
         losses = {"unce" if self.unbiased else "ce": values.mean()}
         if teacher is None:
             return losses
-        if self.kd:
-            distil = unbiased_distillation if self.unbiased else distillation
-            losses["kd"] = self.kd * distil(logits, upsample(teacher.logits, size)).mean()
+        if distilled:
+            losses["kd"] = self.kd * distilled[0].mean()
         if self.mse:
             ours, theirs = (wide(o.stages[-1]) for o in (out, teacher))
             losses["mse"] = self.mse * F.mse_loss(ours, theirs)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..errors import UserError
-from ..losses import cross_entropy, focal, one_vs_rest_upsampled, upsample
+from ..losses import cross_entropy, focal, one_vs_rest_upsampled, softmax_upsampled
 from ..model.segmenter import Segmenter
 from ..scenario import IGNORE, UNKNOWN
 from .base import ParameterGroup, StepContext
@@ -121,7 +121,7 @@ class Ssul(Composed):
             values = one_vs_rest_upsampled(channels, target)
         else:
             pixelwise = cross_entropy if self.loss_type == "ce" else focal
-            values = pixelwise(upsample(channels, labels.shape[-2:]), target)
+            values = softmax_upsampled(pixelwise, channels, target)
         return {self.loss_type: ctx.mean(values, labels != IGNORE)}
 
     def scores(self, logits: Tensor, unknown: Tensor | None) -> Tensor:
