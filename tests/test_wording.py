@@ -109,6 +109,17 @@ def test_a_name_twice_in_a_list_is_told(tmp_path: Path) -> None:
     assert f"{path}: 2 lines repeat an image of the list and are left out (first {names[0]})" in data.notes
 
 
-def test_a_device_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert cli.main(["train", "--data.root", str(tmp_path), "--train.device", "mps"]) == 2
-    assert "--train.device is mps, expected auto" in only_line(capsys.readouterr().err)
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "report"])
+def test_a_device_on_the_command_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    """Before anything is read."""
+    option = "--train.device" if command == "train" else "--device"
+    words = {
+        "train": ["--data.root", str(tmp_path)],
+        "eval": [str(tmp_path)],
+        "predict": [str(tmp_path), "x.jpg", "--out", str(tmp_path / "out")],
+        "report": [str(tmp_path)],
+    }[command]
+    assert cli.main([command, *words, option, "mps"]) == 2
+    assert f"{option} is mps, expected auto" in only_line(capsys.readouterr().err)

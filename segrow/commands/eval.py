@@ -45,7 +45,7 @@ class EvalOptions:
         workers: Loader processes.
         allow_code: Import a method from outside segrow.
         crop: Side of the centre crop in pixels, None for whole images, or as the model's run evaluated.
-        device: auto, cpu or cuda.
+        device: cpu or cuda.
         ignore: Categories of a folder in COCO's or CVAT's layout that count nowhere.
         exclude: File that lists images to leave out.
     """
@@ -58,7 +58,7 @@ class EvalOptions:
     workers: int = 2
     allow_code: bool = False
     crop: int | Literal["stored"] | None = "stored"
-    device: str = "auto"
+    device: Literal["cpu", "cuda"] = "cpu"
     ignore: tuple[str, ...] | None = None
     exclude: str | None = None
 
@@ -86,6 +86,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     parser.add_argument("--allow_code", action="store_true", help="import a method from outside segrow")
     parser.add_argument("--out", help="also write the confusion matrix to this JSON file")
     parser.add_argument("--json", action="store_true")
@@ -101,6 +102,7 @@ def main(argv: Sequence[str]) -> int:
         args.batch_size,
         args.workers,
         args.allow_code,
+        device=choose_device(args.device, "--device"),
         ignore=None if args.ignore is None else tuple(split_names(args.ignore, "--data.ignore")),
         exclude=args.exclude,
     )
@@ -135,7 +137,7 @@ def evaluate_model(folder: Path, options: EvalOptions, progress: bool) -> dict[s
     Raises:
         UserError: When there is no model or data, or they do not fit.
     """
-    device = torch.device(choose_device(options.device, "--train.device"))
+    device = torch.device(options.device)
     limit_threads()
     model, meta, method = load_with_method(folder, options.allow_code, device)
     origin, protocol = meta["scenario"], meta["protocol"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.progress import track
 
 from ..data.taken import taken_notes
+from ..devices import choose_device
 from ..precision import PrecisionWarning
 from ..predict import load
 from ..predict_files import Prediction, find_images, predict_files
@@ -49,11 +50,18 @@ def main(argv: Sequence[str]) -> int:
         help="bf16: faster where the processor computes in it, but where classes are close a pixel can get "
         "another one; auto (default): bf16 there, else 32",
     )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     parser.add_argument("--allow_code", action="store_true", help="import a method from outside segrow")
     args = parser.parse_args(list(argv))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PrecisionWarning)  # the line below says it
-        predictor = load(args.model, precision=args.precision, tile=args.tile, allow_code=args.allow_code)
+        predictor = load(
+            args.model,
+            device=choose_device(args.device, "--device"),
+            precision=args.precision,
+            tile=args.tile,
+            allow_code=args.allow_code,
+        )
     if predictor.precision.line:
         Terminal(stderr=True).say(predictor.precision.line)
     jobs, notes = find_images(args.images, Path(args.out))

@@ -33,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="N",
         help=f"choose the pictures among N validation images (default: {POOL}); 0: no pictures",
     )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     parser.add_argument("--allow_code", action="store_true", help="import a method from outside segrow")
     args = parser.parse_args(list(argv))
     definition(args.definition)
@@ -42,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     out = Path(args.out) if args.out else (folders[0] if len(folders) == 1 else Path()) / "report.html"
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out {out} should be an .html file; its figures go into a folder beside it")
+    from ..devices import choose_device
     from ..report.page import write_report
 
     figures = write_report(
@@ -51,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
         root=args.root,
         pool=args.images,
         allow_code=args.allow_code,
+        device=choose_device(args.device, "--device"),
         say=Terminal(stderr=True).say,
     )
     console = Terminal()

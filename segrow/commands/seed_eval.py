@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from ..devices import choose_device
 from ..errors import UserError
 from ..protocol import counts, summarise
 from ..terminal import Terminal
@@ -47,7 +48,7 @@ def run(seed: Seed, place: Place) -> int:
         batch_size=config.train.val_batch_size,
         workers=config.train.workers,
         crop=config.train.crop if config.train.crop_val else None,
-        device=config.train.device,
+        device=choose_device(config.train.device, "--train.device"),
     )
     one = replace(place, count=1, visible=place.visible.partition(",")[0])
     console = Terminal()

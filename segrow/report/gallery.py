@@ -186,6 +186,7 @@ def update_gallery(
     pool: int,
     allow_code: bool,
     trusted: Method | None = None,
+    device: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Gallery:
     """Draw what is missing of a run's pictures.
@@ -196,6 +197,7 @@ def update_gallery(
         pool: Most images of the pool.
         allow_code: Import a method from outside segrow.
         trusted: A method that is in use already.
+        device: Where pictures are predicted, cpu or cuda; None: a GPU if there is one.
         say: Gets a line for each step that is drawn.
 
     Raises:
@@ -212,9 +214,9 @@ def update_gallery(
     }
     if _undrawn(run, folder, about):
         with locked(folder, "segrow report"):
-            _draw_missing(
-                run, source, about, partial(_draw_step, allow_code=allow_code, trusted=trusted), say
-            )
+            place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            draw = partial(_draw_step, allow_code=allow_code, trusted=trusted, device=place)
+            _draw_missing(run, source, about, draw, say)
     return stored_gallery(run)
 
 
@@ -369,11 +371,16 @@ def _draw_pool(folder: Path, source: Source) -> None:
 
 
 def _draw_step(
-    folder: Path, source: Source, run: ReportRun, step: int, allow_code: bool, trusted: Method | None
+    folder: Path,
+    source: Source,
+    run: ReportRun,
+    step: int,
+    allow_code: bool,
+    trusted: Method | None,
+    device: str,
 ) -> None:
     target = folder / f"step_{step:02d}"
     shutil.rmtree(target, ignore_errors=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     model, meta, reader = load_with_method(RunPaths(run.folder).model(step), allow_code, device, trusted)
     crop = meta["protocol"]["crop"] if meta["protocol"]["crop_val"] else None
     predictor = Predictor(

@@ -52,6 +52,7 @@ def write_report(
     pool: int = POOL,
     allow_code: bool = False,
     trusted: Method | None = None,
+    device: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Path:
     """Write the page, and its figures as PNG, SVG and CSV in a folder beside it.
@@ -64,6 +65,7 @@ def write_report(
         pool: Validation images among which the shown ones are chosen; 0 = no pictures.
         allow_code: Import methods from outside segrow.
         trusted: A method that is in use already, so its code need not be allowed.
+        device: Where pictures are predicted, cpu or cuda; None: a GPU if there is one.
         say: Gets a line for each step whose pictures are drawn, and for each run without pictures or with
             older ones.
 
@@ -79,7 +81,7 @@ def write_report(
     groups = group_runs(runs)
     pictures = Pictures(problems=["pictures were not asked for"]) if not pool else Pictures()
     for run in shown_runs(groups) if pool else ():
-        _draw(run, root, pool, allow_code, trusted, say, pictures)
+        _draw(run, root, pool, allow_code, trusted, device, say, pictures)
     same, chosen = _chosen(pictures, shown_runs(groups))
     if say and pool:
         for problem in pictures.problems:
@@ -108,12 +110,13 @@ def _draw(
     pool: int,
     allow_code: bool,
     trusted: Method | None,
+    device: str | None,
     say: Callable[[str], None] | None,
     pictures: Pictures,
 ) -> None:
     """Bring a run's pictures up to date, or take those of an earlier report."""
     try:
-        pictures.galleries[run.name] = update_gallery(run, root, pool, allow_code, trusted, say)
+        pictures.galleries[run.name] = update_gallery(run, root, pool, allow_code, trusted, device, say)
         return
     except UserError as error:
         problem = f"{run.name}: {error}"
