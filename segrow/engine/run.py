@@ -58,7 +58,7 @@ from .records import KEPT, SHARED, all_remarks, base_remark, empty_results, mode
 from .resume import fits
 from .scan import scan
 from .select import Selection, new_classes_score
-from .setup import Prepared, check_ranges, is_first_process, make_fabric, prepare, together
+from .setup import Prepared, check_ranges, check_started, is_first_process, make_fabric, prepare, together
 from .step import StepTrainer, epoch_plan, mix_seed
 from .val_features import GIB, KeptFeatures
 from .validate import Validation
@@ -93,6 +93,7 @@ def train(
         UserError: For every mistake in the options, the data or the folder, before anything is written.
     """
     check_ranges(config)
+    check_started(config.train.devices)
     # the other processes of a data-parallel run write nothing of their own
     with named(out), locked(out, "segrow train") if is_first_process() else nullcontext():
         return _train(config, method, out, base, remarks, after_step, strict, left or TimeLeft())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import Precision
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
@@ -23,6 +24,7 @@ from ..methods.base import Method
 from ..precision import choose
 from ..processes import can_start_again, limit_threads
 from ..scenario import Scenario, Step, build_scenario
+from ..wording import count
 from .select import check_selection
 from .step import make_precision
 
@@ -245,12 +247,46 @@ def is_first_process() -> bool:
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
+def check_started(devices: int) -> None:
+    """Compare --train.devices with the processes that were started from outside: torchrun's, SLURM's.
+
+    Else each of them would be a run of its own in one folder, or devices would be idle without a word. Only
+    the first process says so; the others end.
+
+    Raises:
+        UserError: They differ.
+    """
+    by, started, advice = _started(devices)
+    if started in (0, devices):
+        return
+    if not is_first_process():
+        raise SystemExit(2)
+    raise UserError(
+        f"{by} started {count(started, 'process')}, and --train.devices is {devices}; "
+        f"give --train.devices {started}, or {advice}"
+    )
+
+
+def _started(devices: int) -> tuple[str, int, str]:
+    """Who started the processes of this program, how many, and what would start `devices`; 0: nobody."""
+    here = os.environ
+    if "TORCHELASTIC_RUN_ID" in here:
+        advice = f"torchrun --nproc_per_node {devices}" if devices > 1 else "leave torchrun out"
+        return "torchrun", int(here["WORLD_SIZE"]), advice
+    if SLURMEnvironment.detect():
+        return "SLURM", int(here["SLURM_NTASKS"]), f"srun --ntasks {devices}"
+    if {"LOCAL_RANK", "WORLD_SIZE"} <= here.keys():
+        return "an earlier call in this program", int(here["WORLD_SIZE"]), "a program of its own"
+    return "", 0, ""
+
+
 def make_fabric(train: TrainConfig) -> tuple[Fabric, Precision]:
     """Devices and precision; starts the other processes of a data-parallel run.
 
     Raises:
-        UserError: For a device that is not there.
+        UserError: For a device that is not there, or another number of processes than devices.
     """
+    check_started(train.devices)
     device = choose_device(train.device, "--train.device")
     if device == "cuda" and train.devices > torch.cuda.device_count():
         raise UserError(f"--train.devices {train.devices}, but there are {torch.cuda.device_count()} GPUs")
@@ -269,6 +305,11 @@ def make_fabric(train: TrainConfig) -> tuple[Fabric, Precision]:
         plugins=[precision],
     )
     fabric.launch()
+    if fabric.world_size != train.devices:
+        raise UserError(
+            f"{fabric.world_size} processes train together, and --train.devices is {train.devices}; "
+            f"give --train.devices {fabric.world_size}"
+        )
     return fabric, precision
 
 
