@@ -944,7 +944,7 @@ def test_without_data_kept_pictures_are_shown_and_named_so(run: Path, tmp_path: 
     copy = moved(run, tmp_path / "copy")
     (one,) = read_runs([copy], "ssul")
     pictures = Pictures()
-    page_module._draw(one, None, 64, False, None, None, pictures)
+    page_module._draw(one, None, 64, False, None, "cpu", None, pictures)
     assert list(pictures.galleries) == ["copy"]
     (problem,) = pictures.problems
     assert problem.endswith("its pictures are those of an earlier report")
@@ -959,7 +959,7 @@ def test_a_folder_that_may_only_be_read(run: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(gallery_module, "write_atomic", fail)
     (one,) = read_runs([copy], "ssul")
     pictures = Pictures()
-    page_module._draw(one, None, 64, False, None, None, pictures)
+    page_module._draw(one, None, 64, False, None, "cpu", None, pictures)
     assert pictures.galleries == {}
     assert "pictures cannot be kept" in pictures.problems[0]
 
