@@ -38,7 +38,8 @@ def read_classes(path: Path) -> Classes:
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; it names the classes, one a line, background first")
-    lines = given = class_lines(path)
+    lines = class_lines(path)
+    filled = sum(map(bool, lines))
     _check_form(path, lines)
     if named := parse_colours(lines):
         lines = [name for name, _ in named]
@@ -49,7 +50,7 @@ def read_classes(path: Path) -> Classes:
     names = ("background", *map(plain_name, lines[1:]))
     if len(names) < 2 or len(names) > 65535:
         raise UserError(
-            f"{path} has {count(len(given), 'line')}; expected background and 1 to 65534 classes, one a line"
+            f"{path} has {count(filled, 'line')}; expected background and 1 to 65534 classes, one a line"
         )
     said = _line_0(path, plain_name(lines[0]), names)
     where: dict[str, int] = {}
