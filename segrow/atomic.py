@@ -312,8 +312,10 @@ def locked(directory: Path, what: str) -> Iterator[None]:
         if machine_refuses(error):  # a full disk, too many open files: another place would not help
             error.filename = str(directory)
             raise
+        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+        way = ": a part of that path is a file" if in_the_way else ", or allow writing there"
         raise UserError(
-            f"{directory} cannot be written ({error.strerror}); choose another place, or allow writing there"
+            f"{directory} cannot be written ({error.strerror}); choose another place{way}"
         ) from None
     try:
         _mine[place] = threading.get_ident()
