@@ -81,7 +81,7 @@ def command(arguments):
     exec({code!r}, globals(), found)
     return found["code"]
 fuzz_run.cli.main = command
-fuzz_run.CPU_S = 1
+fuzz_run.CPU_S = {1 if "while" in code else 10}
 lane = pathlib.Path({str(tmp_path)!r})
 pid = os.fork()
 if pid == 0:

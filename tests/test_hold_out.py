@@ -19,9 +19,8 @@ FOLDER = ("--data.name", "folder", "--data.classes", "apple,pear,plum", "--metho
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     monkeypatch.setenv("SEGROW_CACHE", str(tmp_path / "cache"))
     tree = folder_tree(tmp_path / "fruit", train=20, val=0, saliency=True, suffix="jpg")
-    (tree.root / "images/train/deep").mkdir()
-    (tree.root / "masks/train/deep").mkdir()
-    for kind, suffix in (("images", "jpg"), ("masks", "png")):
+    for kind, suffix in (("images", "jpg"), ("masks", "png"), ("saliency", "png")):
+        (tree.root / kind / "train/deep").mkdir()
         for k in range(6):  # ids of sub-folders go through all that follows
             file = tree.root / kind / f"train/train{k:04d}.{suffix}"
             file.rename(file.parent / "deep" / file.name)

@@ -74,18 +74,19 @@ def count(owner: Any, name: str, patch: pytest.MonkeyPatch) -> list[None]:
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "n", "left"),
-    [
-        (StepTrainer, "_update", 1, 4),
-        (StepTrainer, "_update", 4, 2),
-        (Checkpoint, "save", 2, 2),
-        (step, "_judge", 1, 0),
-        (step, "succeed", 1, 0),
-        (store, "_fill", 3, 0),
+    ("number", "code", "owner", "name", "n", "left"),
+    [  # every place once, every signal at one place
+        (*SIGNALS[0], StepTrainer, "_update", 1, 4),
+        (*SIGNALS[1], StepTrainer, "_update", 1, 4),
+        (*SIGNALS[2], StepTrainer, "_update", 1, 4),
+        (*SIGNALS[0], StepTrainer, "_update", 4, 2),
+        (*SIGNALS[0], Checkpoint, "save", 2, 2),
+        (*SIGNALS[0], step, "_judge", 1, 0),
+        (*SIGNALS[0], step, "succeed", 1, 0),
+        (*SIGNALS[0], store, "_fill", 3, 0),
     ],
-    ids=["first update", "second epoch", "checkpoint", "gate", "exchange", "reading back"],
+    ids=["term", "int", "hup", "second epoch", "checkpoint", "gate", "exchange", "reading back"],
 )
-@pytest.mark.parametrize(("number", "code"), SIGNALS, ids=["term", "int", "hup"])
 def test_the_same_command_goes_on(
     base: Path,
     taught: bytes,
@@ -99,8 +100,6 @@ def test_the_same_command_goes_on(
     left: int,
 ) -> None:
     """Args: left: updates of 4 that are still to be done."""
-    if number != signal.SIGTERM and name != "_update":
-        pytest.skip("every place once, every signal at one place")
     animals = Path(shutil.copytree(base / "animals", tmp_path / "animals"))
     there = snapshot(animals)
     with pytest.MonkeyPatch.context() as patch:
