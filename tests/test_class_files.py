@@ -24,7 +24,7 @@ def classes(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "form", ["{1} {0}", "{1},{0}", "{1}\t{0}", "{1}: {0}", "{1} ({0})", "{1}={0}", "{0} {1}"]
+    "form", ["{1} {0}", "{1},{0}", "{1}\t{0}", "{1}: {0}", "{1} ({0})", "{1}={0}", "{1} # {0}", "{0} {1}"]
 )
 @pytest.mark.parametrize("bare", [False, True], ids=["all", "but background"])
 def test_numbers_that_are_the_lines_own_are_left_out(tmp_path: Path, form: str, bare: bool) -> None:

@@ -57,6 +57,18 @@ def test_what_is_not_seen_in_a_category(tmp_path: Path) -> None:
     assert data.notes == ('a.json: characters that are not seen, around names, are left out ("cat\\u200b")',)
 
 
+def test_a_group_counts_as_its_class_and_is_told(tmp_path: Path) -> None:
+    put(tmp_path, "a.json", "a.png", "cat")
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["annotations"][0]["iscrowd"] = 1
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    data = CocoDataset(tmp_path)
+    assert data.notes == (
+        "a.json: 1 annotation of groups (iscrowd 1): all pixels of their outlines count as the class",
+    )
+    assert (data.mask("train", "a") == 1).any()
+
+
 def test_an_excluded_image_is_not_called_unlisted(tmp_path: Path) -> None:
     put(tmp_path, "a.json", "a.png", "cat")
     assert CocoDataset(tmp_path, exclude=frozenset({"train/a"})).notes == ()

@@ -5,7 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from trees import folder_tree
 
+from segrow import cli
+from segrow.data import open_dataset
 from segrow.data.examine import Files, examine
 from segrow.data.index import check_pair
 from segrow.data.masks import Values, read_mask, stretched
@@ -49,3 +52,43 @@ def test_modes_without_one_value_a_pixel(tmp_path: Path, mode: str) -> None:
     ) as caught:
         read_mask(tmp_path / "a.tif", Values(3, 255))
     assert "labelmap" not in str(caught.value)
+
+
+# --- palettes of greys: one reading for all masks of a split ----------------------------------------------
+
+
+def indexed(path: Path, index: np.ndarray, greys: list[int]) -> None:
+    picture = Image.fromarray(index.astype(np.uint8), "P")
+    picture.putpalette([value for grey in greys for value in (grey, grey, grey)])
+    picture.save(path)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([0, 2, 255], [0, 255]),  # cut to what is used: 255 would be ignored here, class 1 there
+        ([0, 1, 7], [0, 30, 60]),  # as greys spread to look at: few of them are class numbers by chance
+    ],
+)
+@pytest.mark.parametrize("check", [False, True])
+def test_greys_in_one_mask_and_indices_in_another_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], first: list[int], second: list[int], check: bool
+) -> None:
+    names = ("background", *(f"class{k}" for k in "abcdefg"))
+    tree = folder_tree(tmp_path / "set", names, train=[{1}, {1}], val=0)
+    for k, greys in enumerate((first, second)):
+        index = np.zeros((24, 32), np.uint8)
+        index[4:12] = 1
+        index[14:20] = len(greys) - 1
+        indexed(tree.root / f"masks/train/train{k:04d}.png", index, greys)
+    if check:
+        assert cli.main(["data", "check", str(tree.root)]) != 0
+        said = capsys.readouterr().out
+    else:
+        data = open_dataset("folder", str(tree.root))
+        with pytest.raises(UserError) as error:  # one is held out: the two are of different splits
+            _ = data.presence("train", progress=False), data.presence("val", progress=False)
+        said = str(error.value)
+    words = " ".join(said.split())
+    assert "palettes of greys that differ: in 1 all greys are class numbers (first " in words
+    assert "save all masks as grey PNG" in words

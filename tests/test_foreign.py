@@ -426,6 +426,36 @@ def test_other_numbers_become_float32_and_it_is_said(tmp_path: Path, dtype: torc
     assert said == [f"{tmp_path / 'net.pth'}: numbers of {dtype} are taken as float32"]
 
 
+@pytest.mark.parametrize("own", ["meta", "dataset_meta in meta", "top"])
+def test_the_list_of_classes_in_a_checkpoint_is_compared(tmp_path: Path, own: str) -> None:
+    """A swapped --names would give every class the other's name."""
+    first, second = [name for name in NAMES if name != "background"][:2]
+    rest = [name for name in NAMES if name not in ("background", first, second)]
+    path, said = tmp_path / "net.pth", list[str]()
+    state = {"state_dict": smp.DeepLabV3("resnet18", **SMALL).state_dict()}
+
+    def store(names: list[str]) -> None:
+        kept: dict[str, Any] = {
+            "meta": {"meta": {"CLASSES": tuple(names)}},
+            "dataset_meta in meta": {"meta": {"dataset_meta": {"classes": names}}},
+            "top": {"class_names": names},
+        }[own]
+        torch.save(kept | state, path)
+
+    store(["background", first, second, *rest])
+    read_foreign(path, NAMES, report=said.append)
+    assert said == []
+    store(["background", second, first, *rest])
+    with pytest.raises(
+        UserError, match=f"lists its classes as {second}, {first}.*give them in the order of the"
+    ):
+        read_foreign(path, NAMES, report=said.append)
+    store(["background", "thing", second, *rest])
+    read_foreign(path, NAMES, report=said.append)
+    assert len(said) == 1
+    assert "lists its classes as thing, " in said[0]
+
+
 def test_conversion_alone(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "model"
     words = ["add", "--from", str(file), "--names", ",".join(NAMES), "--out", str(out)]

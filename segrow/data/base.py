@@ -2,8 +2,9 @@
 
 import abc
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, final
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..errors import UserError
 from ..wording import have
 from .colours import ColourTable
 from .files import open_image, read_image, read_saliency, upright_size
-from .index import Presence, index
+from .index import Presence, Readings, check_readings, index
 from .masks import Values, read_mask
 
 __all__ = ["Presence", "SegDataset", "Split", "find_root"]
@@ -47,6 +48,7 @@ class SegDataset(abc.ABC):
     ignored: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
+    _readings: Mapping[str, Readings] = MappingProxyType({})  # of the splits that `presence` has read
 
     @abc.abstractmethod
     def ids(self, split: Split) -> tuple[str, ...]:
@@ -159,6 +161,8 @@ class SegDataset(abc.ABC):
         pairs = [(str(self.image_path(split, i)), str(self.mask_path(split, i))) for i in ids]
         found = index(self.name, self.root, split, ids, pairs, self.values(), progress)
         self.notes = tuple(dict.fromkeys((*self.notes, *found.notes)))
+        self._readings = {**self._readings, split: found.readings}
+        check_readings(self.root, self._readings.values())
         return found
 
 

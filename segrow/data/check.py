@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import UserError
 from .base import SegDataset, Split
 from .examine import Counts, Files, Found, Kind, Salient, examine_chunk
-from .index import Presence, check_annotated
+from .index import Presence, Readings, check_annotated, check_readings, readings
 from .listing import Unfit
 from .parallel import in_chunks
 from .taken import taken_notes
@@ -128,6 +128,15 @@ class Report:
         return [(image, "; ".join(texts)) for image, texts in why.items()]
 
 
+def _refused(check: Callable[[], None]) -> list[Problem]:
+    """What a check of all masks raises, as a problem."""
+    try:
+        check()
+    except UserError as error:
+        return [Problem("", "value", str(error))]
+    return []
+
+
 def check_tree(open_data: Callable[[frozenset[str]], SegDataset], progress: bool) -> Report:
     """Reads all of a data set.
 
@@ -144,6 +153,7 @@ def check_tree(open_data: Callable[[frozenset[str]], SegDataset], progress: bool
         return Report(None, splits, problems, [])
     contents: dict[bytes, list[tuple[Split, str]]] = defaultdict(list)
     notes: list[str] = []
+    palettes: list[Readings] = []
     for split in SPLITS:
         ids = data.ids(split)
         files = [
@@ -162,11 +172,11 @@ def check_tree(open_data: Callable[[frozenset[str]], SegDataset], progress: bool
             if each.content and not each.unusable:
                 contents[each.content].append((split, image_id))
         notes += taken_notes(flags, ids, split)
-        try:
-            present = splits[split].presence(len(data.class_names)).present
-            check_annotated(data.root, split, data.values(), present, flags)
-        except UserError as error:
-            problems.append(Problem("", "value", str(error)))
+        present = splits[split].presence(len(data.class_names)).present
+        palettes.append(readings(split, ids, flags))
+        if len(present) == len(ids):  # what cannot be used may show classes
+            problems += _refused(partial(check_annotated, data.root, split, data.values(), present, flags))
+    problems += _refused(partial(check_readings, data.root, palettes))
     copies, said = _copies(contents)
     return Report(data, splits, problems + copies, [*data.notes, *notes, *said])
 

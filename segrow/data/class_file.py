@@ -104,7 +104,7 @@ def _without_signs(path: Path, lines: Sequence[str]) -> tuple[list[str], tuple[s
 
 
 _BEFORE = re.compile(r"\s*(?P<number>\d+)(?P<sign>\s*[:;,=.)]\s*|\s+)(?P<name>\S.*)")
-_AFTER = re.compile(r"(?P<name>.*?\S)(?P<sign>\s*[:;,=(]\s*|\s+)(?P<number>\d+)\s*\)?\s*")
+_AFTER = re.compile(r"(?P<name>.*?\S)(?P<sign>\s*[:;,=(#]\s*|\s+)(?P<number>\d+)\s*\)?\s*")
 _CHOOSE = "put every name in quotes where the number belongs to it"
 
 

@@ -103,7 +103,7 @@ def _objects(
     objects: dict[Id, list[Object]] = {image["id"]: [] for image in content["images"]}
     annotated: set[Id] = set()
     bare: Counter[str] = Counter()
-    parts = elsewhere = 0
+    parts = elsewhere = crowds = 0
     for annotation in content["annotations"]:
         where, image = f"{path}: annotation {annotation.get('id')}", annotation["image_id"]
         if image not in objects:
@@ -125,6 +125,7 @@ def _objects(
             bare[next((said for key, said in kinds if annotation.get(key)), "nothing")] += 1
             continue
         parts += bad
+        crowds += annotation.get("iscrowd") in (1, True)
         objects[image].append((outline, names[category], where))
     if bare and not any(objects.values()):
         kinds_said = ", ".join(f"{n} with {kind}" for kind, n in bare.items())
@@ -133,7 +134,13 @@ def _objects(
             f"{_OUTLINES}"
         )
     _check_unit(path, [outline for some in objects.values() for outline, *_ in some])
-    return objects, _remarks(path, bare, parts, elsewhere, len(objects) - len(annotated), len(objects))
+    remarks = _remarks(path, bare, parts, elsewhere, len(objects) - len(annotated), len(objects))
+    if crowds:
+        remarks.append(
+            f"{path.name}: {count(crowds, 'annotation')} of groups (iscrowd 1): all pixels of their outlines "
+            "count as the class"
+        )
+    return objects, remarks
 
 
 def _check_unit(path: Path, outlines: Sequence[Outline]) -> None:

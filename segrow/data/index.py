@@ -8,7 +8,7 @@ modification changed are read again.
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ Pair = tuple[str, str]  # image file, mask file
 Bits = NDArray[np.bool_]
 Stamps = NDArray[np.int64]
 Flags = NDArray[np.int64]
+Readings = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +42,13 @@ class Presence:
         ids: Image ids in the order of the data set.
         present: bool, images x raw ids: whether the mask shows the raw id.
         notes: How files were taken that do not say plainly what their numbers mean, a sentence per kind.
+        readings: Masks with palettes of greys, see `readings`.
     """
 
     ids: tuple[str, ...]
     present: Bits
     notes: tuple[str, ...] = ()
+    readings: Readings = ((), ())
 
 
 def index(
@@ -92,7 +95,28 @@ def index(
             good = [i for i, ok in zip(ids, valid, strict=True) if ok]
             _store(path, good, stamps[valid], values, present[valid], taken[valid])
     check_annotated(root, split, values, present, taken)
-    return Presence(tuple(ids), present, taken_notes(taken, ids, split))
+    return Presence(tuple(ids), present, taken_notes(taken, ids, split), readings(split, ids, taken))
+
+
+def readings(split: str, ids: Sequence[str], taken: Flags) -> Readings:
+    """The masks, as split/id, whose palette's grey is the value, and those whose index is."""
+    by_grey, by_index = (np.flatnonzero(taken & flag).tolist() for flag in (Taken.GREYS, Taken.INDEX))
+    return tuple(f"{split}/{ids[i]}" for i in by_grey), tuple(f"{split}/{ids[i]}" for i in by_index)
+
+
+def check_readings(root: Path, splits: Iterable[Readings]) -> None:
+    """Refuses a data set where of some masks the grey of a palette is the value and of others the index.
+
+    A palette is judged by the greys that one mask uses: those of few classes can be class numbers by chance.
+    """
+    both = list(splits)
+    by_grey, by_index = ([name for one in both for name in one[side]] for side in (0, 1))
+    if by_grey and by_index:
+        raise UserError(
+            f"masks of {root} have palettes of greys that differ: in {len(by_grey)} all greys are class "
+            f"numbers (first {by_grey[0]}), in {len(by_index)} not (first {by_index[0]}), so a class "
+            "may be the index or the grey; save all masks as grey PNG whose values are class numbers"
+        )
 
 
 def check_annotated(root: Path, split: str, values: Values, present: Bits, taken: Flags) -> None:
