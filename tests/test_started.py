@@ -96,24 +96,22 @@ def test_it_is_found_before_the_folder_is_touched(
     assert not (tmp_path / "run").exists()
 
 
-SCRIPT = """
-import sys
-from segrow.cli import main
-for out in sys.argv[1:3]:
-    assert main([*sys.argv[3:], "--out", out]) == 0
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("torchrun", [True, False])
-def test_two_runs_on_two_processes_in_one_program(tmp_path: Path, torchrun: bool) -> None:
-    """The second one uses the processes of the first; under torchrun too."""
+def test_torchrun_with_as_many_processes(tmp_path: Path) -> None:
     build_tree(tmp_path / "data")
-    (tmp_path / "script.py").write_text(SCRIPT)
     more = ("--steps", "1", "--train.epochs", "1", "--train.devices", "2", "--train.precision", "32")
-    words = options(tmp_path / "data", tmp_path / "unused", *more)
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"] if torchrun else []
-    command = [sys.executable, *launcher, "script.py", "one", "two", *words]
+    words = options(tmp_path / "data", tmp_path / "run", *more)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "segrow",
+        *words,
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert weights(tmp_path / "one") == weights(tmp_path / "two")
+    assert len(weights(tmp_path / "run")) == 1
