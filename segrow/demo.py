@@ -147,7 +147,7 @@ def _work(config: RunConfig, name: str, out: Path) -> Iterator[Work]:
 def floors(summaries: Mapping[str, Summary]) -> list[Floor]:
     """What the demo must show (foreground mIoU).
 
-    joint reaches 55 %; finetune's old classes end below 10 %; ssul keeps 80 % of its base-step mIoU on the
+    joint reaches 55 %; finetune's old classes end below 10 %; ssul keeps 70 % of its base-step mIoU on the
     base classes, and its new classes reach two fifths of joint's on the same classes.
     """
     joint = summaries["joint"]["steps"][-1]
@@ -160,8 +160,8 @@ def floors(summaries: Mapping[str, Summary]) -> list[Floor]:
         Floor(best >= 0.55, f"joint reaches {_p(best)} on all classes (floor: 55 %)"),
         Floor(forgotten < 0.10, f"finetune ends at {_p(forgotten)} on its old classes (ceiling: 10 %)"),
         Floor(
-            kept >= 0.8 * start,
-            f"ssul keeps {_p(kept)} of {_p(start)} on its base classes (floor: {_p(0.8 * start)})",
+            kept >= 0.7 * start,
+            f"ssul keeps {_p(kept)} of {_p(start)} on its base classes (floor: {_p(0.7 * start)})",
         ),
         Floor(
             new >= 0.4 * bound,
