@@ -32,9 +32,9 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """The same in page-locked memory, from which a GPU copies while it computes; the loader calls it."""
-        return self._each(Tensor.pin_memory)
+        return self.each(Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """A batch of the changed tensors; a frozen trunk's output is computed anew."""
         return Batch(
             images=change(self.images),

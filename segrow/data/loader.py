@@ -6,7 +6,7 @@ the view is that of (seed, image, turn) instead.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -372,11 +372,6 @@ def iterate(loader: DataLoader[Loaded | UserError | LeakError]) -> Iterator[Load
 def to_device(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
     """Move a batch; labels become int64 there."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return Batch(
-        images=batch.images.to(device, non_blocking=True).contiguous(memory_format=layout),
-        labels=batch.labels.to(device, non_blocking=True).long(),
-        from_memory=batch.from_memory.to(device, non_blocking=True),
-        aux={name: value.to(device, non_blocking=True) for name, value in batch.aux.items()},
-        parts=tuple(part.to(device, non_blocking=True) for part in batch.parts),
-        verdict=None if batch.verdict is None else batch.verdict.to(device, non_blocking=True),
-    )
+    moved = batch.each(lambda tensor: tensor.to(device, non_blocking=True))
+    images = moved.images.contiguous(memory_format=layout)
+    return replace(moved, images=images, labels=moved.labels.long())

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from ..atomic import discard, locked, write_atomic
@@ -25,6 +24,7 @@ from ..config import DataConfig, RunPaths
 from ..data import open_dataset
 from ..data.base import SegDataset
 from ..data.exclude import read_exclusion
+from ..devices import choose_device
 from ..engine.folder import images_hash
 from ..errors import UserError
 from ..methods.base import Method
@@ -214,7 +214,7 @@ def update_gallery(
     }
     if _undrawn(run, folder, about):
         with locked(folder, "segrow report"):
-            place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            place = choose_device(device or "auto", "--device")
             draw = partial(_draw_step, allow_code=allow_code, trusted=trusted, device=place)
             _draw_missing(run, source, about, draw, say)
     return stored_gallery(run)
