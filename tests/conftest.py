@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 from PIL import Image
+from runs import build_tree
 
 from segrow import precision
 
@@ -104,3 +105,9 @@ def rembg(monkeypatch: pytest.MonkeyPatch) -> None:
     module.new_session = new_session  # type: ignore[attr-defined]
     module.remove = remove  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "rembg", module)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small VOC tree of `runs.build_tree`, one a file; some files have another one of this name."""
+    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import build_tree, last_line, options, start, weights
+from runs import last_line, options, start, weights
 from test_resume import Stopper
 
 import segrow.engine.run as engine_run
@@ -19,11 +19,6 @@ from segrow.errors import UserError
 PLOP = ("--method", "plop", "--steps", "2", "--model.width", "4", "--model.output_stride", "8")
 BEST = ("--train.select", "best")
 Check = Callable[[Checkpoint, str], None]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
 
 
 @pytest.fixture(scope="module")

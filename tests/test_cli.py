@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from runs import NAMES, build_tree, last_line, matrices, model, only_line, options, results, start
+from runs import NAMES, last_line, matrices, model, only_line, options, results, start
 
 from segrow import __version__, cli
 from segrow.commands import options as run_options
@@ -25,11 +25,6 @@ from segrow.errors import UserError
 from segrow.methods.base import method_names
 
 SURFACE = Path(__file__).with_name("cli_surface.txt")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
 
 
 @pytest.fixture(scope="module")

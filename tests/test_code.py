@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import build_tree, model, start
+from runs import model, start
 
 import segrow
 from segrow import cli
@@ -17,11 +17,6 @@ from segrow.model.record import hashes_of
 
 CODE = "from pathlib import Path\nPath(__file__).with_suffix('.trace').write_text('it ran')\nclass X: pass\n"
 EVIL = "evil_package.module"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import build_tree, last_line, model, record, results, start, weights
+from runs import last_line, model, record, results, start, weights
 from trees import folder_tree
 
 from segrow import cli
@@ -20,11 +20,6 @@ from segrow.sealed import write_sealed_json, write_sealed_yaml
 
 # all weights are those of the images and the seed; a method with a state, a memory, a frozen trunk
 WORDS = ("--method", "ssul", "--method.unknown", "none", "--memory.size", "6", "--steps", "2")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
 
 
 @pytest.fixture(scope="module")

@@ -33,11 +33,6 @@ MEMORY = ("--memory.size", "6", "--train.log_every", "1")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
-
-
-@pytest.fixture(scope="module")
 def ssul(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of SSUL-M."""
     out = tmp_path_factory.mktemp("runs") / "ssul"

@@ -14,11 +14,6 @@ from segrow import cli
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
-
-
 @pytest.mark.parametrize(
     ("more", "expected"),
     [

@@ -15,7 +15,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import build_tree, last_line, log, matrices, model, results, run_processes, start, weights
+from runs import last_line, log, matrices, model, results, run_processes, start, weights
 from runs import options as run_options
 from steps import shake
 from test_resume import Stopper
@@ -71,11 +71,6 @@ class Bench(NamedTuple):
             for draws in self.plan.batches(epoch):
                 (loaded,) = features.batches([draws])
                 yield loaded, [draw.turn for draw in draws]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from full_disk import Full
-from runs import build_tree, last_line, matrices, options, results, start, weights
+from runs import last_line, matrices, options, results, start, weights
 from tensorboard.summary.writer.record_writer import RecordWriter
 from trees import folder_tree
 
@@ -25,11 +25,6 @@ from segrow.engine.run import Run
 
 Capture = pytest.CaptureFixture[str]
 SAME = ("--memory.size", "6")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs import build_tree, last_line, log, only_line, results, start, weights
+from runs import last_line, log, only_line, results, start, weights
 
 from segrow import cli
 from segrow.engine.checkpoint import Checkpoint
@@ -18,11 +18,6 @@ Capture = pytest.CaptureFixture[str]
 ONE = ("--steps", "1", "--train.epochs", "4", "--train.log_every", "1")
 FAST, SLOW = ("--train.step0_backbone_lr", "0.02"), ("--train.step0_backbone_lr", "0.002")
 REMARK = "from epoch 3 of step 0 on with train.step0_backbone_lr 0.002 instead of 0.02"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
 
 
 def lose(patch: pytest.MonkeyPatch, update: int) -> None:

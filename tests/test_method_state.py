@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from runs import STEPS, build_tree, last_line, matrices, model, only_line, results, start
+from runs import STEPS, last_line, matrices, model, only_line, results, start
 from safetensors.torch import load_file
 from trees import folder_tree
 
@@ -23,11 +23,6 @@ from segrow.stored import METHOD_STATE
 
 OUTSIDE = ("--method", "outside.recalling", "--train.crop_val", "false")
 SIZE = (40, 48)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,11 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from runs import build_tree, last_line, only_line, start
+from runs import last_line, only_line, start
 from trees import folder_tree, voc_tree
 
 from segrow import cli
 from segrow.data.files import read_saliency
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
 
 
 @pytest.fixture(scope="module")

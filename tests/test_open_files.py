@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from runs import build_tree, last_line, model, start, weights
+from runs import last_line, model, start, weights
 
 from segrow import cli
 from segrow.data.files import decode_image, read_image
@@ -28,11 +28,6 @@ MANY = "Too many open files; allow more (ulimit -n 4096), or use fewer workers"
 def _anew() -> Iterator[None]:
     yield
     Sharing.works = True
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
 
 
 @pytest.fixture(scope="module")

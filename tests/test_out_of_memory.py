@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import build_tree, last_line, model, results, start
+from runs import last_line, model, results, start
 from trees import folder_tree
 
 from segrow import cli, resources
@@ -38,11 +38,6 @@ def in_numpy(*words: Any, **options: Any) -> None:
 
 
 FAULTS = pytest.mark.parametrize("fault", [on_a_gpu, on_the_host, in_numpy])
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
 
 
 @pytest.fixture(scope="module")

@@ -128,11 +128,6 @@ def page_of(folders: list[Path], definition: str = "ssul", pictures: Pictures | 
     return render(groups, definition, pictures or Pictures(), {}, [], "report_figures")
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
-
-
 SHORT = ("--task", "2-2", "--memory.size", "6", "--train.epochs", "1")
 
 

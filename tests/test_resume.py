@@ -11,7 +11,6 @@ import pytest
 import torch
 from runs import (
     STEPS,
-    build_tree,
     last_line,
     log,
     matrices,
@@ -37,11 +36,6 @@ from segrow.model.store import load_model, save_model
 from segrow.scenario import Scenario
 
 MEMORY = ("--memory.size", "6", "--train.log_every", "1")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from runs import STEPS, build_tree, matrices, model, results, start, tensors, weights
+from runs import STEPS, matrices, model, results, start, tensors, weights
 from test_resume import Stopper
 
 from segrow.batch import Batch
@@ -21,11 +21,6 @@ from segrow.methods.plop import Plop
 from segrow.model.segmenter import build_segmenter
 
 PLOP = ("--method", "plop", "--model.head", "linear", "--train.crop", "64", "--train.log_every", "1")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from PIL import Image
 from runs import (
     NAMES,
     STEPS,
-    build_tree,
     last_line,
     log,
     matrices,
@@ -50,11 +49,6 @@ SAME = ("--train.batch_size", "2", "--train.crop_val", "false", "--train.log_eve
 LONG = (*SAME, "--seed", "3", "--train.step0_epochs", "51", "--train.epochs", "34", "--memory.size", "4")
 UPDATES = (306, 204, 102)
 SHORT = (*SAME, "--train.epochs", "2")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
 
 
 def _copied(network: torch.nn.Module) -> Tensors:

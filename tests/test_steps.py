@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from runs import (
     STEPS,
-    build_tree,
     log,
     matrices,
     model,
@@ -23,11 +22,6 @@ from segrow.engine.run import Run
 from segrow.engine.step import StepTrainer
 
 MEMORY = ("--memory.size", "6", "--train.log_every", "1")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
 
 
 @pytest.fixture(scope="module")

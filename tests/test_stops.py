@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import build_tree, last_line, matrices, no_signal_ignored, options, start, weights
+from runs import last_line, matrices, no_signal_ignored, options, start, weights
 
 from segrow import cli, demo
 from segrow.demo import DemoSize
@@ -25,11 +25,6 @@ SIGNALS = pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import STEPS, build_tree, last_line, matrices, options, results, run_processes, start
+from runs import STEPS, last_line, matrices, options, results, run_processes, start
 from torch import Tensor
 
 from segrow.config import ModelConfig
@@ -202,11 +202,6 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     monkeypatch.setattr(validate, "evaluate", evaluating)
     monkeypatch.setattr(Backbone, "forward", counting)
     return found
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
 
 
 BUDGET = "--train.feature_budget"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import build_tree, last_line, options, start, weights
+from runs import last_line, options, start, weights
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from segrow.data import loader, workers
@@ -33,11 +33,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm, /proc
 def _anew() -> Iterator[None]:
     yield
     Sharing.works = True
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("data") / "VOC2012").root
 
 
 @pytest.fixture(scope="module")
