@@ -113,7 +113,14 @@ def test_none_that_is_good(tmp_path: Path) -> None:
     last, before = saved(tmp_path, made(2), made(3))
     damage(last, 2000)
     damage(before, 2000)
-    with pytest.raises(UserError, match=r"before\.ckpt .*; delete it to start the step again"):
+    with pytest.raises(UserError) as caught:  # one line for both: the second is not met after the first
+        recall(last, before)
+    changed = "was changed or cut off after it was written"
+    assert str(caught.value) == (
+        f"{last} {changed}, and {before} {changed}; delete last.ckpt and before.ckpt to start the step again"
+    )
+    last.unlink()
+    with pytest.raises(UserError, match=r"before\.ckpt was changed .*; delete it to start the step again"):
         recall(last, before)
 
 

@@ -19,7 +19,11 @@ STRETCHED = "those of classes stretched for display: write 0, 1, 2"
 
 @pytest.mark.parametrize(
     ("shown", "n_raw"),
-    [([0, 127], 2), ([0, 128, 255], 3), ([0, 85], 4), ([170], 4), ([0, 63, 126, 189], 5), ([0, 170, 255], 4)],
+    [
+        *(([0, 127], 2), ([0, 128, 255], 3), ([0, 85], 4), ([170], 4), ([0, 63, 126, 189], 5)),
+        *(([0, 170, 255], 4), ([0, 65535], 2), ([0, 32768, 65535], 3), ([21845], 4), ([0, 13107, 52428], 6)),
+        ([0, 32896, 65535], 3),  # 128 and 255 that became 16 bits
+    ],
 )
 def test_values_spread_evenly_are_stretched(shown: list[int], n_raw: int) -> None:
     assert STRETCHED in stretched(shown, n_raw)
@@ -30,6 +34,24 @@ def test_values_spread_evenly_are_stretched(shown: list[int], n_raw: int) -> Non
 )
 def test_other_values_are_not(shown: list[int], n_raw: int) -> None:
     assert stretched(shown, n_raw) == ""
+
+
+@pytest.mark.parametrize(("factor", "of_8_bits"), [(257, True), (256, True), (300, False)])
+def test_masks_of_8_bits_that_became_16(tmp_path: Path, factor: int, of_8_bits: bool) -> None:
+    for shown in ([0, 3, 7], [0, 1, 255], [2]):
+        values = np.array([shown], np.uint16) * np.uint16(factor)
+        Image.fromarray(values).save(tmp_path / "mask.png")
+        with pytest.raises(UserError, match="values above 255 are not a class of the data set") as caught:
+            read_mask(tmp_path / "mask.png", Values(8, 255))
+        expected = f"they are {factor} times those of 8 bits: save the mask with 8 bits, without scaling"
+        assert (expected in str(caught.value)) == of_8_bits
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_classes_stretched_over_16_bits(tmp_path: Path, kind: type) -> None:
+    Image.fromarray(np.array([[0, 13107, 65535]]).astype(kind)).save(tmp_path / "mask.tif")
+    with pytest.raises(UserError, match=rf"far apart \(0, 13107, 65535\) are {STRETCHED}"):
+        read_mask(tmp_path / "mask.tif", Values(6, 255))
 
 
 def test_training_and_the_check_say_it(tmp_path: Path) -> None:

@@ -178,6 +178,31 @@ def test_each_is_named(tmp_path: Path, name: str, build: Callable[[Path], None],
         assert str(root) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "0 .5 .5 .1 .2",
+        "0\t0.5\t0.5\t0.1\t0.2",
+        "12  0.5 0.5   0.1 0.2",
+        "0 -0.01 0.5 1.02 0.2",
+        "0 5e-1 +0.5 1. 1",
+        "0.000e+00 5.000e-01 5.000e-01 1.000e-01 2.000e-01",
+    ],
+)
+def test_numbers_of_yolo_in_any_writing(tmp_path: Path, line: str) -> None:
+    yolo(tmp_path / "d", line)
+    assert "YOLO annotations (d/train/labels/a.txt: boxes" in str(recognise(tmp_path / "d"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["0 12 30 40 50", "0 0.5 0.5 0.1", "cat 0.5 0.5 0.1 0.2", "1.5 0 0 0 1", "-1 0 0 0 1", "0 nan 0 0 1"],
+)
+def test_other_numbers_are_not_yolo(tmp_path: Path, line: str) -> None:
+    yolo(tmp_path / "d", line)
+    assert recognise(tmp_path / "d") is None
+
+
 def test_boxes_beside_the_images_of_voc(tmp_path: Path) -> None:
     image(tmp_path / "JPEGImages/a.jpg")
     put(tmp_path / "Annotations/a.xml", VOC)

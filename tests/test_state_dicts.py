@@ -108,7 +108,6 @@ def test_a_loss_beside_the_network_is_said(tmp_path: Path) -> None:
         {"state_dict": STATE, "state_dict_ema": {n: t + 1 for n, t in STATE.items()}},
         {**STATE, **prefixed("ema.", {n: t + 1 for n, t in STATE.items()})},
         {**prefixed("model."), **prefixed("model_ema.module.", {n: t + 1 for n, t in STATE.items()})},
-        {"student": STATE, "teacher": {n: t + 1 for n, t in STATE.items()}},
     ],
 )
 def test_of_trained_and_averaged_weights_it_is_said_which_are_taken(tmp_path: Path, content: object) -> None:
@@ -117,6 +116,22 @@ def test_of_trained_and_averaged_weights_it_is_said_which_are_taken(tmp_path: Pa
     assert len(said) == 1
     assert "which are taken, and their average (" in said[0]
     assert "which is not; save that alone to use it" in said[0]
+
+
+def test_a_teacher_is_called_a_teacher(tmp_path: Path) -> None:
+    other = {n: t + 1 for n, t in STATE.items()}
+    path = saved(tmp_path, {"student": STATE, "teacher": other})
+    found, said = read(path)
+    assert same(found)
+    assert said == [
+        f"{path} holds the trained weights (student), which are taken, and a teacher (teacher), which is "
+        "not; save that alone to use it"
+    ]
+    path = saved(tmp_path, {"net": STATE, "ema": other, "old": prefixed("teacher.module.", other)})
+    assert read(path)[1] == [
+        f"{path} holds the trained weights (net), which are taken, and their average (ema) and a teacher "
+        "(old.teacher.module), which are not; save one alone to use it"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def decode_mask(path: Path, values: Values) -> tuple[Mask, Taken]:
             raise Refused(_other_mode(image))
         if "transparency" in image.info and image.mode in ("1", "L", "P"):
             taken |= Taken.CLEAR_VALUE
-        _check_range(numbers, values.ignore_id)
+        _check_range(numbers, values)
     if values.ignored:
         numbers = np.where(np.isin(numbers, values.ignored), values.ignore_id, numbers)
     if values.ignore_id < 256:
@@ -207,38 +207,51 @@ def _whole(numbers: NDArray[np.float32]) -> NDArray[np.int64]:
     return numbers.astype(np.int64)
 
 
-def _check_range(numbers: NDArray[np.generic], ignore_id: int) -> None:
+def _check_range(numbers: NDArray[np.generic], values: Values) -> None:
     if numbers.dtype.itemsize == 1 or not numbers.size:
         return
-    values = np.asarray(numbers, np.int64)
-    low, high = int(values.min()), int(values.max())
+    there = np.asarray(numbers, np.int64)
+    low, high = int(there.min()), int(there.max())
     if low < 0:
         raise Refused(f"has value {low}; values below 0 are not a class of the data set")
-    if high > ignore_id:
-        raise Refused(f"has value {high}; values above {ignore_id} are not a class of the data set")
+    if high > values.ignore_id:
+        hint = stretched(np.unique(there).tolist(), values.n_raw)
+        raise Refused(
+            f"has value {high}; values above {values.ignore_id} are not a class of the data set{hint}"
+        )
 
 
 def stretched(shown: Sequence[int], n_raw: int) -> str:
-    """A hint where the values of a mask are spread evenly, as classes are that somebody wants to look at.
+    """A hint where the values of a mask are those of classes, stretched over 8 or 16 bits.
 
     Args:
         shown: The values, rising.
         n_raw: Number of classes.
 
     Returns:
-        `; its values 0, 127 …`, or nothing where they look otherwise.
+        `; values that far apart (0, 127 …`, or nothing where they look otherwise.
     """
     above = [value for value in shown if value]
-    step = min(b - a for a, b in itertools.pairwise([0, *above])) if above else 0
-    ranks = [round(value / step) for value in above] if step else []
-    even = all(abs(value - rank * step) <= rank for value, rank in zip(above, ranks, strict=True))
-    if step < 20 or above[-1] < 85 or not even or ranks[-1] >= n_raw:
+    for factor in (257, 256):  # of 8 bits that became 16
+        small = [value // factor for value in above if value % factor == 0]
+        classes = [value for value in small if value < n_raw]
+        if classes and len(small) == len(above) and set(small) <= {*classes, 255}:
+            return f"; they are {factor} times those of 8 bits: save the mask with 8 bits, without scaling"
+    if not above or above[-1] < 85 or not any(_are_even(above, n_raw, unit) for unit in (1, 257)):
         return ""
     values = ", ".join(map(str, [0, *above][:4]))
     return (
         f"; values that far apart ({values}) are those of classes stretched for display: write 0, 1, 2 … "
         "instead, the numbers of the classes"
     )
+
+
+def _are_even(above: Sequence[int], n_raw: int, unit: int) -> bool:
+    """Whether values are multiples of one, rounded to multiples of `unit` before, and few enough."""
+    step = min(b - a for a, b in itertools.pairwise([0, *above]))
+    ranks = [round(value / step) for value in above]
+    near = all(abs(value - rank * step) <= rank * unit for value, rank in zip(above, ranks, strict=True))
+    return near and step >= 20 * unit and ranks[-1] < n_raw
 
 
 def _other_mode(image: Image.Image) -> str:

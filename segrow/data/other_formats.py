@@ -64,16 +64,24 @@ def _text(path: Path) -> str:
 
 
 def _yolo(root: Path, files: list[Path]) -> str | None:
-    """A line of YOLO is a class number and coordinates from 0 to 1."""
-    numbers = r"\d+(?: (?:0(?:\.\d+)?|1(?:\.0+)?|\d\.\d+e-\d+))"
-    for path in [path for path in files if path.suffix == ".txt"]:
-        lines = [line.strip() for line in _text(path).splitlines() if line.strip()][:20]
-        if lines and all(re.fullmatch(rf"{numbers}{{4,}}", line) for line in lines):
-            boxes = all(len(line.split()) == 5 for line in lines)
+    """A line of YOLO is a class number and coordinates from 0 to 1, or a little outside at the border."""
+    for path in [path for path in files if path.suffix.lower() == ".txt"]:
+        lines = [line.split() for line in _text(path).splitlines() if line.strip()][:20]
+        if lines and all(map(_is_yolo, lines)):
+            boxes = all(len(line) == 5 for line in lines)
             kind = "boxes, which are not outlines" if boxes else "outlines"
             advice = f"annotate outlines, as {_COCO}" if boxes else f"convert it to {_COCO}"
             return f"YOLO annotations ({path.relative_to(root.parent)}: {kind}); {advice}"
     return None
+
+
+def _is_yolo(words: list[str]) -> bool:
+    try:
+        label, *coordinates = map(float, words)
+    except ValueError:
+        return False
+    inside = all(-1 <= value <= 2 for value in coordinates)
+    return len(coordinates) >= 4 and inside and label >= 0 and label.is_integer()
 
 
 def _of_labels(root: Path, files: list[Path]) -> str | None:

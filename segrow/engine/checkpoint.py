@@ -191,24 +191,38 @@ def last_good(
         The checkpoint; None to begin the step. And whether the older file was taken.
 
     Raises:
-        UserError: The last one is damaged, and there is no good one before it.
+        UserError: The last one is damaged, and there is no good one before it. The line names all that must
+            be deleted.
     """
     try:
         found = _checked(last, step, check)
         problem = f"{last} is missing"
     except UserError as error:
-        found, problem = None, str(error).removesuffix(f"; {AGAIN}")
+        found, problem = None, _reason(error)
         if not before.exists():
-            raise
+            raise UserError(f"{problem}; {AGAIN}") from None
     older = found is None and before.exists()
     if older:
-        found = _checked(before, step, check)
+        try:
+            found = _checked(before, step, check)
+        except UserError as error:
+            if not last.exists():
+                raise UserError(f"{_reason(error)}; {AGAIN}") from None
+            raise UserError(
+                f"{problem}, and {_reason(error)}; delete {last.name} and {before.name} to start the step "
+                "again"
+            ) from None
     of_this_step = found if found and found.step == step else None
     if older and of_this_step:
         say(f"{problem}; going on from {before.name}, after epoch {of_this_step.epoch}")
     elif older:
         say(f"{problem}; step {step} begins again")
     return of_this_step, older
+
+
+def _reason(error: UserError) -> str:
+    """What is wrong, without what its line says to do: a step's own file is made by the step alone."""
+    return str(error).rpartition("; ")[0] or str(error)
 
 
 def _checked(path: Path, step: int, check: Callable[[Checkpoint, str], None]) -> Checkpoint | None:

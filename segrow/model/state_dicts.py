@@ -25,7 +25,11 @@ from ..tensor_files import check_tensors, read_safetensors
 
 SAVE = 'save torch.save(model.state_dict(), "weights.pth") where the model is'
 
-_AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|teacher)([._]|$)", re.IGNORECASE)
+_BESIDE = {
+    "their average": re.compile(r"(^|[._])(ema|swa|averaged?)([._]|$)", re.IGNORECASE),
+    "a teacher": re.compile(r"(^|[._])teacher([._]|$)", re.IGNORECASE),
+}
+"""What stands beside trained weights, by a word in its name; the first that fits."""
 _DEEPEST = 3  # levels of a checkpoint that are looked through
 
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
@@ -213,7 +217,8 @@ def find_network(
         path: The file, for errors.
         content: What it holds.
         marks: Ways to know a network: names of tensors that must all be there.
-        report: Gets a line about what is left out beside the network: averaged weights, a loss's tensors.
+        report: Gets a line about what is left out beside the network: averaged weights, a teacher, a loss's
+            tensors.
         beside: Names, without prefix, that come along wherever they stand.
 
     Returns:
@@ -221,32 +226,43 @@ def find_network(
         so that the caller can say what it expected.
 
     Raises:
-        UserError: Two networks, of which neither is an average of the other.
+        UserError: Two networks, of which neither is called an average or a teacher.
     """
     entries = list(_entries(content))
     found = [(place, prefix, tensors) for place, tensors in entries for prefix in _prefixes(tensors, marks)]
-    averaged = [f for f in found if _AVERAGED.search(f"{f[0]}.{f[1]}")]
-    plain = [f for f in found if f not in averaged] or averaged
+    second = {what: [f for f in found if _beside(*f[:2]) == what] for what in _BESIDE}
+    others = [f for some in second.values() for f in some]
+    plain = [f for f in found if f not in others] or others
     if len(plain) > 1:
         places = " and ".join(_shown(place, prefix) for place, prefix, _ in plain[:2])
         raise UserError(f"{path} holds {len(plain)} networks, {places}; save a file with one of them alone")
     if not plain:
         return entries[0][1] if entries else {}
     place, prefix, tensors = plain[0]
-    if averaged and averaged is not plain:
-        average = ", ".join(_shown(*other[:2]) for other in averaged)
-        report(
-            f"{path} holds the trained weights ({_shown(place, prefix)}), which are taken, and their average "
-            f"({average}), which is not; save that alone to use it"
+    if others and others is not plain:
+        told = " and ".join(
+            f"{what} ({', '.join(_shown(*f[:2]) for f in some)})" for what, some in second.items() if some
         )
-    theirs = tuple(other[1] for other in averaged if other[0] == place and other[1] != prefix)
+        rest = (
+            "is not; save that alone to use it" if len(others) == 1 else "are not; save one alone to use it"
+        )
+        report(
+            f"{path} holds the trained weights ({_shown(place, prefix)}), which are taken, and {told}, "
+            f"which {rest}"
+        )
+    theirs = tuple(other[1] for other in others if other[0] == place and other[1] != prefix)
     ours = [name for name in tensors if name.startswith(prefix) and not name.startswith(theirs)]
     network = {name.removeprefix(prefix): tensors[name] for name in ours}
     network |= {name: tensors[name] for name in beside if name in tensors}
-    others = [n for n in tensors if not n.startswith((prefix, *theirs)) and n not in beside]
-    if others:
-        report(f"{path}: left out beside the network: {listed(others)}")
+    more = [n for n in tensors if not n.startswith((prefix, *theirs)) and n not in beside]
+    if more:
+        report(f"{path}: left out beside the network: {listed(more)}")
     return network
+
+
+def _beside(place: str, prefix: str) -> str | None:
+    """What a network is beside the trained one, by its name; None where it may be the trained one."""
+    return next((what for what, word in _BESIDE.items() if word.search(f"{place}.{prefix}")), None)
 
 
 def _entries(
