@@ -99,6 +99,18 @@ def test_a_float_image_is_labelled_as_its_8_bit_one(
     assert "signed.tif holds numbers from -1 to 0.992188; expected 0 to 1 or 0 to 255" in out
 
 
+def test_images_that_are_scaled_differently_are_told(
+    run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = np.asarray(picture()).astype(np.uint16)
+    for name, factor in (("a", 16), ("b", 256)):
+        Image.fromarray(values * np.uint16(factor)).save(photos / f"{name}.tif")
+    assert predict(run, photos) == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "in different ways" in line)
+    assert line.startswith("note: images with more than 8 bits per value are read in different ways: 1 as 12")
+    assert "SEGROW_WHITE" in line
+
+
 def test_a_turned_image_is_turned_once(run: Path, photos: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

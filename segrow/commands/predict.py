@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from ..data.taken import taken_notes
+from ..data.taken import readings, scaled_apart, taken_notes
 from ..devices import choose_device
 from ..precision import PrecisionWarning
 from ..predict import load
@@ -77,7 +77,10 @@ def main(argv: Sequence[str]) -> int:
         done.append(item)
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in item.shares.items())
         console.say(f"{item.labels}: {shares}")
-    say_notes(taken_notes([item.taken for item in done], [str(item.image) for item in done], "read"))
+    taken, names = [item.taken for item in done], [str(item.image) for item in done]
+    say_notes(taken_notes(taken, names, "read"))
+    if apart := scaled_apart(readings(taken, names)):
+        say_notes([apart])
     if skipped:
         console.say(
             f"{len(skipped)} of {count(len(jobs), 'image')} {'was' if len(skipped) == 1 else 'were'} skipped:"

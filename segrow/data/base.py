@@ -15,8 +15,9 @@ from ..errors import UserError
 from ..wording import have
 from .colours import ColourTable
 from .files import open_image, read_image, read_saliency, upright_size
-from .index import Presence, Readings, check_readings, index
+from .index import Presence, check_readings, index
 from .masks import Values, read_mask
+from .taken import Readings
 
 __all__ = ["Presence", "SegDataset", "Split", "find_root"]
 

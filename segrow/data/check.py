@@ -14,10 +14,10 @@ import numpy as np
 from ..errors import UserError
 from .base import SegDataset, Split
 from .examine import Counts, Files, Found, Kind, Salient, examine_chunk
-from .index import Presence, Readings, check_annotated, check_readings, readings
+from .index import Presence, check_annotated, check_readings, unlearnt_notes
 from .listing import Unfit
 from .parallel import in_chunks
-from .taken import taken_notes
+from .taken import Readings, readings, taken_notes
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 
@@ -153,7 +153,7 @@ def check_tree(open_data: Callable[[frozenset[str]], SegDataset], progress: bool
         return Report(None, splits, problems, [])
     contents: dict[bytes, list[tuple[Split, str]]] = defaultdict(list)
     notes: list[str] = []
-    palettes: list[Readings] = []
+    ways: list[Readings] = []
     for split in SPLITS:
         ids = data.ids(split)
         files = [
@@ -173,10 +173,11 @@ def check_tree(open_data: Callable[[frozenset[str]], SegDataset], progress: bool
                 contents[each.content].append((split, image_id))
         notes += taken_notes(flags, ids, split)
         present = splits[split].presence(len(data.class_names)).present
-        palettes.append(readings(split, ids, flags))
+        ways.append(readings(flags, [f"{split}/{i}" for i in ids]))
         if len(present) == len(ids):  # what cannot be used may show classes
+            notes += unlearnt_notes(split, ids, data.values(), present, flags)
             problems += _refused(partial(check_annotated, data.root, split, data.values(), present, flags))
-    problems += _refused(partial(check_readings, data.root, palettes))
+    problems += _refused(partial(check_readings, data.root, ways))
     copies, said = _copies(contents)
     return Report(data, splits, problems + copies, [*data.notes, *notes, *said])
 

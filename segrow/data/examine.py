@@ -98,8 +98,8 @@ def examine(files: Files, values: Values) -> Found:
         problems.append(("value", f"mask {files.mask} has values that are not a class: {listed}{hint}"))
     saliency, wrong = _saliency(Path(files.saliency), size or shape)
     shown = np.flatnonzero(counts[: values.n_raw])
-    if counts[values.ignore_id] and not (shown > 0).any():
-        taken |= Taken.ONLY_IGNORED
+    if counts[values.ignore_id]:
+        taken |= Taken.IGNORED if (shown > 0).any() else Taken.IGNORED | Taken.ONLY_IGNORED
     return Found(
         (*problems, *wrong),
         form,

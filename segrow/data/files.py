@@ -4,6 +4,7 @@ Masks are read by `masks.py`.
 """
 
 import os
+import re
 import struct
 import threading
 import warnings
@@ -46,6 +47,7 @@ IMAGE_SUFFIXES = frozenset({
 MAX_PIXELS = 1 << 28
 """Pixels of the largest image that is read: 16,384 x 16,384, or 0.8 GB as RGB."""
 LIMIT = "SEGROW_MAX_PIXELS"
+WHITE = "SEGROW_WHITE"
 GREY_16 = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = {
@@ -128,40 +130,38 @@ def as_upright_rgb(image: Image.Image) -> tuple[Image.Image, Taken]:
 def _as_8_bits(image: Image.Image) -> tuple[Image.Image, Taken]:
     """Grey of 16 bits, 32 bits and floating point as grey of 8 bits (PIL would clip); others as they are.
 
-    Whole numbers: all at most 255 are taken as they are, at most 4095 as those of 12 bits, else as those of
-    16, of which the upper eight bits are kept. Floating point: 0..1 is scaled, 0..255 is rounded.
+    Which value is white: the one that $SEGROW_WHITE says. Without it, of whole numbers 255, 4095 or 65535, of
+    floating-point ones 1 or 255: the first that none is above.
 
     Raises:
-        Refused: Negative numbers, larger ones than 65535, or floating-point ones than 255.
+        Refused: Negative numbers, or some above the last of these.
     """
     if image.mode not in GREY_16 | {"F"}:
         return image, Taken.PLAIN
     values = np.asarray(image)
+    whole = image.mode != "F"
     taken = Taken.PLAIN
-    if image.mode == "F":
-        if not np.isfinite(values).all():
-            values, taken = np.where(np.isfinite(values), values, 0), Taken.NAN
-        low, high = float(values.min()), float(values.max())
-        if low < 0 or high > 255:
-            raise Refused(
-                f"holds numbers from {low:g} to {high:g}; expected 0 to 1 or 0 to 255: scale them, or save "
-                "it with 8 bits"
-            )
-        taken |= Taken.UNIT if high <= 1 else Taken.FLOAT
-        values = np.rint(values * 255 if high <= 1 else values)
-    else:
-        values = values.astype(np.int64)
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high > 65535:
-            raise Refused(
-                f"holds numbers from {low} to {high}; expected 0 to 255 or 0 to 65535: scale them, or save "
-                "it with 8 bits"
-            )
-        shift = 0 if high <= 255 else 4 if high <= 4095 else 8
-        if high and shift < 8:
-            taken = Taken.TWELVE if shift else Taken.EIGHT
-        values >>= shift
-    return Image.fromarray(values.astype(np.uint8)), taken
+    if not np.isfinite(values).all():
+        values, taken = np.where(np.isfinite(values), values, 0), Taken.NAN
+    low, high = float(values.min()), float(values.max())
+    said = white()
+    readings = {said: Taken.STATED} if said else _WHOLE if whole else _FLOATING
+    found = next((top for top in readings if high <= top), None)
+    if low < 0 or found is None:
+        expected = " or ".join(f"0 to {top}" for top in readings if said or top != 4095)
+        by = f" ({WHITE})" if said else f", or set {WHITE} to the number that is white"
+        span = f"{low:.0f} to {high:.0f}" if whole else f"{low:g} to {high:g}"
+        raise Refused(
+            f"holds numbers from {span}; expected {expected}: scale them, or save it with 8 bits{by}"
+        )
+    if high:  # all black is black in every reading
+        taken |= readings[found]
+    scaled = values.astype(np.int64) * 256 // (found + 1) if whole else np.rint(values * (255 / found))
+    return Image.fromarray(scaled.astype(np.uint8)), taken
+
+
+_WHOLE = {255: Taken.EIGHT, 4095: Taken.TWELVE, 65535: Taken.SIXTEEN}
+_FLOATING = {1: Taken.UNIT, 255: Taken.FLOAT}
 
 
 def examine_image(path: Path) -> tuple[tuple[int, int], Taken]:
@@ -264,11 +264,24 @@ def max_pixels() -> int:
     Raises:
         UserError: The variable is no number of pixels.
     """
-    chosen = os.environ.get(LIMIT)
+    return _from_environment(LIMIT, f"a whole number of pixels such as {2 * MAX_PIXELS}") or MAX_PIXELS
+
+
+def white() -> int:
+    """The value that is white in grey images of more than 8 bits: $SEGROW_WHITE, or 0 where none is said.
+
+    Raises:
+        UserError: The variable is no such number.
+    """
+    return _from_environment(WHITE, "the value that is white, such as 255, 1023, 4095, 65535, or 1 of 0..1")
+
+
+def _from_environment(name: str, expected: str) -> int:
+    chosen = os.environ.get(name)
     if not chosen:
-        return MAX_PIXELS
-    if not chosen.isdecimal() or not int(chosen):
-        raise UserError(f"{LIMIT} is {chosen}, expected a whole number of pixels such as {2 * MAX_PIXELS}")
+        return 0
+    if not re.fullmatch(r"0*[1-9][0-9]{0,17}", chosen):
+        raise UserError(f"{name} is {chosen[:40]}, expected {expected}")
     return int(chosen)
 
 

@@ -9,7 +9,7 @@ modification changed are read again.
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 
 from ..atomic import new_file, tidy
 from ..errors import UserError
+from ..wording import count, verb
 from .cache import cache_folder, read_arrays, say_damaged, say_unkept
-from .files import examine_image
+from .files import examine_image, white
 from .masks import Values, decode_mask, stretched
 from .parallel import in_chunks
-from .taken import Taken, taken_notes
+from .taken import Readings, Taken, joined, readings, scaled_apart, taken_notes
 
-FORMAT = 2
+FORMAT = 3
 _WHAT = "the index of the masks"
 
 Pair = tuple[str, str]  # image file, mask file
 Bits = NDArray[np.bool_]
 Stamps = NDArray[np.int64]
 Flags = NDArray[np.int64]
-Readings = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +42,13 @@ class Presence:
         ids: Image ids in the order of the data set.
         present: bool, images x raw ids: whether the mask shows the raw id.
         notes: How files were taken that do not say plainly what their numbers mean, a sentence per kind.
-        readings: Masks with palettes of greys, see `readings`.
+        readings: What `check_readings` compares with other splits.
     """
 
     ids: tuple[str, ...]
     present: Bits
     notes: tuple[str, ...] = ()
-    readings: Readings = ((), ())
+    readings: Readings = field(default_factory=dict)
 
 
 def index(
@@ -95,28 +95,46 @@ def index(
             good = [i for i, ok in zip(ids, valid, strict=True) if ok]
             _store(path, good, stamps[valid], values, present[valid], taken[valid])
     check_annotated(root, split, values, present, taken)
-    return Presence(tuple(ids), present, taken_notes(taken, ids, split), readings(split, ids, taken))
-
-
-def readings(split: str, ids: Sequence[str], taken: Flags) -> Readings:
-    """The masks, as split/id, whose palette's grey is the value, and those whose index is."""
-    by_grey, by_index = (np.flatnonzero(taken & flag).tolist() for flag in (Taken.GREYS, Taken.INDEX))
-    return tuple(f"{split}/{ids[i]}" for i in by_grey), tuple(f"{split}/{ids[i]}" for i in by_index)
+    names = [f"{split}/{i}" for i in ids]
+    notes = (*taken_notes(taken, ids, split), *unlearnt_notes(split, ids, values, present, taken))
+    return Presence(tuple(ids), present, notes, readings(taken, names))
 
 
 def check_readings(root: Path, splits: Iterable[Readings]) -> None:
-    """Refuses a data set where of some masks the grey of a palette is the value and of others the index.
+    """Refuses a data set whose files were not all read in one way, each by what it alone shows.
 
-    A palette is judged by the greys that one mask uses: those of few classes can be class numbers by chance.
+    Of masks: the grey of a palette is the value in some, the index in others (greys of few classes can be
+    class numbers by chance). Of images: another value is white.
     """
-    both = list(splits)
-    by_grey, by_index = ([name for one in both for name in one[side]] for side in (0, 1))
-    if by_grey and by_index:
+    found = joined(splits)
+    if Taken.GREYS in found and Taken.INDEX in found:
+        (by_grey, first), (by_index, other) = found[Taken.GREYS], found[Taken.INDEX]
         raise UserError(
-            f"masks of {root} have palettes of greys that differ: in {len(by_grey)} all greys are class "
-            f"numbers (first {by_grey[0]}), in {len(by_index)} not (first {by_index[0]}), so a class "
+            f"masks of {root} have palettes of greys that differ: in {by_grey} all greys are class "
+            f"numbers (first {first}), in {by_index} not (first {other}), so a class "
             "may be the index or the grey; save all masks as grey PNG whose values are class numbers"
         )
+    if apart := scaled_apart(found):
+        raise UserError(f"{root}: {apart}")
+
+
+def unlearnt_notes(
+    split: str, ids: Sequence[str], values: Values, present: Bits, taken: Flags
+) -> tuple[str, ...]:
+    """A note where the masks write background as the ignored value, so that none is learnt.
+
+    A few such masks are usual: those that one object fills.
+    """
+    ignoring = (taken & Taken.IGNORED) > 0
+    hits = np.flatnonzero(ignoring & ~present[:, 0] & present[:, 1:].any(axis=1))
+    if not len(hits) or 2 * len(hits) < ignoring.sum():
+        return ()
+    what = f"{values.ignore_id}{' or an ignored class' if values.ignored else ''}"
+    return (
+        f"{split}: {len(hits)} of {count(len(ids), 'mask')} {verb(len(hits), 'show')} classes and {what} but "
+        f'no 0 (first {ids[hits[0]]}); {values.ignore_id} means "ignore", so none of it is learnt as '
+        "background: where it is background, write 0",
+    )
 
 
 def check_annotated(root: Path, split: str, values: Values, present: Bits, taken: Flags) -> None:
@@ -161,8 +179,8 @@ def check_pair(pair: Pair, values: Values) -> tuple[Bits, Taken]:
             "lacks background (its first line, value 0) or a class, add the line, else correct the mask"
             f"{hint}"
         )
-    if ignored and not shown[1:].any():
-        taken |= Taken.ONLY_IGNORED
+    if ignored:
+        taken |= Taken.IGNORED if shown[1:].any() else Taken.IGNORED | Taken.ONLY_IGNORED
     return shown[: values.n_raw], taken | of_image
 
 
@@ -184,7 +202,7 @@ def _stamp(pairs: Sequence[Pair]) -> Stamps:
 def _head(values: Values) -> list[int]:
     """What an index was made for."""
     colours = 0 if values.colours is None else values.colours.key
-    return [FORMAT, values.n_raw, values.ignore_id, colours, *values.ignored]
+    return [FORMAT, white(), values.n_raw, values.ignore_id, colours, *values.ignored]
 
 
 def _recall(

@@ -4,7 +4,7 @@ A file has flags (`Taken`); `taken_notes` sums the files of a split up, one sent
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,6 +25,7 @@ class Taken(enum.IntFlag):
     CLEAR_VALUE = 1 << 5
     ONLY_IGNORED = 1 << 6
     MOVED = 1 << 7
+    IGNORED = 1 << 8
     # images
     UNIT = 1 << 16
     FLOAT = 1 << 17
@@ -35,6 +36,8 @@ class Taken(enum.IntFlag):
     FIRST = 1 << 22
     SEE_THROUGH = 1 << 23
     TURNED = 1 << 24
+    SIXTEEN = 1 << 25
+    STATED = 1 << 26
 
 
 SAYS: dict[Taken, tuple[str, str, str]] = {
@@ -70,6 +73,7 @@ SAYS: dict[Taken, tuple[str, str, str]] = {
     Taken.NAN: ("image", "have", "pixels that are not a number, which are taken as black"),
     Taken.EIGHT: ("image", "have", "more than 8 bits per value but nothing above 255: taken as 8-bit"),
     Taken.TWELVE: ("image", "have", "more than 12 bits per value but nothing above 4095: taken as 12-bit"),
+    Taken.STATED: ("image", "have", "more than 8 bits per value, with white where SEGROW_WHITE says"),
     Taken.DARK: (
         "image",
         "have",
@@ -89,6 +93,54 @@ SAYS: dict[Taken, tuple[str, str, str]] = {
     ),
 }
 """What a file is, what it does, and the rest of the sentence."""
+_SCALES: tuple[dict[Taken, str], ...] = (
+    {
+        Taken.EIGHT: "as 8 bits (nothing above 255",
+        Taken.TWELVE: "as 12 bits (nothing above 4095",
+        Taken.SIXTEEN: "as 16 bits (up to 65535",
+    },
+    {Taken.UNIT: "as 0 to 1 (nothing above 1", Taken.FLOAT: "as 0 to 255 (some above 1"},
+)
+"""Readings that one look at a file chooses between, though files of one source have the same."""
+_JUDGED = (Taken.GREYS, Taken.INDEX, *(flag for scales in _SCALES for flag in scales))
+
+Readings = Mapping[Taken, tuple[int, str]]
+"""How many files were read in a way that others of their kind may contradict, and the name of the first."""
+
+
+def readings(flags: ArrayLike, names: Sequence[str]) -> Readings:
+    """Which such readings some files have.
+
+    Args:
+        flags: Those of each file: `Taken`, or as whole numbers.
+        names: What to call each file.
+    """
+    rows = np.asarray(flags, np.int64)
+    hits = {flag: np.flatnonzero(rows & flag) for flag in _JUDGED}
+    return {flag: (len(found), names[found[0]]) for flag, found in hits.items() if len(found)}
+
+
+def joined(parts: Iterable[Readings]) -> Readings:
+    """The readings of several splits as one."""
+    found: dict[Taken, tuple[int, str]] = {}
+    for part in parts:
+        for flag, (n, first) in part.items():
+            before, name = found.get(flag, (0, first))
+            found[flag] = before + n, name
+    return found
+
+
+def scaled_apart(found: Readings) -> str:
+    """What an error or a note says of images that would be scaled differently; "" where all are alike."""
+    for scales in _SCALES:
+        apart = [f"{found[f][0]} {said}, first {found[f][1]})" for f, said in scales.items() if f in found]
+        if len(apart) > 1:
+            return (
+                f"images with more than 8 bits per value are read in different ways: {', '.join(apart)}; set "
+                "the environment variable SEGROW_WHITE to the value that is white in all of them, or save "
+                "them with 8 bits"
+            )
+    return ""
 
 
 def taken_notes(flags: ArrayLike, names: Sequence[str], where: str) -> tuple[str, ...]:
