@@ -31,17 +31,44 @@ def plain_name(name: str) -> str:
     return name[seen[0] : seen[-1] + 1] if seen else ""
 
 
+def typed_name(text: str, where: str) -> str:
+    """`plain_name` of a name that somebody typed or pasted, who can type it anew.
+
+    Args:
+        text: The name; spaces, tabs and line ends around it are left out.
+        where: The option, for errors.
+
+    Raises:
+        UserError: It has other characters around it that are not seen.
+    """
+    name = plain_name(text)
+    if (full := unicodedata.normalize("NFC", text).strip(string.whitespace)) != name:
+        raise UserError(
+            f'{where} has a character that is not seen beside "{name}" ("{escaped(full)}"); type the name '
+            "anew"
+        )
+    return name
+
+
+def has_unseen(name: str) -> bool:
+    """Whether a name has a character in it that shows nothing, and is not the usual space."""
+    return any(map(_is_unseen, name))
+
+
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # nothing to see, but called letters
 
 
 def _is_unseen(letter: str) -> bool:
     """Whether a character shows nothing: control characters, all spaces but the usual one, joiners, marks."""
-    if letter == " ":
-        return False
-    return letter.isspace() or unicodedata.category(letter) in ("Cc", "Cf") or letter in _BLANK
+    return letter != " " and (letter.isspace() or _shows_nothing(letter))
 
 
-def _escaped(name: str) -> str:
+def _shows_nothing(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cc", "Cf") or letter in _BLANK
+
+
+def escaped(name: str) -> str:
+    """A name with what is not seen in it written out."""
     return "".join(ascii(letter)[1:-1] if _is_unseen(letter) else letter for letter in name)
 
 
@@ -63,28 +90,34 @@ def unseen_notes(where: str, written: Iterable[str]) -> tuple[str, ...]:
     names = [plain_name(name) for name in written]
     if around := [full for full, name in zip(written, names, strict=True) if full != name]:
         notes.append(
-            f'{where}: characters that are not seen, around names, are left out ("{_escaped(around[0])}")'
+            f'{where}: characters that are not seen, around names, are left out ("{escaped(around[0])}")'
         )
-    if within := [name for name in names if any(map(_is_unseen, name))]:
+    if within := [name for name in names if has_unseen(name)]:
         notes.append(
-            f'{where}: "{_escaped(within[0])}" has a character in it that is not seen; it belongs '
+            f'{where}: "{escaped(within[0])}" has a character in it that is not seen; it belongs '
             "to the name, so write that anew where it is not meant"
         )
     return tuple(notes)
 
 
+_ADDED = re.compile(r"(\W*\d+\W*|[.,:;]+|e?s)$")
+"""What tools add to a name that is there twice, what is left of a sentence, and the plural."""
+
+
 def alike_notes(where: str, names: Iterable[str]) -> tuple[str, ...]:
-    """Notes on names that differ in capitals, spaces, dashes or underscores alone; see `name_notes`."""
-    notes: list[str] = []
-    alike: dict[str, str] = {}
-    for name in names:
-        other = alike.setdefault(_likeness(name), name)
-        if other != name:
-            notes.append(
-                f'{where}: "{_escaped(other)}" and "{_escaped(name)}" are two classes, though the names are '
-                "nearly the same; name them alike where one is meant"
-            )
-    return tuple(notes)
+    """Notes on names that differ in capitals, spaces, dashes, underscores or their ending alone."""
+    alike: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        alike.setdefault(_likeness(name), []).append(name)
+    pairs = [(first, name) for first, *others in alike.values() for name in others]
+    for key, (name, *_) in alike.items():
+        shorter = {_ADDED.sub("", key), key.removesuffix("s")} - {key}
+        pairs += [(alike[stem][0], name) for stem in sorted(shorter) if stem in alike]
+    return tuple(
+        f'{where}: "{escaped(one)}" and "{escaped(other)}" are two classes, though the names are '
+        "nearly the same; name them alike where one is meant"
+        for one, other in pairs
+    )
 
 
 def _likeness(name: str) -> str:
@@ -101,9 +134,9 @@ def split_names(text: str, option: str) -> list[str]:
         option: The option it is of, for errors.
 
     Raises:
-        UserError: A name that is empty.
+        UserError: A name that is empty, or as `typed_name`.
     """
-    text = text.strip()
+    text = text.strip(string.whitespace)
     if not text:
         return []
     names = _from_json(text)
@@ -111,21 +144,29 @@ def split_names(text: str, option: str) -> list[str]:
         bracketed = re.fullmatch(r"\[([^\[\]]*,[^\[\]]*)\]", text)  # [cat,dog]: YAML's way
         inside = bracketed[1] if bracketed else text
         names = [part.replace(r"\,", ",") for part in re.split(r"(?<!\\),", inside)]
-    names = [plain_name(name) for name in names]
+    names = [typed_name(name, option) for name in names]
     if not all(names):
         raise UserError(f"{option} {text} has an empty name in it; expected names such as cat,dog")
     return names
 
 
 def one_name(text: str, known: Sequence[str] = ()) -> str:
-    """A name that stands alone, where a comma needs no backslash but may have one."""
-    name = plain_name(text)
+    """A name that stands alone, where a comma needs no backslash but may have one.
+
+    Raises:
+        UserError: As `typed_name`.
+    """
+    name = typed_name(text, "the name")
     return name if name in known else name.replace(r"\,", ",")
 
 
 def name_hint(name: str, names: Iterable[str]) -> str:
-    """What an error about a name that is none of `names` ends with: the nearest, how a comma is written."""
+    """What an error about a name that is none of `names` ends with: the nearest, how a comma is written, or
+    what of it is not seen."""
     names = list(names)
+    if has_unseen(name):
+        seen = "".join(" " if letter.isspace() else letter for letter in name if not _shows_nothing(letter))
+        return f' "{escaped(name)}" has a character in it that is not seen; type it anew.{near(seen, names)}'
     with_comma = [other for other in names if name in [part.strip() for part in other.split(",")]]
     if "," not in name and with_comma:
         return f' Did you mean "{with_comma[0]}"? On the command line {_HOW}.'

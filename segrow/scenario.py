@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .class_lists import name_hint, plain_name
+from .class_lists import name_hint, typed_name
 from .errors import UserError, near
 from .wording import count
 
@@ -234,7 +234,7 @@ def _select(
         return [raw for raw in range(1, len(class_names)) if raw not in ignored]
     if not classes:
         raise UserError("--data.classes is empty; name at least one class, or leave it out to learn all")
-    classes = [plain_name(name) for name in classes]
+    classes = [typed_name(name, "--data.classes") for name in classes]
     _no_duplicates(classes, "--data.classes")
     known = {name: raw for raw, name in enumerate(class_names) if raw and raw not in ignored}
     for name in classes:

@@ -115,6 +115,18 @@ def test_names_alike_are_told_and_two_classes() -> None:
         "alike where one is meant"
     )
     assert len(name_notes("f", ["traffic light", "traffic_light", "\uff23at", "cat"])) == 2
+    for one, other in (
+        ("cat", "cat_1"),
+        ("cat", "cat (2)"),
+        ("cat", "cats"),
+        ("box", "boxes"),
+        ("a b", "a-b."),
+    ):
+        assert name_notes("f", [other, "dog", one]) == (
+            f'f: "{one}" and "{other}" are two classes, though the names are nearly the same; name them '
+            "alike where one is meant",
+        )
+    assert name_notes("f", ["type 1", "type 2", "1", "2", "bus", "glass"]) == ()
     assert name_notes("f", ["c", "c++", "कि", "की", "-", "_", "café"]) == ()
 
 

@@ -11,7 +11,10 @@ from segrow import cli
 from segrow.class_lists import name_hint, one_name, split_names
 from segrow.commands import options as run_options
 from segrow.data.class_file import read_classes
+from segrow.data.folder import ignored_values
 from segrow.errors import UserError
+from segrow.model.foreign import check_names
+from segrow.scenario import divide_classes
 
 DOOR = "door, double door"
 SPLITS: list[tuple[str, list[str]]] = [
@@ -88,3 +91,47 @@ def test_a_leading_dash(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["add", "model", "--data", "x", "--classes", "-dash"]) == 2
     line = only_line(capsys.readouterr().err)
     assert "A value that begins with a dash is written --classes=-VALUE." in line
+
+
+UNSEEN = ["\u200b", "\u00ad", "\u00a0", "\ufeff", "\u202e", "\u2060"]
+
+
+@pytest.mark.parametrize("unseen", UNSEEN)
+def test_what_is_not_seen_around_a_typed_name_is_one_line(unseen: str) -> None:
+    says = f'has a character that is not seen beside "dog" ("dog{ascii(unseen)[1:-1]}"); type the name anew'
+    for read in (
+        lambda: split_names(f"cat, dog{unseen}", "--classes"),
+        lambda: split_names(json.dumps(["cat", f"dog{unseen}"]), "--classes"),
+        lambda: run_options.parse_run([f"--data.classes=cat,dog{unseen}"], "train", "", ""),
+        lambda: one_name(f"dog{unseen}"),
+        lambda: divide_classes("folder", NAMES, "1-1", ["cat", f"dog{unseen}"]),
+    ):
+        with pytest.raises(UserError) as caught:
+            read()
+        assert says in str(caught.value)
+    assert split_names(" cat ,\tdog\n", "--classes") == ["cat", "dog"]
+
+
+NAMES = ("background", "cat", "dog", "hot dog", "نیم\u200cفاصله")
+
+
+@pytest.mark.parametrize("unseen", UNSEEN)
+def test_what_is_not_seen_within_is_shown_where_no_class_is_called_so(unseen: str, tmp_path: Path) -> None:
+    shown = f'"do{ascii(unseen)[1:-1]}g" has a character in it that is not seen; type it anew.'
+    name = f"do{unseen}g"
+    with pytest.raises(UserError) as caught:
+        divide_classes("folder", NAMES, "1-1", ["cat", name])
+    assert shown in str(caught.value)
+    for check in (
+        lambda: ignored_values(NAMES, [name], tmp_path),
+        lambda: check_names(tmp_path, [name, "a"], 3),
+    ):
+        with pytest.raises(UserError, match="has a character in it that is not seen; type it anew"):
+            check()
+    near = ' Did you mean "hot dog"?' if unseen == "\u00a0" else ' Did you mean "dog"?'
+    typed = f"hot{unseen}dog" if unseen == "\u00a0" else name
+    assert name_hint(typed, NAMES).endswith(near)
+
+
+def test_a_class_that_is_written_with_a_joiner_can_be_named() -> None:
+    assert divide_classes("folder", NAMES, "1-1", [NAMES[4], "cat"])[0] == [4, 1]

@@ -50,6 +50,33 @@ def test_names_alike_in_two_files_are_two_classes(tmp_path: Path) -> None:
     assert any('"Cat" and "cat" are two classes' in note for note in data.notes)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"), [("caf\u00e9", "cafe\u0301"), ("cat", "cat "), ("cat", "cat\u200b")]
+)
+def test_one_class_that_two_files_write_otherwise(tmp_path: Path, one: str, other: str) -> None:
+    put(tmp_path, "train/a.coco.json", "a.png", one)
+    put(tmp_path, "valid/b.coco.json", "b.png", other)
+    data = CocoDataset(tmp_path)
+    assert data.class_names == ("background", one)
+    (note,) = (note for note in data.notes if "are one class" in note)
+    first, second = ascii(one)[1:-1], ascii(other)[1:-1]
+    assert note.startswith(
+        f'"{first}" of a.coco.json and "{second}" of b.coco.json are one class: they differ'
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("Background", True), ("_background_", True), ("background", False)]
+)
+def test_a_category_called_background_in_another_way(tmp_path: Path, name: str, told: bool) -> None:
+    put(tmp_path, "a.json", "a.png", "cat")
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["categories"].append({"id": 7, "name": name})
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    said = f'a.json: "{name}" is taken as background, which is no class'
+    assert (said in CocoDataset(tmp_path).notes) == told
+
+
 def test_what_is_not_seen_in_a_category(tmp_path: Path) -> None:
     put(tmp_path, "a.json", "a.png", "cat\u200b")
     data = CocoDataset(tmp_path)

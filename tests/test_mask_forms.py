@@ -245,7 +245,8 @@ def test_vocs_greys_are_no_palette_of_greys(tmp_path: Path) -> None:
 
 
 def test_every_flag_has_a_sentence() -> None:
-    assert set(SAYS) == set(Taken) - {Taken.PLAIN}
+    usual = {Taken.PLAIN, Taken.IGNORED, Taken.SIXTEEN}  # told where other files of the set contradict them
+    assert set(SAYS) == set(Taken) - usual
     for flag in SAYS:
         (note,) = taken_notes([Taken.PLAIN, flag, flag], ["a", "b", "c"], "train")
         assert note.startswith("train: 2 of 3 ")

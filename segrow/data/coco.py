@@ -14,7 +14,7 @@ import hashlib
 import shutil
 import tempfile
 import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from PIL import Image
 from rich.progress import track
 
 from ..atomic import appear, discard, new_folder
-from ..class_lists import BACKGROUND, alike_notes
+from ..class_lists import BACKGROUND, alike_notes, name_hint
 from ..errors import UserError
 from ..processes import cores
 from ..resources import machine_refuses
@@ -104,7 +104,7 @@ class CocoDataset(SegDataset):
             self._parts[split] = _Part(split, replace(file, entries=entries), kept)
             self.notes += (*file.notes, *notes)
             listed += images.values()
-        self.notes += alike_notes(str(root), self.class_names[1:])
+        self.notes += (*_spelled_apart(files.values()), *alike_notes(str(root), self.class_names[1:]))
         if alone := unlisted(listed):
             self.notes += (
                 f"{count(len(alone), 'image')} {are(len(alone))} not listed in the COCO file and left out "
@@ -159,7 +159,10 @@ class CocoDataset(SegDataset):
         there = {name for file in files.values() for name in (*file.classes, *file.ignored)}
         if unknown := [name for name in ignore or () if name not in there]:
             listed = ", ".join(sorted(there))
-            raise UserError(f'{root} has no category "{unknown[0]}" to ignore; its categories are {listed}')
+            hint = name_hint(unknown[0], sorted(there))
+            raise UserError(
+                f'{root} has no category "{unknown[0]}" to ignore; its categories are {listed}.{hint}'
+            )
 
     def _drawn(self, part: _Part) -> Path:
         """The folder of a split's masks, which appears when it is complete."""
@@ -240,6 +243,20 @@ class CocoDataset(SegDataset):
 
     def _value(self, part: _Part, name: str) -> int:
         return self.ignore_id if name in part.file.ignored else self._values[name]
+
+
+def _spelled_apart(files: Iterable[CocoFile]) -> Iterator[str]:
+    """Notes on names that two files write with other characters, though they are one class."""
+    first: dict[str, tuple[CocoFile, str]] = {}
+    for file in files:
+        for name, written in file.written.items():
+            other, before = first.setdefault(name, (file, written))
+            if before != written:
+                yield (
+                    f'"{ascii(before)[1:-1]}" of {other.path.name} and "{ascii(written)[1:-1]}" of '
+                    f"{file.path.name} are one class: they differ in how characters are written, or around "
+                    "the name"
+                )
 
 
 def _sums(folder: Path, images: Iterable[str]) -> dict[str, int]:

@@ -51,6 +51,7 @@ class CocoFile:
         path: The file.
         classes: Names of its classes in the order of their ids; neither background nor what is ignored.
         ignored: Names of the categories that count nowhere.
+        written: Its names as the file writes them, by name.
         entries: Its images.
         notes: What was left out or decided, a sentence each.
     """
@@ -58,6 +59,7 @@ class CocoFile:
     path: Path
     classes: tuple[str, ...]
     ignored: tuple[str, ...]
+    written: Mapping[str, str]
     entries: tuple[Entry, ...]
     notes: tuple[str, ...]
 
@@ -93,7 +95,8 @@ def read_coco(path: Path, ignore: Collection[str] | None) -> CocoFile:
         Entry(image["file_name"], (image.get("height"), image.get("width")), objects[image["id"]])
         for image in content["images"]
     )
-    return CocoFile(path, tuple(classes), tuple(ignored), entries, tuple(notes))
+    written = {plain_name(category["name"]): category["name"] for category in content["categories"]}
+    return CocoFile(path, tuple(classes), tuple(ignored), written, entries, tuple(notes))
 
 
 def _objects(
@@ -204,6 +207,7 @@ def _categories(
     """
     roots = {category.get("supercategory") for category in categories}
     by_name: dict[str, list[Id]] = defaultdict(list)
+    background: list[str] = []
     names: dict[Id, str] = {}
     notes: list[str] = []
     for category in sorted(categories, key=lambda c: (isinstance(c["id"], str), c["id"])):
@@ -211,6 +215,7 @@ def _categories(
         if not name:
             raise UserError(f"{path}: category {number} has an empty name; every class needs one")
         if is_background(name):
+            background.append(name)
             name = BACKGROUND
         elif not used.get(number) and category.get("supercategory") in ("none", None) and name in roots:
             notes.append(f'{path.name}: category {number} "{name}" is the root of others and left out')
@@ -230,6 +235,9 @@ def _categories(
                 f'{path.name}: category {number} "{name}" is there twice; the unused one is left out'
             )
             del names[number]
+    if background not in ([], [BACKGROUND]):
+        called = " and ".join(f'"{name}"' for name in background)
+        notes.append(f"{path.name}: {called} {are(len(background))} taken as background, which is no class")
     kept = [category["name"] for category in categories if category["id"] in names]
     return names, [*notes, *unseen_notes(path.name, kept)]
 

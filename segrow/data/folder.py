@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from ..class_lists import not_counted
+from ..class_lists import name_hint, not_counted
 from ..errors import UserError
 from ..wording import are, count
 from .base import SegDataset, Split
@@ -190,6 +190,7 @@ def ignored_values(
     if unknown := [name for name in ignore or () if name not in classes]:
         raise UserError(
             f'{root} has no class "{unknown[0]}" to ignore; its classes are {", ".join(classes[:20])}'
+            f".{name_hint(unknown[0], classes)}"
         )
     names = not_counted(classes, ignore)
     if not names:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, final
 
+from ..class_lists import name_hint
 from ..errors import UserError
 from ..wording import are, count, have
 from .base import SegDataset, Split
@@ -149,6 +150,7 @@ class PaletteDataset(SegDataset):
         if ignore and not named and (unknown := [name for name in ignore if name not in ignored]):
             raise UserError(
                 f'{self.root} has no class "{unknown[0]}" to ignore; labelmap.txt names the classes there are'
+                f".{name_hint(unknown[0], stated.colours if stated else NAMES)}"
             )
         self.ignore_id = 255 if len(self.class_names) <= 255 else 65535
         if stated:

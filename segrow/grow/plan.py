@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..class_lists import alike_notes, name_hint, plain_name
+from ..class_lists import alike_notes, name_hint, typed_name
 from ..config import MemoryConfig, RunConfig, TrainConfig
 from ..data import open_dataset
 from ..data.base import Presence, SegDataset, Split
@@ -152,7 +152,7 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
     target = _target(model, folder, options.out)
     network, meta, method = load_with_method(folder, options.allow_code)
     check_options(options)
-    classes = [plain_name(name) if isinstance(name, str) else name for name in classes]
+    classes = [typed_name(name, "--classes") if isinstance(name, str) else name for name in classes]
     _check_classes(classes, meta, folder)
     dataset = open_given(data, "--data", ignore=options.ignore)
     present = dataset.presence("train")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
 
+from ..class_lists import escaped, has_unseen
 from ..config import ModelConfig
 from ..errors import UserError
 from .backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, normalisation, split_name
@@ -157,6 +158,10 @@ def check_names(path: Path, names: Sequence[str], channels: int) -> None:
         raise UserError(
             f"{path} has {channels} channels, got {len(given)} names besides background; expected --names "
             f"with {channels - 1}, in the order of its channels"
+        )
+    if unseen := [name for name in given if has_unseen(name)]:
+        raise UserError(
+            f'--names: "{escaped(unseen[0])}" has a character in it that is not seen; type it anew'
         )
     if twice := sorted({name for name in given if given.count(name) > 1 or name in BACKGROUND}):
         raise UserError(f'--names holds "{twice[0]}" twice; every class needs a name of its own')

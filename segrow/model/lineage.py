@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..atomic import locked
-from ..class_lists import name_hint, one_name
+from ..class_lists import escaped, has_unseen, name_hint, one_name
 from ..errors import UserError
 from ..memory import Exemplar, from_json, to_json
 from ..shapes import expect
@@ -253,9 +253,11 @@ def _rename(directory: Path, old: str, new: str) -> None:
     names = list(meta["class_names"])
     index = _find(names, old, directory)
     old, new = names[index], one_name(new)
-    if not new or not new.isprintable():
-        shown = repr(new)[1:-1]  # line breaks and other control characters are not printed as they are
-        raise UserError(f'"{shown}" cannot be the name of a class; expected words without line break')
+    if not new or has_unseen(new):
+        raise UserError(
+            f'"{escaped(new)}" cannot be the name of a class; expected words, without line break and '
+            "characters that are not seen"
+        )
     if new in names:
         raise UserError(f'{directory} has a class "{new}" already; choose another name')
     names[index] = new
