@@ -113,6 +113,7 @@ TARGETS = (
     Target(
         "checkpoint of others", "theirs.pth", _c("add --from theirs.pth --names cat,dog,bird --out new"), 3
     ),
+    Target("saliency network", "net.onnx", _c("data saliency photos --model net.onnx"), 3),
     Target("--config", "options.yaml", ((*LEARN, "--config", "options.yaml"),), 4),
     Target(
         "--config, printed",
@@ -148,6 +149,7 @@ def build(place: Path) -> None:
     torch.save(
         {"model_state": {f"module.{k}": v for k, v in backbone.items()}, "best_score": 0.5}, "theirs.pth"
     )
+    Path("net.onnx").write_bytes(network())
     Path("options.yaml").write_text(
         "task: 2-1\nsetting: overlap\nseed: 3\n"
         "data: {name: voc, root: VOC2012, classes: [aeroplane, bicycle, bird, boat]}\n"

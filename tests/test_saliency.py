@@ -1,6 +1,7 @@
 """Saliency maps: from a network in a file, where a data set looks for them, and in segrow add."""
 
 import builtins
+import random
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import SHARED
+from onnx_files import network
 from PIL import Image
 from runs import only_line
 from trees import folder_tree
@@ -27,16 +29,23 @@ VOC = SHARED / "data" / "VOC2012"
 class Session:
     """Stands for onnxruntime's: salient is what is red; the map is half as large as the input."""
 
-    def __init__(self, path: str, providers: list[str]) -> None:
-        if Path(path).read_bytes() == b"broken":
+    def __init__(self, path: str, options: SimpleNamespace, **given: Any) -> None:
+        assert (options.log_severity_level, given["enable_fallback"]) == (4, 0)
+        self.kind = Path(path).read_text()
+        if self.kind == "broken":
             raise RuntimeError("[ONNXRuntimeError] INVALID_PROTOBUF\nsecond line")
-        self.channels = 4 if Path(path).read_bytes() == b"four" else 3
 
     def get_inputs(self) -> list[Any]:
-        return [SimpleNamespace(name="input", shape=["batch", self.channels, 32, 32])]
+        channels, side = 4 if self.kind == "four" else 3, 1 << 20 if self.kind == "large" else 32
+        entry = SimpleNamespace(name="input", shape=["batch", channels, side, 32])
+        return {"none": [], "two": [entry, entry]}.get(self.kind, [entry])
 
     def run(self, outputs: None, given: dict[str, Any]) -> list[Any]:
         image = given["input"]
+        if self.kind == "fails":
+            raise RuntimeError("[ONNXRuntimeError] shapes\nsecond line")
+        if self.kind in ("nan", "rows"):
+            return [np.full((1, 2, 8, 8) if self.kind == "rows" else (1, 1, 8, 8), np.nan, np.float32)]
         assert image.dtype == np.float32
         assert image.shape == (1, 3, 32, 32)
         assert abs(float(image.max())) < 3  # normalised
@@ -48,6 +57,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An onnxruntime that is not there, and a file for it."""
     module = ModuleType("onnxruntime")
     module.InferenceSession = Session  # type: ignore[attr-defined]
+    module.SessionOptions = SimpleNamespace  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "onnxruntime", module)
     path = tmp_path / "net.onnx"
     path.write_bytes(b"good")
@@ -98,7 +108,13 @@ def test_the_command_writes_what_is_missing(
             b"broken",
             "is not an ONNX file that onnxruntime reads ([ONNXRuntimeError] INVALID_PROTOBUF second line)",
         ),
-        (b"four", "takes an input ['batch', 4, 32, 32], expected 1 x 3 x height x width"),
+        (b"four", "takes an input ['batch', 4, 32, 32], expected 1 x 3 x height x width; copy the file"),
+        (b"none", "takes an input [], expected 1 x 3 x height x width; copy the file again"),
+        (b"two", "takes an input [['batch', 3, 32, 32], ['batch', 3, 32, 32]], expected 1 x 3 x height"),
+        (b"large", "takes images of 1048576 x 32, expected sides of 1 to 4096; copy the file again"),
+        (b"fails", "cannot be run ([ONNXRuntimeError] shapes second line); copy the file again, or give"),
+        (b"nan", "gives numbers that are not finite; copy the file again, or give another"),
+        (b"rows", "gives (1, 2, 8, 8), expected one map; copy the file again, or give another network"),
     ],
 )
 def test_a_file_that_is_none(
@@ -167,3 +183,27 @@ def test_u2netp_makes_the_maps_of_the_data(tmp_path: Path) -> None:
         ours = maker.map(VOC / "JPEGImages" / f"{path.stem}.jpg")
         agree.append(float((ours == theirs).mean()))
     assert min(agree) > 0.97, agree
+
+
+def test_a_damaged_network_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What onnxruntime makes of cut, changed and foreign files; a changed weight is another network."""
+    pytest.importorskip("onnxruntime", reason='needs pip install "segrow[saliency]"')
+    whole, path = network(), tmp_path / "net.onnx"
+    rng = random.Random(1)
+    path.write_bytes(whole)
+    assert SaliencyMaker(str(path)).map(halves(tmp_path / "a.png"))[:, :28].all()
+    said: list[str] = []
+    for number in range(60):
+        damaged = bytearray(whole)
+        if number % 3:
+            damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        else:
+            del damaged[rng.randrange(len(whole)) :]
+        path.write_bytes(damaged)
+        try:
+            SaliencyMaker(str(path))
+        except UserError as error:
+            said.append(str(error))
+    assert len(said) > 30
+    assert all(line.startswith(f"{path} ") and "\n" not in line and "; " in line for line in said)
+    assert capfd.readouterr() == ("", "")  # nothing but that line
