@@ -326,7 +326,8 @@ def test_a_polygon_that_reaches_far_outside(far: float) -> None:
         polygon = np.array([8.3, 7.1]) + rng.uniform(-1, 1, (5, 2)) * far
         order = np.argsort(np.arctan2(*(polygon - polygon.mean(0)).T))
         polygon = polygon[order]
-        drawn, empty = draw_shapes([([polygon.ravel().tolist()], 1, "it")], (HEIGHT, WIDTH), masks, np.uint8)
+        outline = [polygon.ravel().tolist()]
+        drawn, empty, _ = draw_shapes([(outline, 1, "it")], (HEIGHT, WIDTH), masks, np.uint8)
         truth = inside(polygon, (HEIGHT, WIDTH))
         # pycocotools gives pixels of the border to either side, along edges
         assert int((drawn.astype(bool) != truth).sum()) <= 60

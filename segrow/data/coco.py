@@ -6,7 +6,8 @@ train/_annotations.coco.json              or as Roboflow does; valid/ and test/ 
 the images                                where `coco_images.py` finds them
 
 Mask values are 1, 2, … in the order of the category ids; the categories' names are the classes. Where objects
-overlap the smaller one is on top. Masks are drawn once and kept in the user's cache.
+overlap the smaller one is on top, of equal ones the later; what is covered wholly is told. Masks are drawn
+once and kept in the user's cache.
 """
 
 import atexit
@@ -14,6 +15,7 @@ import hashlib
 import shutil
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -32,7 +34,7 @@ from ..resources import machine_refuses
 from ..sealed import read_sealed_json, write_sealed_json
 from ..shapes import Shape
 from ..terminal import Terminal
-from ..wording import are, count
+from ..wording import are, count, verb
 from .base import SegDataset, Split
 from .cache import cache_folder, say_damaged, say_unkept
 from .coco_file import CocoFile, Entry, read_coco
@@ -42,7 +44,7 @@ from .files import upright_size
 from .folder import held_out
 from .listing import Unfit
 
-_DRAWN = "3"  # changes when masks are drawn otherwise
+_DRAWN = "4"  # changes when masks are drawn otherwise
 _NOTES = "notes.json"
 _SHAPE: Shape = {"notes": [str], "sums": {str: int}}
 _ORDER: tuple[Split, ...] = ("train", "val")
@@ -207,6 +209,7 @@ class CocoDataset(SegDataset):
         masks, console = _pycocotools(), Terminal(stderr=True)
         pairs = list(zip(part.file.entries, part.images.items(), strict=True))
         empty, unfit = 0, {}
+        covered: list[tuple[int, int, str]] = []
         for entry, (image_id, path) in track(
             pairs, "drawing masks", console=console, disable=not console.is_terminal
         ):
@@ -216,18 +219,38 @@ class CocoDataset(SegDataset):
                     (outline, self._value(part, name), where) for outline, name, where in entry.outlines
                 ]
                 dtype = np.uint8 if self.ignore_id < 256 else np.uint16
-                drawn, nothing = draw_shapes(shapes, size, masks, dtype)
+                drawn = draw_shapes(shapes, size, masks, dtype)
             except UserError as error:
                 unfit[f"{part.split}/{image_id}"] = str(error)
                 continue
-            empty += nothing
+            empty += drawn.empty
+            covered += drawn.covered
             (folder / image_id).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(drawn).save(folder / f"{image_id}.png")
+            Image.fromarray(drawn.mask).save(folder / f"{image_id}.png")
         if unfit:
             raise Unfit(next(iter(unfit.values())), unfit)
-        said = f"{part.file.path.name}: annotations without a pixel of their image, left out: {empty}"
-        about = {"notes": [said] if empty else [], "sums": _sums(folder, part.images)}
+        notes = self._covered_notes(part, covered)
+        if empty:
+            said = f"annotations without a pixel of their image, left out: {empty}"
+            notes.append(f"{part.file.path.name}: {said}")
+        about = {"notes": notes, "sums": _sums(folder, part.images)}
         write_sealed_json(folder / _NOTES, about)
+
+    def _covered_notes(self, part: _Part, covered: Sequence[tuple[int, int, str]]) -> list[str]:
+        """A sentence on objects that no pixel shows, by their class and the one on top."""
+        if not covered:
+            return []
+        called = {value: f'"{name}"' for value, name in enumerate(self.class_names)}
+        called[self.ignore_id] = "what is ignored"
+        pairs = Counter((called[value], called[top]) for value, top, _ in covered)
+        some = ", ".join(f"{n} of {name} under {top}" for (name, top), n in pairs.most_common(5))
+        more = ", …" if len(pairs) > 5 else ""
+        n = len(covered)
+        return [
+            f"{part.file.path.name}: {count(n, 'object')} {verb(n, 'lie')} under others of another class and "
+            f"{verb(n, 'leave')} no pixel: {some}{more} (first {covered[0][2]}); the "
+            "smaller one is on top, of equal ones the later in the file"
+        ]
 
     def _size(self, path: Path, entry: Entry, part: _Part) -> tuple[int, int]:
         """Height and width of an image, which are those that the file says."""

@@ -1,7 +1,7 @@
 """Outlines of COCO's kind (polygons, run lengths) as masks, in bounded time and memory."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,10 +59,25 @@ def _without_pairs(polygon: Any) -> Any:
     return polygon
 
 
+class Drawn(NamedTuple):
+    """Objects as a mask.
+
+    Attributes:
+        mask: H x W.
+        empty: How many have no pixel of the image in them.
+        covered: Value, value on top of it and name for errors of each that no pixel shows, for objects of
+            other values are on it.
+    """
+
+    mask: NDArray[Any]
+    empty: int
+    covered: list[tuple[int, int, str]]
+
+
 def draw_shapes(
     shapes: Sequence[tuple[Outline, int, str]], size: tuple[int, int], masks: Any, dtype: type
-) -> tuple[NDArray[Any], int]:
-    """Objects on background, the largest first, so that small ones are on top.
+) -> Drawn:
+    """Objects on background, the largest first, so that small ones are on top; of equal ones the later is.
 
     Args:
         shapes: Outline, mask value and name for errors of each.
@@ -70,23 +85,29 @@ def draw_shapes(
         masks: The module pycocotools.mask.
         dtype: Of the mask.
 
-    Returns:
-        The mask, and how many objects have no pixel of the image in them.
-
     Raises:
         UserError: An outline that is too long, or run lengths of another size.
     """
-    encoded = [(_encoded(outline, size, masks, where), value) for outline, value, where in shapes]
-    areas = [0 if runs is None else int(masks.area(runs)) for runs, _ in encoded]
+    encoded = [_encoded(outline, size, masks, where) for outline, _, where in shapes]
+    areas = [0 if runs is None else int(masks.area(runs)) for runs in encoded]
     columns: NDArray[Any] = np.zeros(size[::-1], dtype)  # runs go down the columns
     flat = columns.reshape(-1)
     for index in sorted(range(len(areas)), key=lambda k: -areas[k]):
-        runs, value = encoded[index]
         if areas[index]:  # a run at a time: of a small object in a large image that is little
-            ends = np.cumsum(run_lengths(runs["counts"].decode())).tolist()
-            for start, stop in zip(ends[::2], ends[1::2], strict=False):
-                flat[start:stop] = value
-    return np.ascontiguousarray(columns.T), areas.count(0)
+            for start, stop in _runs(encoded[index]):
+                flat[start:stop] = shapes[index][1]
+    covered = []
+    for (_, value, where), area, runs in zip(shapes, areas, encoded, strict=True):
+        # of an object that is seen, the first run nearly always shows it
+        if area and not any((flat[start:stop] == value).any() for start, stop in _runs(runs)):
+            covered.append((value, int(flat[next(start for start, _ in _runs(runs))]), where))
+    return Drawn(np.ascontiguousarray(columns.T), areas.count(0), covered)
+
+
+def _runs(encoded: Any) -> Iterator[tuple[int, int]]:
+    """Begin and end of each run of an object's pixels, of those that have any."""
+    ends = np.cumsum(run_lengths(encoded["counts"].decode())).tolist()
+    return ((start, stop) for start, stop in zip(ends[::2], ends[1::2], strict=False) if stop > start)
 
 
 def _encoded(outline: Outline, size: tuple[int, int], masks: Any, where: str) -> Any:
