@@ -26,7 +26,7 @@ from segrow.scenario import UNKNOWN
 from .data import animals, few
 from .increment import Case, Measurement, configuration
 from .machine import has_bf16
-from .ours import ExactStep, random_network, save_before
+from .ours import LABELS, Precision, Updates, random_network, save_before
 from .reference import ReferenceStep, train_reference
 from .report import Options, Row
 from .timing import alternate, median, timed
@@ -82,9 +82,10 @@ def _resnet(options: Options) -> list[Row]:
     model.grow(1, step)
     reference = ReferenceStep(copy.deepcopy(model), copy.deepcopy(teacher), total=1000)
     reference.train_mode()
+    precisions: tuple[Precision, ...] = ("32", "bf16") if has_bf16() else ("32",)
     exact = {
-        name: ExactStep(copy.deepcopy(model), copy.deepcopy(teacher), step, bf16=name == "bf16")
-        for name in (("fp32", "bf16") if has_bf16() else ("fp32",))
+        LABELS[precision]: Updates(copy.deepcopy(model), copy.deepcopy(teacher), step, precision)
+        for precision in precisions
     }
     images = torch.randint(0, 256, (batch, 3, crop, crop), dtype=torch.uint8)
     labels = torch.randint(0, 2, (batch, crop, crop)) * (model.n_classes - 1)

@@ -22,7 +22,9 @@ import torch
 from segrow.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from segrow.engine.validate import Validation
 from segrow.methods.ssul import Ssul
+from segrow.processes import worker_count
 
+from . import updates
 from .data import ANIMALS, animals, few
 from .machine import has_bf16
 from .ours import (
@@ -40,7 +42,7 @@ from .ours import (
 from .reference import LEAST_INTERVAL, ReferenceStep, confusion, train_reference, whole_state
 from .reference_data import WORKERS, ReferenceImages, ReferenceValidation, reference_loader
 from .report import Options, Row, less
-from .timing import alternate, median, timed
+from .timing import alternate, epochs_for, median, timed
 
 EPOCHS = 8  # of the recipe animals-4-1-ssul
 PUBLISHED_EPOCHS = 50  # of SSUL on VOC
@@ -64,6 +66,10 @@ class Case:
         epochs: Of the step that the targets are about.
         evaluated: Validation images whose evaluation is measured; 0 = it is not.
         device: Where it is trained; on a GPU both sides in mixed precision.
+        counted: Updates that count, at least, after an epoch in which loaders and kernels start; 0 = those of
+            one epoch (with a cache, some), start included.
+        workers: Loader processes of both sides; None = of each as many as it usually has.
+        synthetic: Updates on a batch that is on the device already, which have rows too; 0 = none.
     """
 
     name: str
@@ -75,6 +81,9 @@ class Case:
     epochs: int = EPOCHS
     evaluated: int = 0
     device: Literal["cpu", "cuda"] = "cpu"
+    counted: int = 0
+    workers: int | None = None
+    synthetic: int = 0
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -82,6 +91,23 @@ class Case:
         if self.device == "cuda":
             return ("16", "bf16")
         return ("32", "bf16") if has_bf16() else ("32",)
+
+
+TEN = {f"cached {precision}": 10.0 for precision in ("fp32", "fp16", "bf16")}
+# the published network, so the published number of epochs; a GPU takes batches faster than loaders start
+ON_GPU = Case(
+    "resnet101",
+    32,
+    513,
+    832,
+    3,
+    TEN,
+    PUBLISHED_EPOCHS,
+    device="cuda",
+    counted=50,
+    workers=worker_count(8),
+    synthetic=50,
+)
 
 
 @dataclass(frozen=True)
@@ -99,25 +125,23 @@ class Cost:
 def run(options: Options) -> list[Row]:
     """Both networks, then evaluation; on a GPU the published network and batch."""
     rounds = options.rounds or (5 if options.full else 3)
-    ten = {f"cached {precision}": 10.0 for precision in ("fp32", "fp16", "bf16")}
-    # the published network, so the published number of epochs
     if options.on_gpu:
-        large = Case("resnet101", 32, 513, 128, rounds, ten, PUBLISHED_EPOCHS, device=options.device)
-        return _case(options, large)
+        return _case(options, replace(ON_GPU, rounds=rounds))
     five = {f"cached {precision}": 5.0 for precision in ("fp32", "bf16")}
     mobilenet = Case("mobilenet", 16, 193, 96, rounds, five, evaluated=64)
     few_rounds = options.rounds or (5 if options.full else 2)
-    resnet = Case("resnet101", 4, 257, 28, few_rounds, {"exact fp32": 2.0, **ten}, PUBLISHED_EPOCHS)
+    resnet = Case("resnet101", 4, 257, 28, few_rounds, {"exact fp32": 2.0, **TEN}, PUBLISHED_EPOCHS)
     return [*_case(options, mobilenet), *_case(options, resnet)]
 
 
 def configuration(root: Path, case: Case, epochs: int = 1) -> RunConfig:
     """Settings of animals-4-1-ssul, with random weights."""
+    train = TrainConfig(epochs=epochs, batch_size=case.batch, crop=case.crop, device=case.device)
     return RunConfig(
         task="4-1",
         data=DataConfig(name="voc", root=str(root), classes=ANIMALS),
         model=ModelConfig(name=f"deeplabv3_{case.name}", weights="none"),
-        train=TrainConfig(epochs=epochs, batch_size=case.batch, crop=case.crop, device=case.device),
+        train=train if case.workers is None else replace(train, workers=case.workers),
     )
 
 
@@ -142,6 +166,10 @@ def _case(options: Options, case: Case) -> list[Row]:
         for name, each in found.items()
     }
     rows = rows_of(case, costs, DEFAULT_VIEWS)
+    if case.synthetic:
+        options.say(f"increment, {case.name}: no loading")
+        alone = updates.Case(case.name, case.batch, case.crop, case.synthetic)
+        rows += updates.run(alone, torch.device(case.device), options.seed, ("exact", "kept"))
     return rows + _evaluation(options, case, measure, costs) if case.evaluated else rows
 
 
@@ -194,10 +222,13 @@ class Measurement:
         self.options, self.case, self.config, self.before = options, case, config, before
         run = make_run(config, Ssul(), options.work / f"plan-{case.name}")
         self.run, self.data, self.scenario = run, run.data, run.scenario
+        self.epochs = epochs_for(case.counted, len(self.scenario.images(1)), case.batch)
         images = ReferenceImages(
             run.data, self.scenario.images(1), self.scenario.train_table(1), case.crop, options.seed
         )
-        self.loader = reference_loader(images, case.batch, train=True, workers=workers)
+        self.loader = reference_loader(
+            images, case.batch, train=True, workers=workers if case.workers is None else case.workers
+        )
         student, teacher = student_and_teacher(before, len(self.scenario.steps[1].classes), 1)
         device = torch.device(case.device)
         self.step = ReferenceStep(
@@ -205,15 +236,17 @@ class Measurement:
         )
 
     def reference(self) -> Cost:
-        """An epoch of the reference."""
-        spent = train_reference(self.step, self.loader, 1, torch.device(self.case.device))
-        return Cost(spent.training / len(spent.iterations))
+        """Some epochs of the reference."""
+        spent = train_reference(self.step, self.loader, self.epochs, torch.device(self.case.device))
+        return Cost(spent.iteration(self.epochs))
 
     def ours(self, views: int, precision: Precision) -> Cost:
-        """An epoch of ours, or, with a cache, some."""
-        spent = self._train(CACHED_EPOCHS if views else 1, views, precision)
+        """As many epochs of ours, or, with a cache, some."""
+        spent = self._train(max(CACHED_EPOCHS * bool(views), self.epochs), views, precision)
         shown = spent.views * len(self.scenario.images(1))
-        return Cost((spent.training - spent.cache) / spent.iterations, spent.cache / shown if shown else 0.0)
+        whole = (spent.training - spent.cache) / spent.iterations
+        seconds = spent.later if self.case.counted else whole
+        return Cost(seconds, spent.cache / shown if shown else 0.0)
 
     def _train(self, epochs: int, views: int, precision: Precision) -> OurStep:
         train = with_views(replace(self.config.train, epochs=epochs), views, precision)

@@ -6,7 +6,9 @@ spent.training, spent.iterations
 """
 
 import copy
+import csv
 import json
+import math
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from segrow.engine.machine import Machine
 from segrow.engine.records import model_meta
 from segrow.engine.run import Run
 from segrow.engine.setup import check_ranges, make_fabric, prepare
-from segrow.engine.step import Objective, chunks, step_rates
+from segrow.engine.step import Objective, chunks, make_precision, step_rates
 from segrow.memory import to_json
 from segrow.methods.base import Method, StepContext
 from segrow.methods.ssul import Ssul
@@ -32,6 +34,7 @@ from segrow.model.store import load_model, save_model
 
 Precision = Literal["32", "bf16", "16"]
 LABELS: dict[Precision, str] = {"32": "fp32", "bf16": "bf16", "16": "fp16"}
+CPU = torch.device("cpu")
 DEFAULT_VIEWS = TrainConfig().feature_views
 
 
@@ -45,11 +48,13 @@ class OurStep:
         peak: Peak of the resident set in bytes.
         cache: Seconds of building the cache; 0 without one.
         views: Views an image in it; 0 = the exact mode.
+        later: Seconds an iteration without the first epoch, in which loaders and kernels start; nan of one.
     """
 
     training: float
     iterations: int
     peak: int
+    later: float = math.nan
     cache: float = 0.0
     views: int = 0
 
@@ -86,14 +91,32 @@ def train_step(config: RunConfig, method: Method, step: int, before: Path | None
         shutil.copytree(before, run.paths.model(step - 1))
     run.train_step(step)  # `step` would evaluate too, which is timed apart
     record = json.loads((run.paths.model(step) / "model.json").read_text())["training"]
+    later = later_epochs(run.paths.log)
     shutil.rmtree(out)
-    cost = OurStep(record["train_s"], record["iterations"], record["peak_memory_bytes"])
+    cost = OurStep(record["train_s"], record["iterations"], record["peak_memory_bytes"], later)
     kept = record["features"]
     if step and config.train.feature_views and not kept:
         raise RuntimeError(
             f"step {step} kept no features, though {config.train.feature_views} views were asked for"
         )
     return replace(cost, cache=kept["seconds"], views=kept["views"]) if kept else cost
+
+
+def later_epochs(log: Path) -> float:
+    """Seconds an iteration of all epochs but the first, checkpoints included, by a run's log.csv; nan of one.
+
+    Every row stands for the updates since the one before it, and their mean speed.
+    """
+    seconds, updates, before = 0.0, 0, -1
+    with log.open(newline="") as file:
+        for row in csv.DictReader(file):
+            epoch, update = int(row["epoch"]), int(row["iteration"])
+            count = update - (before if update > before else -1)
+            before = update
+            if epoch:
+                updates += count
+                seconds += count / float(row["iterations_per_second"])
+    return seconds / updates if updates else math.nan
 
 
 def random_network(config: ModelConfig, n_base: int, increments: list[int], seed: int = 1) -> Segmenter:
@@ -136,38 +159,63 @@ def student_and_teacher(before: Path, n_new: int, step: int) -> tuple[Segmenter,
     return model, teacher
 
 
-class ExactStep:
-    """Updates of an incremental step on batches that are there already, without a loader or a log.
+class Updates:
+    """Updates of a step on batches that are there already, without a loader or a log.
 
     Args:
-        model: Already grown.
-        teacher: The model before the step.
+        model: Already grown; is moved to the device.
+        teacher: The model before the step; None at step 0.
         step: Index of the step.
-        bf16: Mixed precision in bfloat16.
+        precision: What is computed in.
+        device: Where.
     """
 
-    def __init__(self, model: Segmenter, teacher: Segmenter, step: int, bf16: bool = False) -> None:
-        method, train = Ssul(), TrainConfig()
-        ctx = StepContext(step, model, teacher, model.n_classes, teacher.n_classes)
-        method.begin_step(ctx)
-        ctx.share_frozen_trunk()
-        ctx.fold_frozen_trunk()
-        self.channels_last, self.bf16 = train.channels_last, bf16
-        self.objective = Objective(method, ctx)
+    def __init__(
+        self,
+        model: Segmenter,
+        teacher: Segmenter | None,
+        step: int,
+        precision: Precision = "32",
+        device: torch.device = CPU,
+    ) -> None:
+        self.method, self.device, self.train = Ssul(), device, TrainConfig()
+        layout = torch.channels_last if self.train.channels_last else torch.contiguous_format
+        model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        known_before = 1
+        if teacher is not None:
+            known_before = teacher.to(device).n_classes
+        self.ctx = StepContext(step, model, teacher, model.n_classes, known_before)
+        self.method.begin_step(self.ctx)
+        self.ctx.share_frozen_trunk()
+        self.ctx.fold_frozen_trunk()
+        self.precision = make_precision(precision, device.type)
+        self.objective = Objective(self.method, self.ctx)
         self.objective.train()
-        groups = method.parameter_groups(ctx, *step_rates(train, step))
+        groups = self.method.parameter_groups(self.ctx, *step_rates(self.train, step))
         self.optimizer = torch.optim.SGD(
-            groups, momentum=train.momentum, nesterov=True, weight_decay=train.weight_decay
+            groups, momentum=self.train.momentum, nesterov=True, weight_decay=self.train.weight_decay
         )
 
-    def update(self, batch: Batch) -> None:
-        """One iteration."""
-        (tensors,) = chunks(to_device(batch, torch.device("cpu"), self.channels_last), 1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+    def update(self, batch: Batch) -> Tensor:
+        """One iteration; the loss, which is on the device and may still be computed there."""
+        (tensors,) = chunks(to_device(batch, self.device, self.train.channels_last), 1)
+        with self.precision.forward_context():
             losses: dict[str, Tensor] = self.objective(tensors)
-        torch.autograd.backward(torch.stack(list(losses.values())).sum())
-        self.optimizer.step()
+            total = torch.stack(list(losses.values())).sum()
+        self.precision.backward(total, None)
+        self.precision.optimizer_step(self.optimizer)
         self.optimizer.zero_grad()
+        return total.detach()
+
+    @torch.no_grad()
+    def keep(self, batch: Batch) -> Batch:
+        """The batch as it comes from kept features, on the device."""
+        batch = to_device(batch, self.device, self.train.channels_last)
+        with self.precision.forward_context():
+            parts = tuple(part.bfloat16() for part in self.ctx.encode(batch.images))
+            kept = replace(batch, images=batch.images[:, :, :0, :0], parts=parts)
+            seen = self.ctx.teach(replace(kept))  # of its own: it holds the trunk's output then
+        return replace(kept, verdict=self.method.verdict(self.ctx, seen, batch.labels.shape[-2:]))
 
 
 def with_views(train: TrainConfig, views: int, precision: Precision | Literal["auto"] = "32") -> TrainConfig:

@@ -207,6 +207,15 @@ class Spent:
         """Seconds without validation."""
         return sum(self.iterations)
 
+    def iteration(self, epochs: int) -> float:
+        """Mean seconds of an iteration; of several epochs the first, in which loaders start, is out.
+
+        Args:
+            epochs: That were trained.
+        """
+        counted = self.iterations[len(self.iterations) // epochs if epochs > 1 else 0 :]
+        return sum(counted) / len(counted)
+
 
 def train_reference(
     step: ReferenceStep,

@@ -1,5 +1,6 @@
 """Two or more variants in one run, in turn (A B A B), so that a busy machine slows all of them alike."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,17 @@ def alternate(
             say(f"{what}: {name}, {k + 1} of {rounds}")
             found[name].append(measure())
     return found
+
+
+def epochs_for(counted: int, images: int, batch: int) -> int:
+    """Epochs to train where at least so many updates count, and those of the first, a start, do not.
+
+    Args:
+        counted: 0 = one epoch, all of which counts.
+        images: Of an epoch.
+        batch: Images of an update; a rest is left out.
+    """
+    return 1 + math.ceil(counted / (images // batch))
 
 
 def timed(work: Callable[[], object]) -> float:
