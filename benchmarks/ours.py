@@ -131,16 +131,21 @@ def random_network(config: ModelConfig, n_base: int, increments: list[int], seed
     model = build_segmenter(config, n_base, True, lambda line: None)
     for step, classes in enumerate(increments, 1):
         model.grow(classes, step)
+    settle_norms(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def settle_norms(model: Segmenter) -> None:
+    """Give the norms the statistics of random images."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     usual = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = None  # a plain mean
     model.train()
-    with torch.no_grad():
-        model(torch.randint(0, 256, (4, 3, 97, 97), dtype=torch.uint8))
+    model(torch.randint(0, 256, (4, 3, 97, 97), dtype=torch.uint8))
     for norm, momentum in zip(norms, usual, strict=True):
         norm.momentum = momentum
-    return model.eval()
 
 
 def save_before(model: Segmenter, config: RunConfig, method: Method, step: int, directory: Path) -> Path:
@@ -180,7 +185,7 @@ class Updates:
     ) -> None:
         self.method, self.device, self.train = Ssul(), device, TrainConfig()
         layout = torch.channels_last if self.train.channels_last else torch.contiguous_format
-        model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        model.to(device).to(memory_format=layout)
         known_before = 1
         if teacher is not None:
             known_before = teacher.to(device).n_classes

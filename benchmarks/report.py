@@ -114,9 +114,9 @@ def more(
     return Row(key, measure, variant, reference, ours, unit, ours / reference, target, note=note)
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[Row], title: str) -> Table:
     """All rows, one section under the other."""
-    out = Table(title="segrow beside the reference loop", title_justify="left")
+    out = Table(title=title, title_justify="left")
     for name, side in (("measure", "left"), ("reference", "right"), ("ours", "left"), ("value", "right")):
         out.add_column(name, justify=side)  # type: ignore[arg-type]
     for name in ("ratio", "target", "met"):
@@ -198,9 +198,9 @@ def guard(
     return lines
 
 
-def show(rows: Sequence[Row], console: Console) -> None:
+def show(rows: Sequence[Row], console: Console, title: str = "segrow beside the reference loop") -> None:
     """Print the table and its notes."""
-    console.print(table(rows))
+    console.print(table(rows, title))
     for line in notes(rows):
         console.print(f"- {line}", highlight=False)
 

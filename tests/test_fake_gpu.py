@@ -3,13 +3,14 @@
 import copy
 import functools
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
 from fake_gpu import GPU, fake_gpu
 from torch import Tensor
 
+from benchmarks.gpu_parity import Kind, Options, all_cases
 from segrow.argmax import arg_max
 from segrow.batch import Batch
 from segrow.config import ModelConfig
@@ -23,25 +24,8 @@ pytestmark = pytest.mark.skipif(
     reason="fake tensors of a GPU go backward by a way that was tried with torch 2.14",
 )
 
-Kind = Literal["base", "increment", "memory", "kept"]
-Options = dict[str, object]
 SIDE, IMAGES = 65, 4
 AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
-VARIANTS: dict[str, list[Options]] = {
-    "finetune": [{"loss_type": "bce"}],
-    "plop": [{"median": "reference"}, {"freeze": "trunk", "pod": 0.0}],
-    "mib": [{"freeze": "trunk"}, {"pseudo": "threshold"}],
-    "ssul": [
-        {"loss_type": "ce"},
-        {"loss_type": "focal"},
-        {"unknown": "none", "init": "random"},
-        {"unknown": "background"},
-        {"freeze": "none", "bn_freeze": False},
-        {"gives_way": (3,)},
-    ],
-}
-"""By method: what leads through other lines of its loss, or another trunk."""
-
 QUICK = [
     *((name, {}, "increment") for name in method_names()),
     *((name, {}, "base") for name in ("finetune", "ssul")),
@@ -50,17 +34,6 @@ QUICK = [
     ("mib", {"freeze": "trunk"}, "kept"),
 ]
 """Cases of the fast suite: every method, every kind of step."""
-
-
-def all_cases() -> list[tuple[str, Options, Kind]]:
-    kinds: tuple[Kind, ...] = ("base", "increment", "memory", "kept")
-    found = []
-    for name in method_names():
-        for options in ({}, *VARIANTS.get(name, [])):
-            method = make_method(name, options)
-            keeps = method.freezes_trunk and method.needs_features_only
-            found += [(name, options, kind) for kind in kinds if keeps or kind != "kept"]
-    return found
 
 
 @functools.cache
