@@ -2,8 +2,8 @@
 
 The tolerances were chosen on a CPU. Of float32 against float64 the worst loss was off by 8e-7 and the worst
 gradient by 2e-5 of its norm, so 1e-5 and 1e-3 (without TF32) leave room for another order of sums. Those of
-mixed precision are three times what autocast makes of the same cases there, where the worst loss was off by 0.7 %
-in fp16 and 3 % in bf16, the worst gradient by 8 and 27 %.
+mixed precision are three times what autocast makes of the same cases there, where the worst loss was off by
+0.7 % in fp16 and 3 % in bf16, the worst gradient by 8 and 27 %.
 """
 
 import copy
