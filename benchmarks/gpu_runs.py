@@ -25,6 +25,8 @@ from segrow.methods.ssul import Ssul
 from segrow.predict import Predictor
 
 from .data import ANIMALS, animals, few
+from .gpu_step import row_of, watched_updates
+from .ours import Precision
 from .pieces import Piece, Setting, at_least, at_most, holds
 from .report import Options, Row, less
 from .timing import timed
@@ -111,8 +113,10 @@ class Runs:
     def train(self, name: str) -> list[Row]:
         """One on the device: it ends well, begins as the CPU's does, and says what it was trained on."""
         out = self.work / name.replace(", ", "-").replace(" ", "-")
-        code = cli.main(self.words(out.name, self.setting.device.type, *VARIANTS[name]))
-        what, key, precision = f"animals 4-1 in {name}", f"runs.{out.name}", name.partition(",")[0]
+        with watched_updates(self.setting.on_gpu) as waited:
+            code = cli.main(self.words(out.name, self.setting.device.type, *VARIANTS[name]))
+        what, key = f"animals 4-1 in {name}", f"runs.{out.name}"
+        precision: Precision = cast("Precision", name.partition(",")[0])
         rows = [holds(f"{key}.ends", f"{what}: ends well", precision, code == 0)]
         if code:
             return rows
@@ -128,6 +132,8 @@ class Runs:
             holds(f"{key}.finite", f"{what}: all losses finite", precision, all_finite(out)),
             holds(f"{key}.says", f"{what}: device and precision recorded", precision, says == true),
         ]
+        if self.setting.on_gpu:
+            rows.append(row_of(f"{key}.waits", what, precision, waited))
         if "features" in name:
             kept = bool(costs[1]["features"])
             rows.append(holds(f"{key}.kept", f"{what}: features kept", precision, kept))

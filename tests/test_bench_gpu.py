@@ -187,6 +187,32 @@ def test_what_waits_for_the_device_is_counted(setting: Setting, monkeypatch: pyt
     assert "test_bench_gpu.py" in rows[0].note
 
 
+def test_updates_of_a_run_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the first two of a step, in which things are found once."""
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+
+    class Trainer:
+        def _update(self, batch: int) -> int:
+            for _ in range(batch):
+                warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
+            return batch
+
+    monkeypatch.setattr(gpu_step, "StepTrainer", Trainer)
+    monkeypatch.setattr(warnings, "showwarning", lambda *words, **more: None)
+    with gpu_step.watched_updates(on_gpu=True) as found, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for trainer in (Trainer(), Trainer()):
+            assert [trainer._update(n) for n in (9, 9, 0, 2)] == [9, 9, 0, 2]
+    assert [waited.total() for waited in found] == [0, 2, 0, 2]
+    row = gpu_step.row_of("runs.x.waits", "a run", "bf16", found)
+    assert (row.met, row.ratio) == (False, 2)
+    assert "test_bench_gpu.py" in row.note
+    assert gpu_step.row_of("k", "a run", "16", found[:1]).met
+    with gpu_step.watched_updates(on_gpu=False) as found:
+        Trainer()._update(0)
+    assert found == []
+
+
 # --- all of it --------------------------------------------------------------------------------------------
 
 
