@@ -220,13 +220,12 @@ MALFORMED: list[tuple[Callable[[Coco], Any], str]] = [
     (lambda c: c.update(images=[7]), "images[0] is not an object (7)"),  # type: ignore[list-item]
     (lambda c: c.update(annotations=[7]), "annotations[0] is not an object (7)"),  # type: ignore[list-item]
     (lambda c: c.update(categories=[7]), "categories[0] is not an object (7)"),  # type: ignore[list-item]
-    (lambda c: c["annotations"][0].update(image_id=[1]), "annotations[0] has image_id [1], expected a whole"),
-    (lambda c: c["annotations"][0].update(category_id={}), "annotations[0] has category_id {}, expected"),
+    (lambda c: c["annotations"][0].update(category_id={}), "annotation 1 has category {}, which is not in"),
     (
         lambda c: c["annotations"][0].update(category_id="1"),
         "has category 1, which is not in the file",
     ),
-    (lambda c: c["images"][0].update(height="20"), "30x'20'; they must be equal"),
+    (lambda c: c["images"][0].update(height="tall"), "30x'tall'; they must be equal"),
     (lambda c: (c["images"][0].update(height=21), c["images"][0].pop("width")), "30x21; they must be equal"),
 ]
 

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,13 +38,13 @@ from ..wording import are, count, verb
 from .base import SegDataset, Split
 from .cache import cache_folder, say_damaged, say_unkept
 from .coco_file import CocoFile, Entry, read_coco
-from .coco_images import SPLITS, find_images, split_of, unlisted
+from .coco_images import SPLITS, Located, find_images, split_of, unlisted
 from .coco_shapes import draw_shapes
-from .files import upright_size
+from .files import opened, orientation, upright_size
 from .folder import held_out
 from .listing import Unfit
 
-_DRAWN = "4"  # changes when masks are drawn otherwise
+_DRAWN = "5"  # changes when masks are drawn otherwise
 _NOTES = "notes.json"
 _SHAPE: Shape = {"notes": [str], "sums": {str: int}}
 _ORDER: tuple[Split, ...] = ("train", "val")
@@ -67,13 +67,14 @@ class CocoDataset(SegDataset):
     Args:
         root: The file, or the folder that holds it or them (`find_files`).
         ignore: Names of categories that count nowhere; None: those that are called so, such as "ignore".
-        exclude: Images that are left out, each as SPLIT/ID.
+        exclude: Images that are left out, each as SPLIT/ID or SPLIT/FILE_NAME.
         hold_out: Where there is one file alone, take a fifth of its images for validation.
 
     Raises:
-        UserError: A file that is no such thing, an image that is missing, no outline at all, or pycocotools
-            not installed. Masks are drawn when they are first asked for; that raises it for an image of
-            another size than the file says, and an outline that is too long.
+        Unfit: Images that are missing, or have damaged annotations or those of unknown categories. Masks are
+            drawn when they are first asked for; that raises it for an image of another size than the file
+            says, and an outline that is too long.
+        UserError: A file that is no such thing, no outline at all, or pycocotools not installed.
     """
 
     name = "coco"
@@ -98,14 +99,14 @@ class CocoDataset(SegDataset):
         self._parts: dict[Split, _Part] = {}
         self.notes = tuple(left)
         listed: list[Path] = []
+        unfit: dict[str, str] = {}
         for split, file in files.items():
             images, notes = find_images(file.path, [entry.name for entry in file.entries])
-            kept = {i: path for i, path in images.items() if f"{split}/{i}" not in exclude}
-            self.excluded += tuple(f"{split}/{i}" for i in images if i not in kept)
-            entries = tuple(e for e, i in zip(file.entries, images, strict=True) if i in kept)
-            self._parts[split] = _Part(split, replace(file, entries=entries), kept)
+            self._parts[split] = self._part(split, file, images, exclude, unfit)
             self.notes += (*file.notes, *notes)
-            listed += images.values()
+            listed += [image.path for image in images if image.path]
+        if unfit:
+            raise _unfit(unfit)
         self.notes += (*_spelled_apart(files.values()), *alike_notes(str(root), self.class_names[1:]))
         if alone := unlisted(listed):
             self.notes += (
@@ -138,6 +139,28 @@ class CocoDataset(SegDataset):
     def saliency_path(self, split: Split, image_id: str) -> Path:
         """saliency/ID.png in the folder."""
         return self.root / "saliency" / f"{image_id}.png"
+
+    def _part(
+        self,
+        split: Split,
+        file: CocoFile,
+        images: Sequence[Located],
+        exclude: frozenset[str],
+        unfit: dict[str, str],
+    ) -> _Part:
+        """A split without the images that are left out, by their ids or names; fills `unfit`."""
+        kept: dict[str, tuple[Entry, Path]] = {}
+        for entry, image in zip(file.entries, images, strict=True):
+            asked = {f"{split}/{image.id}", f"{split}/{entry.name}"} & exclude
+            self.excluded += tuple(sorted(asked.difference(self.excluded)))
+            if asked:
+                continue
+            if image.path is None or image.wrong or entry.wrong:
+                unfit.setdefault(f"{split}/{image.id}", entry.wrong or image.wrong)
+            else:
+                kept[image.id] = entry, image.path
+        entries = tuple(entry for entry, _ in kept.values())
+        return _Part(split, replace(file, entries=entries), {i: path for i, (_, path) in kept.items()})
 
     def _place(self, split: Split) -> Split:
         """Where the images of a split stand: those that are held out are in the training file."""
@@ -228,7 +251,7 @@ class CocoDataset(SegDataset):
             (folder / image_id).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(drawn.mask).save(folder / f"{image_id}.png")
         if unfit:
-            raise Unfit(next(iter(unfit.values())), unfit)
+            raise _unfit(unfit)
         notes = self._covered_notes(part, covered)
         if empty:
             said = f"annotations without a pixel of their image, left out: {empty}"
@@ -257,7 +280,7 @@ class CocoDataset(SegDataset):
         size = upright_size(path)
         told = tuple(mine if side is None else side for side, mine in zip(entry.size, size, strict=True))
         if size != told:
-            turned = "; it was annotated unturned, without its EXIF orientation" if told == size[::-1] else ""
+            turned = _exchanged(path) if told == size[::-1] else ""
             raise UserError(
                 f"image {path} is {size[1]}x{size[0]} pixels (width x height), in {part.file.path} "
                 f"{told[1]!r}x{told[0]!r}; they must be equal{turned}"
@@ -265,7 +288,23 @@ class CocoDataset(SegDataset):
         return size
 
     def _value(self, part: _Part, name: str) -> int:
-        return self.ignore_id if name in part.file.ignored else self._values[name]
+        return self.ignore_id if not name or name in part.file.ignored else self._values[name]
+
+
+def _exchanged(path: Path) -> str:
+    """Why a file may say an image's height for its width."""
+    with opened(path, "image") as image:
+        if orientation(image) >= 5:
+            return "; it was annotated unturned, without its EXIF orientation"
+    return "; the file has width and height exchanged: correct them there"
+
+
+def _unfit(each: Mapping[str, str]) -> Unfit:
+    """What to raise for images that cannot be used, a sentence for each by its SPLIT/ID."""
+    first, *others = each.values()
+    more = f"; {count(len(others), 'image')} more cannot be used" if others else ""
+    advice = ": segrow data check lists them, and --data.exclude leaves them out" if others else ""
+    return Unfit(f"{first}{more}{advice}", each)
 
 
 def _spelled_apart(files: Iterable[CocoFile]) -> Iterator[str]:

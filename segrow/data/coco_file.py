@@ -17,14 +17,16 @@ LIMIT = 2 << 30  # bytes; COCO's own instances_train2017.json has 448 MB
 
 Id = int | str
 Object = tuple[Outline, str, str]
-"""Outline, name of the category, and the annotation for errors."""
+"""Outline, name of the category ("" where its pixels count nowhere), and the annotation for errors."""
 
-_IDS = ("id", "image_id", "category_id")
+_NUMBERS = ("id", "image_id", "category_id", "height", "width")
 _NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
-    "images": {"id": (int, str), "file_name": (str,)},
+    "images": {"id": (int, str)},
     "categories": {"id": (int, str), "name": (str,)},
-    "annotations": {"image_id": (int, str), "category_id": (int, str)},
+    "annotations": {},
 }
+_YES = (1, "1", "true", "True")
+_MOST = 5  # faults of one image in its sentence
 _OUTLINES = "segrow learns from outlines (polygons or RLE); annotate them, or export with segmentation"
 
 
@@ -33,14 +35,16 @@ class Entry:
     """An image of the file.
 
     Attributes:
-        name: Its file_name.
+        name: Its file_name; "" where it has none.
         size: Height and width as the file says them; None where it does not.
         outlines: Its objects.
+        wrong: Why it cannot be used; "" where it can.
     """
 
     name: str
     size: tuple[Any, Any]
     outlines: list[Object]
+    wrong: str
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,13 @@ def read_coco(path: Path, ignore: Collection[str] | None) -> CocoFile:
         ignore: Names of categories that count nowhere; None: those that are called so (class_lists.py).
 
     Raises:
-        UserError: It is not a COCO file, or damaged; or no annotation has an outline.
+        UserError: It is not a COCO file, or damaged as a whole; or no annotation has an outline.
     """
     content = _content(path)
-    used = Counter(annotation.get("category_id") for annotation in content["annotations"])
+    used = Counter(n for annotation in content["annotations"] if _is_id(n := annotation.get("category_id")))
     names, notes = _categories(path, content["categories"], used)
     ignored = not_counted(dict.fromkeys(names.values()), ignore)
-    objects, said = _objects(path, content, names)
+    objects, wrong, said = _objects(path, content, names, flags=ignore is None or bool(ignore))
     notes += said
     for name in ignored:
         n = sum(used[number] for number, called in names.items() if called == name)
@@ -92,34 +96,48 @@ def read_coco(path: Path, ignore: Collection[str] | None) -> CocoFile:
             f"{path} has no category besides background and what is ignored; export it with classes"
         )
     entries = tuple(
-        Entry(image["file_name"], (image.get("height"), image.get("width")), objects[image["id"]])
-        for image in content["images"]
+        _entry(f"{path}: images[{k}]", image, objects[image["id"]], wrong.get(image["id"], []))
+        for k, image in enumerate(content["images"])
     )
     written = {plain_name(category["name"]): category["name"] for category in content["categories"]}
     return CocoFile(path, tuple(classes), tuple(ignored), written, entries, tuple(notes))
 
 
+def _entry(where: str, image: Mapping[str, Any], objects: list[Object], wrong: Sequence[str]) -> Entry:
+    name = image.get("file_name")
+    if not isinstance(name, str) or not name:
+        wrong, name = [f"{where} has file_name {str(name)[:40]}, expected a text", *wrong], ""
+    said = "; ".join(wrong[:_MOST]) + (f"; and {len(wrong) - _MOST} more" if len(wrong) > _MOST else "")
+    return Entry(name, (image.get("height"), image.get("width")), objects, said)
+
+
 def _objects(
-    path: Path, content: Mapping[str, Sequence[Mapping[str, Any]]], names: Mapping[Id, str]
-) -> tuple[dict[Id, list[Object]], list[str]]:
-    """The objects of every image, and notes on annotations that are none."""
+    path: Path, content: Mapping[str, Sequence[Mapping[str, Any]]], names: Mapping[Id, str], flags: bool
+) -> tuple[dict[Id, list[Object]], dict[Id, list[str]], list[str]]:
+    """The objects of every image, what is wrong with some, and notes on annotations that are none.
+
+    Args:
+        flags: What an annotation marks with `ignore` counts nowhere.
+    """
     objects: dict[Id, list[Object]] = {image["id"]: [] for image in content["images"]}
+    wrong: dict[Id, list[str]] = defaultdict(list)
     annotated: set[Id] = set()
     bare: Counter[str] = Counter()
-    parts = elsewhere = crowds = 0
-    for annotation in content["annotations"]:
-        where, image = f"{path}: annotation {annotation.get('id')}", annotation["image_id"]
-        if image not in objects:
-            elsewhere += 1
+    elsewhere: list[str] = []
+    parts = crowds = marked = 0
+    for k, annotation in enumerate(content["annotations"]):
+        number, image = annotation.get("id"), annotation.get("image_id")
+        where = f"{path}: annotation {f'[{k}]' if number is None else number}"
+        if not _is_id(image) or image not in objects:
+            elsewhere.append(where)
             continue
-        if (category := annotation["category_id"]) not in names:
-            known = ", ".join(f"{number!r} {name}" for number, name in list(names.items())[:10])
-            raise UserError(
-                f"{where} has category {category!r}, which is not in the file's categories ({known}); add it "
-                "there with its name, correct the annotation or remove it, or export the file again"
-            )
         annotated.add(image)
-        outline, bad = check_outline(annotation.get("segmentation"), where)
+        try:
+            name = _name(annotation.get("category_id"), names, where)
+            outline, bad = check_outline(annotation.get("segmentation"), where)
+        except UserError as error:
+            wrong[image].append(str(error))
+            continue
         if outline is None and bad:
             bare["a polygon of fewer than three corners or with half a corner"] += 1
             continue
@@ -128,9 +146,11 @@ def _objects(
             bare[next((said for key, said in kinds if annotation.get(key)), "nothing")] += 1
             continue
         parts += bad
-        crowds += annotation.get("iscrowd") in (1, True)
-        objects[image].append((outline, names[category], where))
-    if bare and not any(objects.values()):
+        crowds += annotation.get("iscrowd") in _YES
+        ignored = flags and _says_ignore(annotation)
+        marked += ignored
+        objects[image].append((outline, "" if ignored else name, where))
+    if bare and not wrong and not any(objects.values()):
         kinds_said = ", ".join(f"{n} with {kind}" for kind, n in bare.items())
         raise UserError(
             f"{path} has no outline in its {count(bare.total(), 'annotation')} ({kinds_said} alone); "
@@ -143,7 +163,37 @@ def _objects(
             f"{path.name}: {count(crowds, 'annotation')} of groups (iscrowd 1): all pixels of their outlines "
             "count as the class"
         )
-    return objects, remarks
+    if marked:
+        remarks.append(
+            f'{path.name}: {count(marked, "annotation")} marked "ignore": 1: pixels of their outlines count '
+            "nowhere; --ignore none (segrow train: --data.ignore none) makes them their category's"
+        )
+    return objects, wrong, remarks
+
+
+def _name(category: Any, names: Mapping[Id, str], where: str) -> str:
+    """The name of an annotation's category.
+
+    Raises:
+        UserError: The file lists no such category.
+    """
+    if _is_id(category) and category in names:
+        return names[category]
+    known = ", ".join(f"{number!r} {name}" for number, name in list(names.items())[:10])
+    raise UserError(
+        f"{where} has category {str(category)[:40]}, which is not in the file's categories ({known}); add it "
+        "there with its name, correct the annotation or remove it, or export the file again"
+    )
+
+
+def _says_ignore(annotation: Mapping[str, Any]) -> bool:
+    """Whether it is marked as one that must not count, by itself or, as in CVAT, by an attribute."""
+    more = annotation.get("attributes")
+    return annotation.get("ignore") in _YES or (isinstance(more, Mapping) and more.get("ignore") in _YES)
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool)
 
 
 def _check_unit(path: Path, outlines: Sequence[Outline]) -> None:
@@ -170,16 +220,18 @@ def _content(path: Path) -> dict[str, list[dict[str, Any]]]:
     for part, needed in _NEEDED.items():
         for entry in content[part]:
             if isinstance(entry, dict):
-                entry |= {key: _plain_id(entry[key]) for key in _IDS if key in entry}
+                entry |= {key: _plain_number(entry[key]) for key in _NUMBERS if key in entry}
         _check_entries(f"{path}: {part}", content[part], needed)
     return content
 
 
-def _plain_id(value: object) -> object:
+def _plain_number(value: object) -> object:
     """A number that was written as text or with a decimal point, as tables and VIA do, as a whole number."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value) else value
+    if isinstance(value, str) and (digits := re.fullmatch(r"([0-9]{1,18})(\.0*)?", value)):
+        return int(digits[1])
+    return value
 
 
 def _check_entries(name: str, entries: Sequence[Any], needed: Mapping[str, tuple[type, ...]]) -> None:
@@ -243,13 +295,13 @@ def _categories(
 
 
 def _remarks(
-    path: Path, bare: Counter[str], parts: int, elsewhere: int, empty: int, images: int
+    path: Path, bare: Counter[str], parts: int, elsewhere: Sequence[str], empty: int, images: int
 ) -> list[str]:
     notes = []
     if elsewhere:
         notes.append(
-            f"{path.name}: {count(elsewhere, 'annotation')} of images that it does not list "
-            f"{are(elsewhere)} left out"
+            f"{path.name}: {count(len(elsewhere), 'annotation')} of images that it does not list "
+            f"{are(len(elsewhere))} left out (first {elsewhere[0]})"
         )
     if n := bare.total():
         kinds = ", ".join(f"{count} with {kind} alone" for kind, count in bare.items())

@@ -5,7 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from urllib.parse import unquote
 
 from ..errors import UserError
@@ -35,6 +35,7 @@ class Finder:
     moved: list[str] = field(default_factory=list)
     _listings: dict[Path, dict[str, Path]] = field(default_factory=dict)
     _below: dict[str, list[Path]] | None = None
+    _stems: dict[str, Path] | None = None
 
     def folders(self) -> list[Path]:
         """Where images are looked for: beside the file, in images/ there, and so for the folder above.
@@ -77,6 +78,17 @@ class Finder:
                 if len(self._below) > _MOST:
                     break
         return self._below
+
+    def otherwise(self, name: str) -> str:
+        """`; a.jpg is there …` where an image has the name but for its suffix; else nothing."""
+        if self._stems is None:
+            files = [file for some in self._everywhere().values() for file in some]
+            images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+            self._stems = {_folded(file.stem): file for file in images}
+        base = (_parts(name) or [""])[-1]
+        keys = (_folded(base), _folded(os.path.splitext(base)[0]))
+        there = next((self._stems[key] for key in keys if key in self._stems), None)
+        return "" if there is None else f"; {there} is there: correct its suffix in file_name"
 
     def _there(self, folder: Path, tail: str) -> Path | None:
         """A file below a folder; case and Unicode form may differ where just one file fits."""
@@ -150,46 +162,68 @@ def split_of(path: Path) -> str | None:
     return None
 
 
-def find_images(path: Path, names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
-    """The file of each image by its id, in the order of the names, and notes.
+@dataclass(frozen=True)
+class Located:
+    """An image that a COCO file lists.
 
-    An id is the file's name without suffix; where two have the same, the name with its folders.
+    Attributes:
+        id: The file's name without suffix; where two have the same, the name with its folders.
+        path: Its file; None when it is missing.
+        wrong: Why it cannot be used; "" where it can.
+    """
+
+    id: str
+    path: Path | None
+    wrong: str
+
+
+def find_images(path: Path, names: Sequence[str]) -> tuple[list[Located], list[str]]:
+    """Where each image is, in the order of the names, and notes. Names for one image have one id.
 
     Raises:
-        UserError: An image that is missing, or two names for one file.
+        UserError: No way is known to tell the images apart.
     """
     finder = Finder(path)
-    files: dict[Path, str] = {}
-    missing: list[str] = []
-    for name in names:
-        file = finder.find(name)
-        if file is None:
-            missing.append(name)
-        elif file in files:
-            raise UserError(f"{path} lists {files[file]} and {name}, which are both {file}; they must differ")
-        else:
-            files[file] = name
-    if missing:
-        some = f"image {missing[0]}, which is missing"
-        if len(missing) > 1:
-            some = f"{len(missing)} of {len(names)} images that are missing, first {missing[0]}"
-        raise UserError(
-            f"{path} lists {some}; expected it as {path.parent / missing[0]} or in {path.parent / 'images'}"
-        )
+    files = {name: finder.find(name) for name in names}
+    called: dict[str, list[str]] = {}  # the names of an image, by its file or where it should be
+    places = [str(files[name] or "/".join(_parts(name))) for name in names]
+    for name, place in zip(names, places, strict=True):
+        called.setdefault(place, []).append(name)
+    ids = dict(zip(called, _ids(path, [(same[0], files[same[0]]) for same in called.values()]), strict=True))
+    wrong = {place: _wrong(finder, files[same[0]], same) for place, same in called.items()}
     notes = []
     if moved := finder.moved:
-        first = next(file for file, name in files.items() if name == moved[0])
         notes.append(
             f"{path.name}: {len(moved)} of {count(len(names), 'image')} {are(len(moved))} not where it says "
-            f"(first {moved[0]}: it is {first})"
+            f"(first {moved[0]}: it is {files[moved[0]]})"
         )
-    parts = [_parts(name) for name in files.values()]
+    found = (Located(ids[p], files[name], wrong[p]) for name, p in zip(names, places, strict=True))
+    return list(found), notes
+
+
+def _ids(path: Path, images: Sequence[tuple[str, Path | None]]) -> Sequence[str]:
+    """An id for each of different images, as short as may be."""
+    parts = [_parts(name) or ["no name"] for name, _ in images]
+    stems = [(file or PurePath(p[-1])).stem for (_, file), p in zip(images, parts, strict=True)]
     shorter = ["/".join(p).rpartition(".")[0] or p[-1] for p in parts]
-    choices = ([file.stem for file in files], shorter, ["/".join(p) for p in parts])
+    choices = (stems, shorter, ["/".join(p) for p in parts])
     ids = next((ids for ids in choices if len(set(ids)) == len(ids)), None)
     if ids is None:
         raise UserError(f"{path} lists images of the same name; every image needs its own")
-    return dict(zip(ids, files, strict=True)), notes
+    return ids
+
+
+def _wrong(finder: Finder, file: Path | None, names: Sequence[str]) -> str:
+    """Why an image of these names cannot be used; nothing where it can."""
+    path, name = finder.path, names[0]
+    if file is None:
+        expected = f"expected it as {path.parent / name} or in {path.parent / 'images'}"
+        return f"{path} lists image {name}, which is missing; {expected}{finder.otherwise(name)}"
+    if len(names) == 1:
+        return ""
+    if names[1] == name:
+        return f"{path} lists image {name} {len(names)} times; every image must stand there once"
+    return f"{path} lists {name} and {names[1]}, which are both {file}; they must differ"
 
 
 def unlisted(files: Iterable[Path]) -> list[Path]:
