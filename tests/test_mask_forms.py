@@ -204,11 +204,11 @@ def written(tmp_path: Path, content: Content | Callable[[], Content]) -> Path:
 )
 def test_what_a_mask_becomes(tmp_path: Path, content: Content, expected: np.ndarray, taken: Taken) -> None:
     path = written(tmp_path, content)
-    got, how = decode_mask(path, TWELVE)
+    got, how, _ = decode_mask(path, TWELVE)
     assert got.dtype == np.uint8
     np.testing.assert_array_equal(got, expected)
     assert how == taken
-    wide, how = decode_mask(path, Values(12, 65535))
+    wide, how, _ = decode_mask(path, Values(12, 65535))
     assert wide.dtype == np.uint16
     if how == taken:  # greys and ignored: 255 is no value there
         np.testing.assert_array_equal(wide, expected)
@@ -229,7 +229,7 @@ def test_many_classes_need_16_bits(tmp_path: Path) -> None:
     values = MASK.astype(np.uint16) * 100
     for kind in (np.uint16, np.int32, np.float32):
         Image.fromarray(values.astype(kind)).save(tmp_path / "a.tif")
-        got, _ = decode_mask(tmp_path / "a.tif", MANY)
+        got, *_ = decode_mask(tmp_path / "a.tif", MANY)
         np.testing.assert_array_equal(got, values)
     (tmp_path / "a.png").write_bytes(png(values, 16, GREY))
     np.testing.assert_array_equal(decode_mask(tmp_path / "a.png", MANY)[0], values)
@@ -239,7 +239,7 @@ def test_vocs_greys_are_no_palette_of_greys(tmp_path: Path) -> None:
     """Index 7 (car) is drawn in grey 128 there; a mask of background and cars shows greys alone."""
     cars = BITS * np.uint8(7)
     (tmp_path / "a.png").write_bytes(png(cars, 8, PALETTE, voc_palette(256).ravel().tolist()))
-    got, taken = decode_mask(tmp_path / "a.png", Values(200, 255))
+    got, taken, _ = decode_mask(tmp_path / "a.png", Values(200, 255))
     np.testing.assert_array_equal(got, cars)
     assert taken == Taken.PLAIN
 
@@ -261,15 +261,15 @@ def test_vocs_colours_at_other_indices(tmp_path: Path) -> None:
     palette = [c for v in ours[np.argsort(at)] for c in colours[int(v)]]
     path = tmp_path / "a.png"
     path.write_bytes(png(at[MASK], 8, PALETTE, palette))
-    got, taken = decode_mask(path, values)
+    got, taken, _ = decode_mask(path, values)
     np.testing.assert_array_equal(got, ours[MASK])
     assert taken == Taken.MOVED
     for other in (COLOURS, RAMP, greys(0, 0, 0, 0)):  # not VOC's: the index counts
         path.write_bytes(png(MASK, 8, PALETTE, other))
-        got, taken = decode_mask(path, values)
+        got, taken, _ = decode_mask(path, values)
         np.testing.assert_array_equal(got, MASK)
         assert not taken & Taken.MOVED
     path.write_bytes(png(ours[MASK], 8, PALETTE, voc_palette(256).ravel().tolist()))
-    got, taken = decode_mask(path, values)
+    got, taken, _ = decode_mask(path, values)
     np.testing.assert_array_equal(got, ours[MASK])
     assert taken == Taken.PLAIN

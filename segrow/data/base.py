@@ -17,6 +17,7 @@ from .colours import ColourTable
 from .files import open_image, read_image, read_saliency, upright_size
 from .index import Presence, check_readings, index
 from .masks import Values, read_mask
+from .palettes import Palettes, check_palettes
 from .taken import Readings
 
 __all__ = ["Presence", "SegDataset", "Split", "find_root"]
@@ -50,6 +51,7 @@ class SegDataset(abc.ABC):
     notes: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     _readings: Mapping[str, Readings] = MappingProxyType({})  # of the splits that `presence` has read
+    _palettes: Mapping[str, Palettes] = MappingProxyType({})
 
     @abc.abstractmethod
     def ids(self, split: Split) -> tuple[str, ...]:
@@ -163,7 +165,9 @@ class SegDataset(abc.ABC):
         found = index(self.name, self.root, split, ids, pairs, self.values(), progress)
         self.notes = tuple(dict.fromkeys((*self.notes, *found.notes)))
         self._readings = {**self._readings, split: found.readings}
+        self._palettes = {**self._palettes, split: found.palettes}
         check_readings(self.root, self._readings.values())
+        check_palettes(self.root, self._palettes.values())
         return found
 
 

@@ -16,6 +16,7 @@ from .base import SegDataset, Split
 from .examine import Counts, Files, Found, Kind, Salient, examine_chunk
 from .index import Presence, check_annotated, check_readings, unlearnt_notes
 from .listing import Unfit
+from .palettes import Entries, Palettes, check_palettes, owned, palettes
 from .parallel import in_chunks
 from .taken import Readings, readings, taken_notes
 
@@ -154,6 +155,7 @@ def check_tree(open_data: Callable[[frozenset[str]], SegDataset], progress: bool
     contents: dict[bytes, list[tuple[Split, str]]] = defaultdict(list)
     notes: list[str] = []
     ways: list[Readings] = []
+    used: list[Palettes] = []
     for split in SPLITS:
         ids = data.ids(split)
         files = [
@@ -165,19 +167,24 @@ def check_tree(open_data: Callable[[frozenset[str]], SegDataset], progress: bool
         read = partial(examine_chunk, values=data.values())
         found = (each for chunk in in_chunks(read, files, f"checking {split}", progress) for each in chunk)
         flags = np.zeros(len(ids), np.int64)
+        entries: list[Entries] = []
         for row, (image_id, each) in enumerate(zip(ids, found, strict=True)):
             splits[split].add(image_id, each)
             problems += [Problem(f"{split}/{image_id}", kind, text) for kind, text in each.problems]
             flags[row] = each.taken
+            entries.append(each.entries)
             if each.content and not each.unusable:
                 contents[each.content].append((split, image_id))
         notes += taken_notes(flags, ids, split)
         present = splits[split].presence(len(data.class_names)).present
-        ways.append(readings(flags, [f"{split}/{i}" for i in ids]))
+        names = [f"{split}/{i}" for i in ids]
+        ways.append(readings(flags, names))
+        used.append(palettes(owned(entries, range(len(ids))), names))
         if len(present) == len(ids):  # what cannot be used may show classes
             notes += unlearnt_notes(split, ids, data.values(), present, flags)
             problems += _refused(partial(check_annotated, data.root, split, data.values(), present, flags))
     problems += _refused(partial(check_readings, data.root, ways))
+    problems += _refused(partial(check_palettes, data.root, used))
     copies, said = _copies(contents)
     return Report(data, splits, problems + copies, [*data.notes, *notes, *said])
 

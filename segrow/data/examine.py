@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..wording import count
 from .files import decode_image, opened, raw_mode, read_saliency
 from .masks import Values, decode_mask, stretched
+from .palettes import Entries
 from .taken import Taken
 
 Kind = Literal["pair", "image", "mask", "size", "value", "copy", "saliency"]
@@ -39,6 +40,7 @@ class Found(NamedTuple):
         ignored: Pixels of the ignored value.
         content: Hash of the decoded image; b"" when it cannot be read.
         taken: How the files were taken.
+        entries: What the mask uses of its palette, where the index is the value.
         saliency: Of the saliency map.
     """
 
@@ -50,6 +52,7 @@ class Found(NamedTuple):
     ignored: int
     content: bytes
     taken: Taken
+    entries: Entries
     saliency: Salient
 
     @property
@@ -74,9 +77,10 @@ def examine(files: Files, values: Values) -> Found:
     except (UserError, MemoryError) as error:
         problems.append(("image", _reason(error, "image", files.image)))
     shape, form = None, ""
+    entries: Entries = ()
     counts = np.zeros(values.ignore_id + 1, np.int64)
     try:
-        mask, of_mask = decode_mask(Path(files.mask), values)
+        mask, of_mask, entries = decode_mask(Path(files.mask), values)
         shape, form, taken = mask.shape, _form(Path(files.mask)), taken | of_mask
         counts = np.bincount(mask.ravel(), minlength=values.ignore_id + 1)
     except (UserError, MemoryError) as error:
@@ -109,6 +113,7 @@ def examine(files: Files, values: Values) -> Found:
         int(counts[values.ignore_id]),
         content,
         taken,
+        entries,
         saliency,
     )
 

@@ -22,10 +22,11 @@ from ..wording import count, verb
 from .cache import cache_folder, read_arrays, say_damaged, say_unkept
 from .files import examine_image, white
 from .masks import Values, decode_mask, stretched
+from .palettes import Entries, Owned, Palettes, owned, palettes, renumbered
 from .parallel import in_chunks
 from .taken import Readings, Taken, joined, readings, scaled_apart, taken_notes
 
-FORMAT = 3
+FORMAT = 4
 _WHAT = "the index of the masks"
 
 Pair = tuple[str, str]  # image file, mask file
@@ -43,12 +44,14 @@ class Presence:
         present: bool, images x raw ids: whether the mask shows the raw id.
         notes: How files were taken that do not say plainly what their numbers mean, a sentence per kind.
         readings: What `check_readings` compares with other splits.
+        palettes: What `check_palettes` does.
     """
 
     ids: tuple[str, ...]
     present: Bits
     notes: tuple[str, ...] = ()
     readings: Readings = field(default_factory=dict)
+    palettes: Palettes = field(default_factory=dict)
 
 
 def index(
@@ -81,23 +84,27 @@ def index(
     stamps = _stamp(pairs)
     present = np.zeros((len(ids), values.n_raw), dtype=np.bool_)
     taken = np.zeros(len(ids), dtype=np.int64)
-    valid = _recall(path, ids, stamps, values, present, taken)
+    valid, entries = _recall(path, ids, stamps, values, present, taken)
     if todo := np.flatnonzero(~valid).tolist():
         read = partial(_read_chunk, values=values)
         try:
             done = 0
-            for bits, flags in in_chunks(read, [pairs[i] for i in todo], f"{name} {split} masks", progress):
+            for bits, flags, used in in_chunks(
+                read, [pairs[i] for i in todo], f"{name} {split} masks", progress
+            ):
                 rows = todo[done : done + len(bits)]
                 present[rows], taken[rows] = bits, flags
+                entries = np.concatenate([entries, owned(used, rows)])
                 valid[rows] = True
                 done += len(bits)
         finally:  # what was read before a broken file need not be read again
             good = [i for i, ok in zip(ids, valid, strict=True) if ok]
-            _store(path, good, stamps[valid], values, present[valid], taken[valid])
+            kept = renumbered(entries, np.where(valid, np.cumsum(valid) - 1, -1))
+            _store(path, good, stamps[valid], values, present[valid], taken[valid], kept)
     check_annotated(root, split, values, present, taken)
     names = [f"{split}/{i}" for i in ids]
     notes = (*taken_notes(taken, ids, split), *unlearnt_notes(split, ids, values, present, taken))
-    return Presence(tuple(ids), present, notes, readings(taken, names))
+    return Presence(tuple(ids), present, notes, readings(taken, names), palettes(entries, names))
 
 
 def check_readings(root: Path, splits: Iterable[Readings]) -> None:
@@ -146,17 +153,18 @@ def check_annotated(root: Path, split: str, values: Values, present: Bits, taken
         )
 
 
-def check_pair(pair: Pair, values: Values) -> tuple[Bits, Taken]:
+def check_pair(pair: Pair, values: Values) -> tuple[Bits, Taken, Entries]:
     """Reads a pair and checks it.
 
     Returns:
-        bool [n_raw]: which raw ids the mask shows; and how the two files were taken.
+        bool [n_raw]: which raw ids the mask shows; how the two files were taken; what the mask uses of its
+        palette.
 
     Raises:
         UserError: See `index`.
     """
     image, mask_file = Path(pair[0]), Path(pair[1])
-    mask, taken = decode_mask(mask_file, values)
+    mask, taken, entries = decode_mask(mask_file, values)
     size, of_image = examine_image(image)
     if mask.shape != size:
         raise UserError(
@@ -181,7 +189,7 @@ def check_pair(pair: Pair, values: Values) -> tuple[Bits, Taken]:
         )
     if ignored:
         taken |= Taken.IGNORED if shown[1:].any() else Taken.IGNORED | Taken.ONLY_IGNORED
-    return shown[: values.n_raw], taken | of_image
+    return shown[: values.n_raw], taken | of_image, entries
 
 
 def _stamp(pairs: Sequence[Pair]) -> Stamps:
@@ -207,24 +215,25 @@ def _head(values: Values) -> list[int]:
 
 def _recall(
     path: Path, ids: Sequence[str], stamps: Stamps, values: Values, present: Bits, taken: Flags
-) -> Bits:
-    """Fills `present` and `taken` from the cache; returns which rows are still right."""
-    valid = np.zeros(len(ids), dtype=np.bool_)
+) -> tuple[Bits, Owned]:
+    """Fills `present` and `taken` from the cache; returns which rows are still right, and their entries."""
+    valid, none = np.zeros(len(ids), dtype=np.bool_), np.zeros(0, np.int64)
     stored = read_arrays(path, _WHAT)
     if not stored:
-        return valid
+        return valid, none
     try:
         if stored["head"].tolist() != _head(values):
-            return valid
+            return valid, none
         old_ids, old_stamps, old_taken = stored["ids"].tolist(), stored["stamps"], stored["taken"]
         old = np.unpackbits(stored["present"], axis=1, count=values.n_raw).astype(np.bool_)
-        n = len(old_ids)
+        n, entries = len(old_ids), stored["entries"].astype(np.int64, casting="safe")
         whole = (old_stamps.shape, old_taken.shape, old.shape) == ((n, 4), (n,), (n, values.n_raw))
+        whole = whole and entries.ndim == 1 and bool(((entries >= 0) & (entries >> 32 < n)).all())
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole:
         say_damaged(_WHAT, path)
-        return valid
+        return valid, none
     if old_ids == list(ids):
         rows = np.arange(len(ids))
     else:
@@ -233,11 +242,19 @@ def _recall(
     known = rows >= 0
     valid[known] = (old_stamps[rows[known]] == stamps[known]).all(axis=1)
     present[valid], taken[valid] = old[rows[valid]], old_taken[rows[valid]]
-    return valid
+    now = np.full(n, -1)
+    now[rows[valid]] = np.flatnonzero(valid)
+    return valid, renumbered(entries, now)
 
 
 def _store(
-    path: Path, ids: Sequence[str], stamps: Stamps, values: Values, present: Bits, taken: Flags
+    path: Path,
+    ids: Sequence[str],
+    stamps: Stamps,
+    values: Values,
+    present: Bits,
+    taken: Flags,
+    entries: Owned,
 ) -> None:
     try:
         tidy(path.parent)
@@ -249,11 +266,12 @@ def _store(
                 stamps=stamps,
                 present=np.packbits(present, axis=1),
                 taken=taken,
+                entries=entries,
             )
     except OSError as error:
         say_unkept(_WHAT, path.parent, error)
 
 
-def _read_chunk(pairs: Sequence[Pair], values: Values) -> tuple[Bits, Flags]:
-    read = [check_pair(pair, values) for pair in pairs]
-    return np.stack([bits for bits, _ in read]), np.array([int(flags) for _, flags in read], np.int64)
+def _read_chunk(pairs: Sequence[Pair], values: Values) -> tuple[Bits, Flags, list[Entries]]:
+    bits, flags, entries = zip(*(check_pair(pair, values) for pair in pairs), strict=True)
+    return np.stack(bits), np.array(flags, np.int64), list(entries)

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from PIL import Image
 
 from .colours import ColourTable
 from .files import GREY_16, Refused, grey_palette, has_frames, opened, orientation, raw_mode
+from .palettes import WAYS_OUT, Entries, colour_codes, entries, rgb, used_indices
 from .taken import Taken
 
 MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".pgm", ".pnm"})
@@ -52,11 +53,19 @@ def read_mask(path: Path, values: Values) -> Mask:
     Raises:
         UserError: A file that is missing, cannot be decoded, or does not say class numbers.
     """
-    return decode_mask(path, values)[0]
+    return decode_mask(path, values).mask
 
 
-def decode_mask(path: Path, values: Values) -> tuple[Mask, Taken]:
-    """A mask, H x W, and how it was taken.
+class Decoded(NamedTuple):
+    """A mask, H x W, how it was taken, and what it uses of a palette whose index is the value."""
+
+    mask: Mask
+    taken: Taken
+    entries: Entries = ()
+
+
+def decode_mask(path: Path, values: Values) -> Decoded:
+    """A mask and how it was taken.
 
     Grey counts as it is stored, whatever its depth; of a palette the index counts, unless the palette is of
     greys that are classes. Grey that was saved as RGB or with an opaque alpha channel is grey.
@@ -70,13 +79,14 @@ def decode_mask(path: Path, values: Values) -> tuple[Mask, Taken]:
         UserError: A file that is missing, cannot be decoded, or does not say class numbers.
     """
     numbers: NDArray[Any]
+    palette: Entries = ()
     with opened(path, "mask") as image:
         stored = raw_mode(image)  # gone once PIL has read the pixels, which EXIF of a PNG makes it do
         _check_form(image, stored)
         if values.colours is not None and _shows_colours(image, values.colours):
             numbers, taken = _of_colours(image, values.colours)
         elif image.mode == "P":
-            numbers, taken = _of_palette(image, values)
+            numbers, taken, palette = _of_palette(image, values)
         elif image.mode in ("LA", "RGB", "RGBA"):
             numbers, taken = _of_channels(image)
         elif image.mode == "F":
@@ -93,8 +103,8 @@ def decode_mask(path: Path, values: Values) -> tuple[Mask, Taken]:
     if values.ignored:
         numbers = np.where(np.isin(numbers, values.ignored), values.ignore_id, numbers)
     if values.ignore_id < 256:
-        return numbers.astype(np.uint8, copy=False), taken
-    return numbers.astype(np.uint16, copy=False), taken
+        return Decoded(numbers.astype(np.uint8, copy=False), taken, palette)
+    return Decoded(numbers.astype(np.uint16, copy=False), taken, palette)
 
 
 def _check_form(image: Image.Image, stored: str) -> None:
@@ -116,31 +126,43 @@ def _check_form(image: Image.Image, stored: str) -> None:
         raise Refused("stores white as 0 (TIFF WhiteIsZero); save it as PNG")
 
 
-def _of_palette(image: Image.Image, values: Values) -> tuple[NDArray[np.uint8], Taken]:
+def _of_palette(image: Image.Image, values: Values) -> tuple[NDArray[np.uint8], Taken, Entries]:
     """The index of a palette image, or its grey where the palette is of greys that are classes.
 
     Tools that save grey as an indexed PNG put the greys into a palette in an order of their own. Others
     give the classes greys to look at, spread from 0 to 255.
     """
-    index = np.array(image)
+    index, used = np.array(image), used_indices(image)
     if values.colours is not None and (moved := _moved(image, index, values.colours)) is not None:
-        return moved, Taken.MOVED
+        return moved, Taken.MOVED, ()
+    codes = colour_codes(image)
+    shown = entries(codes, used)
     greys = grey_palette(image)
-    if greys is None or (greys == np.arange(len(greys))).all():
-        return index, Taken.PLAIN
-    used = np.unique(index)
+    if greys is None:
+        _check_background(codes, used, values.ignore_id)
+        return index, Taken.PLAIN, shown
     if used[-1] >= len(greys) or (greys[used] == used).all():
-        return index, Taken.PLAIN
-    shown = greys[used].astype(np.int64)
-    if len(np.unique(shown)) == len(shown) and (_are_classes(shown, values) or _are_classes(greys, values)):
-        return greys[index], Taken.GREYS
-    if (np.diff(shown) >= 0).all():
-        return index, Taken.INDEX
-    pairs = ", ".join(f"{i} is {g}" for i, g in list(zip(used.tolist(), shown.tolist(), strict=True))[:4])
+        return index, Taken.PLAIN, shown
+    tones = greys[used].astype(np.int64)
+    if len(np.unique(tones)) == len(tones) and (_are_classes(tones, values) or _are_classes(greys, values)):
+        return greys[index], Taken.GREYS, ()
+    if (np.diff(tones) >= 0).all():
+        return index, Taken.INDEX, shown
+    pairs = ", ".join(f"{i} is {g}" for i, g in list(zip(used.tolist(), tones.tolist(), strict=True))[:4])
     raise Refused(
         f"has a palette of greys (index {pairs}), so a class may be the index or the grey; save it as a grey "
         "PNG whose values are class numbers"
     )
+
+
+def _check_background(codes: NDArray[np.int32], used: NDArray[np.int64], ignore_id: int) -> None:
+    """Refuses a palette where black is a class and a colour is background."""
+    black = np.flatnonzero(codes == 0)[:1]
+    if len(black) and black[0] not in (0, ignore_id) and used[0] == 0 and black[0] in used:
+        raise Refused(
+            f"has a palette whose index 0 is {rgb(int(codes[0]))} and index {black[0]} is 0,0,0, so "
+            f"background may be the index 0 or black; {WAYS_OUT}"
+        )
 
 
 def _moved(image: Image.Image, index: NDArray[np.uint8], table: ColourTable) -> NDArray[np.uint8] | None:
