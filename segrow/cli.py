@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from . import __version__
@@ -188,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(args: Sequence[str]) -> int:
+    check_typed(args)
     if args[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
@@ -198,6 +199,23 @@ def _dispatch(args: Sequence[str]) -> int:
     if command is None:
         raise UserError(f'no command "{args[0]}"; there is {", ".join(COMMANDS)}.{near(args[0], COMMANDS)}')
     return command(args[1:])
+
+
+def check_typed(args: Iterable[str]) -> None:
+    """What was typed can be written into a run's files and read again.
+
+    Raises:
+        UserError: Naming the first that cannot: bytes that are no text, or a NUL.
+    """
+    for text in args:
+        if "\0" in text:
+            raise UserError(f"{text} holds a NUL, expected a name without; take it out")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            encoding = sys.getfilesystemencoding().upper()
+            raise UserError(
+                f"{text} is not {encoding}, expected text; rename the file or folder"
+                + ("" if sys.flags.utf8_mode else ", or set PYTHONUTF8=1 if it is UTF-8")
+            )
 
 
 def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = False) -> int:
@@ -320,7 +338,9 @@ def seed_main(argv: Sequence[str] | None = None) -> int:
     def command() -> int:
         from .commands.seed import main
 
-        return main(sys.argv[1:] if argv is None else argv)
+        args = sys.argv[1:] if argv is None else argv
+        check_typed(args)
+        return main(args)
 
     return guarded(command, "main.py", resumable=True)
 
@@ -331,7 +351,9 @@ def seed_eval(argv: Sequence[str] | None = None) -> int:
     def command() -> int:
         from .commands.seed import evaluate
 
-        return evaluate(sys.argv[1:] if argv is None else argv)
+        args = sys.argv[1:] if argv is None else argv
+        check_typed(args)
+        return evaluate(args)
 
     return guarded(command, "eval.py")
 

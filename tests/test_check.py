@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from runs import last_line, results
+from runs import last_line, only_line, results
 from trees import Tree, ade_tree, folder_tree, save_mask, voc_tree
 
 from segrow import cli
@@ -310,3 +310,15 @@ def test_a_process_that_is_killed_is_one_line(monkeypatch: pytest.MonkeyPatch) -
 
 def _die(items: Sequence[int]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_list_never_replaces_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "classes.txt"
+    other.write_text("background\ncat\n")
+    for path, what in (
+        (other, "is not a list of images to leave out; give another name"),
+        (tmp_path, "is a folder"),
+    ):
+        assert cli.main(["data", "check", str(tmp_path), "--fix-list", str(path)]) == 2
+        assert what in only_line(capsys.readouterr().err)
+    assert other.read_text() == "background\ncat\n"

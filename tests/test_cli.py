@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -464,3 +465,14 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [*cli.COMMANDS, "main.py", "eval.py"])
+def test_what_no_file_can_hold_is_refused_before_any_work(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    programs = {"main.py": cli.seed_main, "eval.py": cli.seed_eval}
+    for typed, expected in ((os.fsdecode(b"a\xffb"), "b is not UTF-8"), (f"a{chr(0)}b", "b holds a NUL")):
+        code = programs[command]([typed]) if command in programs else cli.main([command, typed])
+        assert code == 2
+        assert expected in only_line(capsys.readouterr().err)

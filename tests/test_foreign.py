@@ -474,7 +474,12 @@ def test_the_normalisation_that_a_file_holds_is_used(tmp_path: Path) -> None:
     model = read_foreign(tmp_path / "net.ckpt", NAMES)
     assert model.mean.flatten().tolist() == pytest.approx([0.4] * 3)
     torch.save({**state, "mean": torch.ones(4)}, tmp_path / "net.ckpt")
-    with pytest.raises(UserError, match="holds a mean or std that is not of three channels"):
+    with pytest.raises(UserError, match="mean and std have 4 and 0 numbers, expected three each; mend both"):
+        read_foreign(tmp_path / "net.ckpt", NAMES)
+    torch.save(
+        {**state, "mean": torch.full((3,), 123.7), "std": torch.full((3,), 58.0)}, tmp_path / "net.ckpt"
+    )
+    with pytest.raises(UserError, match="expected a mean from 0 to 1 and a std from"):
         read_foreign(tmp_path / "net.ckpt", NAMES)
 
 

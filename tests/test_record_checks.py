@@ -56,8 +56,10 @@ def config(**fields: Any) -> Callable[[dict[str, Any]], object]:
         (lambda r: r["class_names"].__setitem__(1, ""), "does not name each of its"),
         (lambda r: r["class_names"].__setitem__(1, 7), "class_names[1] holds 7, expected text"),
         (lambda r: r["class_steps"].append(1), "does not name each of its"),
-        (lambda r: r["input"].update(mean=[0.5]), "describes no network ("),
-        (lambda r: r["input"].update(std=[0, 1, 1]), "describes no network ("),
+        (lambda r: r["input"].update(mean=[0.5]), "mean and std have 1 and 3 numbers, expected three each"),
+        (lambda r: r["input"].update(mean=[1e308] * 3), "expected a mean from 0 to 1 and a std from 0.001"),
+        (lambda r: r["input"].update(std=[0, 1, 1]), "expected a mean from 0 to 1 and a std from 0.001"),
+        (lambda r: r["input"].update(std=[4e-7] * 3), "expected a mean from 0 to 1 and a std from 0.001"),
         (lambda r: r["input"].update(std=[float("nan"), 1, 1]), "input.std[0] holds NaN, expected a finite"),
     ],
 )

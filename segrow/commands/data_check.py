@@ -12,7 +12,7 @@ from ..class_lists import LIST_HELP, split_names
 from ..data import NAMES, open_without
 from ..data.base import SegDataset
 from ..data.check import SPLITS, OfSplit, Report, check_tree
-from ..data.exclude import Exclusion, read_exclusion, write_exclusion
+from ..data.exclude import Exclusion, check_replaceable, read_exclusion, write_exclusion
 from ..data.given import open_given
 from ..errors import UserError
 from ..scenario import Scenario, build_scenario
@@ -30,6 +30,8 @@ def check(argv: Sequence[str]) -> int:
     args = _parser().parse_args(list(argv))
     if args.order_seed is not None and args.order_seed < 0:
         raise UserError(f"--data.order_seed is {args.order_seed}, expected 0 or more")
+    if args.fix_list:
+        check_replaceable(Path(args.fix_list))
     exclusion = read_exclusion(args.exclude)
     ignore = None if args.ignore is None else split_names(args.ignore, "--data.ignore")
     report = check_tree(_opener(args.folder, args.name, exclusion, ignore), progress=not args.json)

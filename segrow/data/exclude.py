@@ -94,6 +94,23 @@ def _image(text: str, where: str) -> str:
     return text
 
 
+def check_replaceable(path: Path) -> None:
+    """Refuse to write a list where something else stands; to be asked before the work.
+
+    Raises:
+        UserError: The path is a folder, or a file that is no such list.
+    """
+    if path.is_dir():
+        raise UserError(f"--fix-list {path} is a folder, expected a file; give a name within")
+    if path.exists():
+        try:
+            read_exclusion(str(path))
+        except UserError:
+            raise UserError(
+                f"--fix-list {path} is there and is not a list of images to leave out; give another name"
+            ) from None
+
+
 def write_exclusion(path: Path, images: Iterable[tuple[str, str]]) -> None:
     """Write a list.
 

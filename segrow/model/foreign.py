@@ -22,6 +22,7 @@ from ..config import ModelConfig
 from ..errors import UserError
 from .backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, normalisation, split_name
 from .decoder import LOW_LEVEL
+from .record import wrong_normalisation
 from .segmenter import Group, Segmenter
 from .state_dicts import find_network, listed, read_file
 from .weights import fill_whole
@@ -303,10 +304,8 @@ def _inputs(
     mean, std = (None if value is None else value.flatten().tolist() for value in own)
     if mean is None and std is None:
         return foreign.normalisation
-    if mean is None or std is None or len(mean) != 3 or len(std) != 3:
-        raise UserError(
-            f"{path} holds a mean or std that is not of three channels; remove both from the file"
-        )
+    if wrong := wrong_normalisation(mean or (), std or ()):
+        raise UserError(f"{path}: {wrong}; mend both, or take them out of the file")
     return tuple(mean), tuple(std)
 
 

@@ -8,7 +8,7 @@ hashes.record    of all of model.json but itself, so that the other hashes are c
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,8 @@ def read_record(directory: Path) -> dict[str, Any]:
         raise UserError(f"{path} was changed after it was written (its hash differs); {_AGAIN}")
     expect(record, _SHAPE, str(path), _AGAIN)
     _check_classes(record, path)
+    if wrong := wrong_normalisation(record["input"]["mean"], record["input"]["std"]):
+        raise UserError(f"{path}: {wrong}; {_AGAIN}")
     _check_views(record.get("views"), path)
     for name in record["hashes"]["files"]:
         if not is_file_name(name):
@@ -113,6 +115,16 @@ def read_record(directory: Path) -> dict[str, Any]:
                 f"{path} lists a file {name}, expected names of files beside it; do not use this model"
             )
     return record
+
+
+def wrong_normalisation(mean: Sequence[float], std: Sequence[float]) -> str:
+    """What is wrong with mean and deviation of inputs whose colours go from 0 to 1; empty where nothing is."""
+    if len(mean) != 3 or len(std) != 3:
+        return f"mean and std have {len(mean)} and {len(std)} numbers, expected three each"
+    if not all(0 <= value <= 1 for value in mean) or not all(0.001 <= value <= 10 for value in std):
+        many = f"mean {list(mean)} and std {list(std)}"
+        return f"{many}, expected a mean from 0 to 1 and a std from 0.001 to 10, of colours from 0 to 1"
+    return ""
 
 
 def _check_classes(record: Mapping[str, Any], path: Path) -> None:
