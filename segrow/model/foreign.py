@@ -301,10 +301,10 @@ def _inputs(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of the inputs: the library's, or the file's own, which are taken out."""
     own = [tensors.pop(name, None) for name in _NORMALISATION]
-    mean, std = (None if value is None else value.flatten().tolist() for value in own)
-    if mean is None and std is None:
+    if own == [None, None]:
         return foreign.normalisation
-    if wrong := wrong_normalisation(mean or (), std or ()):
+    mean, std = ([] if value is None else value.flatten().tolist() for value in own)
+    if wrong := wrong_normalisation(mean, std):
         raise UserError(f"{path}: {wrong}; mend both, or take them out of the file")
     return tuple(mean), tuple(std)
 

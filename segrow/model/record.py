@@ -118,7 +118,7 @@ def read_record(directory: Path) -> dict[str, Any]:
 
 
 def wrong_normalisation(mean: Sequence[float], std: Sequence[float]) -> str:
-    """What is wrong with mean and deviation of inputs whose colours go from 0 to 1; empty where nothing is."""
+    """What is wrong with mean and deviation of inputs whose colours go from 0 to 1; else nothing."""
     if len(mean) != 3 or len(std) != 3:
         return f"mean and std have {len(mean)} and {len(std)} numbers, expected three each"
     if not all(0 <= value <= 1 for value in mean) or not all(0.001 <= value <= 10 for value in std):
