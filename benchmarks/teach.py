@@ -36,7 +36,8 @@ from rich.table import Table
 
 from segrow.config import DataConfig, ModelConfig, RunConfig, RunPaths, TrainConfig
 from segrow.data.base import Split
-from segrow.data.voc import IMAGES, LISTS, MASKS, NAMES, SALIENCY, TRAIN_LISTS, VocDataset
+from segrow.data.lists import LISTS
+from segrow.data.voc import IMAGES, MASKS, NAMES, SALIENCY, TRAIN_LISTS, VocDataset
 from segrow.engine.run import train
 from segrow.errors import UserError
 from segrow.grow import AddOptions, carry_out, plan_addition

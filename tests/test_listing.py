@@ -228,16 +228,6 @@ def test_an_image_that_is_not_read_is_named_where_its_mask_stands_alone(tree: Tr
         FolderDataset(tree.root)
 
 
-def test_images_beside_the_splits_and_other_splits_are_named(tree: Tree) -> None:
-    (tree.root / "images/test").mkdir()
-    (tree.root / "images/a.jpg").touch()
-    assert FolderDataset(tree.root).notes == (
-        f"{tree.root}/images: only train and val are read; test is left out",
-        f"{tree.root}/images: 1 image file beside train and val left out (first a.jpg); move what is there "
-        "into one of these, with its mask",
-    )
-
-
 @pytest.mark.parametrize("name", ["Train", "training", "VAL", "Test"])
 def test_splits_of_another_name_are_no_sub_folders(tree: Tree, name: str) -> None:
     for kind in KINDS:

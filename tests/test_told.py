@@ -58,9 +58,7 @@ def test_a_list_that_is_not_read_is_told_where_it_would_leave_images_out(voc: Pa
     (voc / LISTS / "default.txt").write_text("0\n1\n2\n3\n4\n5\n")
     assert notes(voc) == ""
     (voc / LISTS / "train.txt").write_text("0\n1\n")
-    assert f"{LISTS}/train.txt lists 2 of 6 images and is not read; lists are read where train.txt" in notes(
-        voc
-    )
+    assert f"{voc}: {LISTS}/train.txt (2 of 6 images) is not read; lists are read where train" in notes(voc)
 
 
 def test_files_and_masks_that_vocs_lists_leave_out_are_told(voc: Path) -> None:

@@ -61,14 +61,14 @@ class Ade20kDataset(SegDataset):
             maps = self.root / SALIENCY / folder
             pairs = match_pairs(split, images, masks, maps if maps.is_dir() else maps.parent, exclude)
             self.excluded += pairs.excluded
-            if not pairs.images.files:
+            if not pairs.ids:
                 raise UserError(f"{images} holds no image")
             self._pairs[split] = pairs
             self.notes = tuple(dict.fromkeys((*self.notes, *pairs.notes())))
 
     def ids(self, split: Split) -> tuple[str, ...]:
         """Sorted file names without suffix."""
-        return tuple(self._pairs[split].images.files)
+        return self._pairs[split].ids
 
     def image_path(self, split: Split, image_id: str) -> Path:
         """images/{training,validation}/ID.*"""

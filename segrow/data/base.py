@@ -16,6 +16,7 @@ from ..wording import have
 from .colours import ColourTable
 from .files import open_image, read_image, read_saliency, upright_size
 from .index import Presence, check_readings, index
+from .listing import refuse_backslashes
 from .masks import Values, read_mask
 from .palettes import Palettes, check_palettes
 from .taken import Readings
@@ -185,6 +186,7 @@ def find_root(root: Path, name: str, needed: tuple[str, ...]) -> Path:
     root = root.expanduser()
     if not root.is_dir():
         raise UserError(f"--data.root {root} is not a folder; expected {name} with {', '.join(needed)} in it")
+    refuse_backslashes(root)
     found = root
     if root.name != name and not any((root / folder).is_dir() for folder in needed):
         levels = (sorted(root.glob(pattern)) for pattern in (name, f"*/{name}", f"*/*/{name}"))

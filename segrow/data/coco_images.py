@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from ..errors import UserError
 from ..wording import are, count
 from .files import IMAGE_SUFFIXES
+from .listing import refuse_backslashes
 
 SPLITS = {
     "train": ("train", "training", "trn"),
@@ -181,10 +182,14 @@ def find_images(path: Path, names: Sequence[str]) -> tuple[list[Located], list[s
     """Where each image is, in the order of the names, and notes. Names for one image have one id.
 
     Raises:
-        UserError: No way is known to tell the images apart.
+        UserError: No way is known to tell the images apart, or one that is missing may be a file whose name has
+            a backslash.
     """
     finder = Finder(path)
     files = {name: finder.find(name) for name in names}
+    if None in files.values():
+        for folder in finder.folders():
+            refuse_backslashes(folder)
     called: dict[str, list[str]] = {}  # the names of an image, by its file or where it should be
     places = [str(files[name] or "/".join(_parts(name))) for name in names]
     for name, place in zip(names, places, strict=True):

@@ -9,7 +9,7 @@ Without train and val, what is in images, masks and saliency are all training im
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from ..class_lists import name_hint, not_counted
@@ -19,9 +19,11 @@ from .base import SegDataset, Split
 from .class_file import class_lines, read_classes
 from .colours import ColourTable, colour_table, parse_colours, stated_colours
 from .files import IMAGE_SUFFIXES
-from .listing import Pairs, divide, list_files, match_pairs
+from .listing import Pairs, divide, list_files, match_pairs, refuse_backslashes
+from .lists import read_division, unread_lists
 
 SPLITS: tuple[Split, ...] = ("train", "val")
+KINDS = ("images", "masks", "saliency")
 LIKE_TRAIN, LIKE_VAL = frozenset({"train", "training"}), frozenset({"val", "valid", "validation"})
 LIKE_FOLDERS = {
     "images": ("images", "image", "imgs", "img"),
@@ -81,12 +83,42 @@ class FolderDataset(SegDataset):
             self._pairs[split] = match_pairs(split, images, masks, maps, exclude)
             self.excluded += self._pairs[split].excluded
             self.notes += self._pairs[split].notes()
-        if not self._pairs["train"].images.files:
+        if not self._pairs["train"].ids:
             raise UserError(f"{self.root / 'images' / 'train'} holds no image")
-        self._ids = {split: tuple(pairs.images.files) for split, pairs in self._pairs.items()}
+        self._ids = {split: pairs.ids for split, pairs in self._pairs.items()}
         self.colours = self._stated_colours()
-        if hold_out and not self._ids.get("val") and len(self._ids["train"]) > 1:
+        divided = self._by_lists(flat, exclude)
+        if hold_out and not divided and not self._ids.get("val") and len(self._ids["train"]) > 1:
             self._hold_out()
+
+    def _by_lists(self, flat: bool, exclude: frozenset[str]) -> bool:
+        """Divides the images of a folder without splits as its lists say, where it has both.
+
+        Raises:
+            UserError: A list names an image that is not there.
+        """
+        train = self._pairs["train"]
+        known = {*train.images.files, *(name.partition("/")[2] for name in train.excluded)}
+        division = read_division(self.root, known) if flat else None
+        if division is None:
+            holds = "" if flat else f"images/{' and images/'.join(self._pairs)}"
+            self.notes += tuple(unread_lists(self.root, self._ids, None, holds))
+            return False
+        lists = division.without(exclude, train.images.files)
+        if missing := sorted({*lists["train"], *lists["val"]} - train.images.files.keys()):
+            raise UserError(
+                f"{division.folder} lists {missing[0]}, which is not in {train.images.folder}"
+                f"{train.images.alike(missing[0])}"
+            )
+        self.excluded += tuple(f"val/{i}" for i in division.val if f"val/{i}" in exclude)
+        self.notes += (
+            f"{division.folder}: train.txt and val.txt divide the images",
+            *division.notes,
+            *division.left_out(train.ids),
+        )
+        self._ids, self._pairs["val"] = lists, train
+        self.notes += tuple(unread_lists(self.root, lists, division.folder))
+        return True
 
     def _stated_colours(self) -> ColourTable | None:
         """Of RGB masks: as classes.txt or a file beside it says."""
@@ -103,8 +135,10 @@ class FolderDataset(SegDataset):
         """Whether there are no splits.
 
         Raises:
-            UserError: A split that is called otherwise.
+            UserError: A split that is called otherwise, or a name with a backslash.
         """
+        for kind in KINDS:
+            refuse_backslashes(self.root / kind)
         images = self.root / "images"
         entries = sorted(images.iterdir()) if images.is_dir() else []
         folders = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
@@ -122,13 +156,7 @@ class FolderDataset(SegDataset):
                 raise UserError(
                     f"{images} has a folder {wrong[0]}, expected {split}; rename it, and that in masks"
                 )
-        if others:
-            self.notes += (f"{images}: only train and val are read; {', '.join(others)} is left out",)
-        if direct := divide((entry.name for entry in entries if entry.is_file()), IMAGE_SUFFIXES)[0]:
-            self.notes += (
-                f"{images}: {count(len(direct), 'image file')} beside {' and '.join(splits)} left out "
-                f"(first {direct[0]}); move what is there into one of these, with its mask",
-            )
+        self.notes += tuple(note for kind in KINDS for note in _beside_splits(self.root / kind, splits))
         return False
 
     def _hold_out(self) -> None:
@@ -161,6 +189,19 @@ class FolderDataset(SegDataset):
     def saliency_path(self, split: Split, image_id: str) -> Path:
         """saliency/SPLIT/ID.png"""
         return self._pairs[split].maps.or_expected(image_id)
+
+
+def _beside_splits(folder: Path, splits: Sequence[str]) -> Iterator[str]:
+    """Notes on folders and files of images or masks that are in none of the splits."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    others = [e.name for e in entries if e.is_dir() and e.name not in SPLITS and not e.name.startswith(".")]
+    if others:
+        yield f"{folder}: only train and val are read; {', '.join(others)} {are(len(others))} left out"
+    if direct := divide((entry.name for entry in entries if entry.is_file()), IMAGE_SUFFIXES)[0]:
+        yield (
+            f"{folder}: {count(len(direct), 'image file')} beside {' and '.join(splits)} {are(len(direct))} "
+            f"left out (first {direct[0]}); move what is there into one of these, with what belongs to it"
+        )
 
 
 def named_otherwise(root: Path) -> str:

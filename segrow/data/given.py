@@ -1,16 +1,17 @@
 """Images that somebody gives: whatever annotated folder it is, and chosen files of any data set."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple, final
 
 from ..class_lists import name_hint
 from ..errors import UserError
-from ..wording import are, count, have
+from ..wording import are, have
 from .base import SegDataset, Split
 from .colours import FILES as COLOUR_FILES
 from .colours import classes_of, colour_table, stated_colours, voc_colours
-from .listing import Unfit, by_name, list_files
+from .listing import Unfit, by_name, list_files, refuse_backslashes
+from .lists import LISTS, read_division, unread_lists
 
 EXPECTED = (
     "expected classes.txt with images/ and masks/, JPEGImages/ with SegmentationClass/, or a COCO .json file"
@@ -114,21 +115,21 @@ class PaletteDataset(SegDataset):
         self.notes += (*said, *more)
         there = [f"{split}/{i}" for split in ("train", "val") for i in self._masks.files]
         self.excluded = tuple(name for name in there if name in exclude)
-        self._masks = self._masks.without("train", exclude).without("val", exclude)
-        images, masks = self._images.files, self._masks.files
-        if alone := sorted(masks.keys() - images.keys()):
+        kept = self._masks.without("train", exclude).without("val", exclude)
+        images = self._images.files
+        if alone := sorted(kept.files.keys() - images.keys()):
             says = {f"train/{i}": f"mask {self._masks.path(i)} has no image" for i in alone}
             expected = root / "JPEGImages" / f"{alone[0]}.jpg"
             raise Unfit(f"{says[f'train/{alone[0]}']}, expected {expected}", says)
-        if not masks:
+        if not kept.files:
             raise UserError(f"{folder} holds no mask (.png); expected one for every image to learn from")
         self.notes += (*self._images.notes(), *self._masks.notes(), *self._maps.notes())
-        if unmasked := sorted(images.keys() - masks.keys()):
+        if unmasked := sorted(images.keys() - self._masks.files.keys()):
             self.notes += (
                 f"{root}: {len(unmasked)} of {len(images)} images {have(len(unmasked))} no mask in "
                 f"{folder.name} and {are(len(unmasked))} left out (first {images[unmasked[0]]})",
             )
-        self._ids = self._divide(hold_out)
+        self._ids = self._divide(tuple(kept.files), hold_out)
 
     def _name_classes(self, ignore: Collection[str] | None) -> None:
         """Names, and the colours of RGB masks: of a list, of labelmap.txt, or VOC's."""
@@ -164,44 +165,21 @@ class PaletteDataset(SegDataset):
         if ignored:
             self.notes += (f"{stated and stated.path}: pixels of {', '.join(ignored)} count nowhere",)
 
-    def _unused_lists(self, ids: Collection[str]) -> Iterator[str]:
-        """Notes on lists that would leave images out: they are read as a pair of train.txt and val.txt."""
-        from .voc import LISTS, read_list
-
-        for path in sorted(path for name in LISTS for path in (self.root / name).glob("*.txt")):
-            try:
-                fewer = set(read_list(path)[0]) & set(ids)
-            except UserError:  # it is not read, so it need not be right
-                fewer = set()
-            if len(fewer) < len(ids):
-                yield (
-                    f"{path} lists {len(fewer)} of {count(len(ids), 'image')} and is not read; lists are "
-                    "read where train.txt and val.txt are both there"
-                )
-
-    def _divide(self, hold_out: bool) -> dict[Split, tuple[str, ...]]:
+    def _divide(self, ids: tuple[str, ...], hold_out: bool) -> dict[Split, tuple[str, ...]]:
         """Ids of each split: as lists say, or all for training."""
         from .folder import held_out
-        from .voc import LISTS, read_list
 
-        ids = tuple(self._masks.files)
-        for folder in (self.root / name for name in LISTS):
-            if (folder / "train.txt").is_file() and (folder / "val.txt").is_file():
-                train, of_train = read_list(folder / "train.txt")
-                val, of_val = read_list(folder / "val.txt")
-                self.notes += (*of_train, *of_val)
-                lists: dict[Split, tuple[str, ...]] = {"train": train, "val": val}
-                lists = {s: tuple(i for i in n if f"{s}/{i}" not in self.excluded) for s, n in lists.items()}
-                listed = {i for split in lists.values() for i in split}
-                if missing := sorted(listed - set(ids)):
-                    raise UserError(f"{folder} lists {missing[0]}, which has no mask in {self._masks.folder}")
-                if left := [i for i in ids if i not in listed]:
-                    self.notes += (
-                        f"{folder}: {count(len(left), 'image')} {are(len(left))} in no list and left out "
-                        f"(first {left[0]})",
-                    )
-                return lists
-        self.notes += tuple(self._unused_lists(ids))
+        if division := read_division(self.root, self._masks.files.keys()):
+            lists = division.without(self.excluded, self._images.files)
+            if missing := sorted({*lists["train"], *lists["val"]} - self._masks.files.keys()):
+                raise UserError(
+                    f"{division.folder} lists {missing[0]}, which has no mask in {self._masks.folder}"
+                    f"{self._masks.alike(missing[0])}"
+                )
+            self.notes += (*division.notes, *division.left_out(ids))
+            self.notes += tuple(unread_lists(self.root, lists, division.folder))
+            return lists
+        self.notes += tuple(unread_lists(self.root, {"train": ids}, None))
         held = held_out(ids) if hold_out and len(ids) > 1 else frozenset()
         if held:
             self.notes += (
@@ -260,12 +238,13 @@ def find_given(
     """
     if ignore is not None and tuple(ignore) == NONE:
         ignore = ()
+    refuse_backslashes(root)
     if (root / "classes.txt").is_file() and (root / "images").is_dir():
         from .folder import FolderDataset
 
         return FolderDataset(root, hold_out, exclude, ignore)
     if (root / "JPEGImages").is_dir():
-        from .voc import LISTS, MASKS, OWN_MASKS, VocDataset
+        from .voc import MASKS, OWN_MASKS, VocDataset
 
         listed = any((root / name / "val.txt").is_file() for name in LISTS)
         named = any((root / name).is_file() for name in (*CLASS_FILES, *COLOUR_FILES))

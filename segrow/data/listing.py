@@ -120,10 +120,10 @@ def list_files(folder: Path, what: What) -> Listing:
     """The images, masks or saliency maps in a folder and below it, hidden ones left out; none without it.
 
     Raises:
-        UserError: Two files of one id, or a name that is not UTF-8.
+        UserError: Two files of one id, a name that is not UTF-8, or one with a backslash.
     """
     files: dict[str, str] = {}
-    read, left = divide(walk(folder), IMAGE_SUFFIXES if what == "image" else MASK_SUFFIXES)
+    read, left = divide(_plain(folder, walk(folder)), IMAGE_SUFFIXES if what == "image" else MASK_SUFFIXES)
     for name in read:
         try:
             name.encode()
@@ -134,6 +134,27 @@ def list_files(folder: Path, what: What) -> Listing:
             raise UserError(f"{folder} holds {files[image_id]} and {name}; one {what} must have one file")
         files[image_id] = name
     return Listing(folder, what, dict(sorted(files.items())), tuple(left))
+
+
+def refuse_backslashes(folder: Path) -> None:
+    """Stops at a name with a backslash in a folder, not below it.
+
+    Raises:
+        UserError: There is one.
+    """
+    for _ in _plain(folder, os.listdir(folder) if folder.is_dir() else ()):
+        pass
+
+
+def _plain(folder: Path, names: Iterable[str]) -> Iterator[str]:
+    """The names, none of which has a backslash: in zip files of Windows it parts folders."""
+    for name in names:
+        if "\\" in name:
+            raise UserError(
+                f"{folder} holds {name}, whose name has a backslash, as zip files of Windows write folders; "
+                "unpack the archive with what makes folders of them (unzip, Windows itself), or move files"
+            )
+        yield name
 
 
 def divide(names: Iterable[str], suffixes: frozenset[str]) -> tuple[list[str], list[str]]:
@@ -186,13 +207,15 @@ class Pairs:
     """The files of a split.
 
     Attributes:
-        images: Its images.
+        ids: Of its images, but for those that are left out.
+        images: Its images, those too that are left out but have a mask.
         masks: Their masks, with the same ids.
         maps: Saliency maps, of any of the ids and of others.
         excluded: What was there and is left out, each as SPLIT/ID.
         said: How they were matched, where their paths differ.
     """
 
+    ids: tuple[str, ...]
     images: Listing
     masks: Listing
     maps: Listing
@@ -260,7 +283,9 @@ def match_pairs(
     excluded = tuple(
         f"{split}/{i}" for i in found.files | of_masks.files if exclude and f"{split}/{i}" in exclude
     )
-    found, of_masks = found.without(split, exclude), of_masks.without(split, exclude)
+    whole = found.files.keys() & of_masks.files.keys()
+    gone = frozenset(name for name in excluded if name.partition("/")[2] not in whole)
+    found, of_masks = found.without(split, gone), of_masks.without(split, gone)
     if alone := sorted(found.files.keys() - of_masks.files.keys()):
         count = f" ({len(alone)} such images)" if len(alone) > 1 else ""
         hint = of_masks.unread(
@@ -277,4 +302,5 @@ def match_pairs(
         hint = found.unread(alone[0], "is of a kind that is not read; convert it to JPEG or PNG")
         raise Unfit(f"{says[f'{split}/{alone[0]}']}, expected {expected} (or .png){hint}{count}", says)
     of_maps, more = by_name(found, list_files(maps, "saliency map"))
-    return Pairs(found, of_masks, of_maps, excluded, said + more)
+    ids = tuple(i for i in found.files if not exclude or f"{split}/{i}" not in exclude)
+    return Pairs(ids, found, of_masks, of_maps, excluded, said + more)

@@ -6,17 +6,14 @@ VOC2012/JPEGImages/*.jpg
         saliency_map/*.png                   for SSUL
 """
 
-import unicodedata
-from collections import Counter
 from pathlib import Path
 
-from ..documents import read_text
 from ..errors import UserError
 from ..wording import are, count
 from .base import SegDataset, Split, find_root
 from .colours import voc_colours
-from .files import IMAGE_SUFFIXES
 from .listing import by_name, list_files
+from .lists import LISTS, read_list
 
 NAMES = (
     "background",
@@ -42,7 +39,6 @@ NAMES = (
     "tvmonitor",
 )
 IMAGES, MASKS, OWN_MASKS, SALIENCY = "JPEGImages", "SegmentationClassAug", "SegmentationClass", "saliency_map"
-LISTS = ("ImageSets/Segmentation", "ImageSet/Segmentation")  # the second is a misspelling that goes around
 TRAIN_LISTS = ("train_aug.txt", "trainaug.txt")
 OWN_TRAIN_LISTS = ("train.txt",)
 
@@ -82,11 +78,12 @@ class VocDataset(SegDataset):
         )
         self._maps, by_names = by_name(self._images, list_files(self.root / SALIENCY, "saliency map"))
         self.notes += by_names
-        val, said = read_list(folder / "val.txt")
+        there = self._masks.files.keys() | self._images.files.keys()
+        val, said = read_list(folder / "val.txt", there)
         names = OWN_TRAIN_LISTS if own else TRAIN_LISTS
         train_list = next((folder / name for name in names if (folder / name).is_file()), None)
         if train_list:
-            train, more = read_list(train_list)
+            train, more = read_list(train_list, there)
             said = (*more, *said)
         else:
             held_out = set(val)
@@ -131,35 +128,3 @@ class VocDataset(SegDataset):
     def saliency_path(self, split: Split, image_id: str) -> Path:
         """saliency_map/ID.png"""
         return self._maps.or_expected(image_id)
-
-
-def read_list(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Ids of a list: its first column, be it an id or a path of an image; each id once, and a note on others.
-
-    Raises:
-        UserError: No such file, or no id in it.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is missing; it lists image ids, one a line")
-    lines = read_text(path, "image list").splitlines()
-    names = [line.split()[0].replace("\\", "/").rpartition("/")[2] for line in lines if line.strip()]
-    ids = dict.fromkeys(map(_id, names))
-    if not ids:
-        raise UserError(f"{path} lists no image; expected image ids, one a line")
-    if not (again := len(names) - len(ids)):
-        return tuple(ids), ()
-    first = next(i for i, n in Counter(_id(name) for name in names).items() if n > 1)
-    return tuple(ids), (
-        f"{path}: {count(again, 'line')} {'repeats' if again == 1 else 'repeat'} an image of the list and "
-        f"{are(again)} left out (first {first})",
-    )
-
-
-def _id(name: str) -> str:
-    return unicodedata.normalize("NFC", _stem(name))
-
-
-def _stem(name: str) -> str:
-    """Without the suffix of an image; an id may hold dots."""
-    stem, dot, suffix = name.rpartition(".")
-    return stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else name
