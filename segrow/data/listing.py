@@ -142,7 +142,7 @@ def refuse_backslashes(folder: Path) -> None:
     Raises:
         UserError: There is one.
     """
-    for _ in _plain(folder, os.listdir(folder) if folder.is_dir() else ()):
+    for _ in _plain(folder, sorted(os.listdir(folder)) if folder.is_dir() else ()):
         pass
 
 
