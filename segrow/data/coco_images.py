@@ -182,8 +182,8 @@ def find_images(path: Path, names: Sequence[str]) -> tuple[list[Located], list[s
     """Where each image is, in the order of the names, and notes. Names for one image have one id.
 
     Raises:
-        UserError: No way is known to tell the images apart, or one that is missing may be a file whose name has
-            a backslash.
+        UserError: No way is known to tell the images apart, or a file whose name has
+            a backslash may be one that is missing.
     """
     finder = Finder(path)
     files = {name: finder.find(name) for name in names}
