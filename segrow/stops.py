@@ -48,6 +48,16 @@ def stoppable() -> Iterator[None]:
         asked = True
         raise Stopped(number)
 
+    def hook(lost: "sys.UnraisableHookArgs") -> None:
+        nonlocal asked
+        if not isinstance(lost.exc_value, Stopped):
+            show(lost)
+            return
+        # raised where Python passes over every exception, such as a destructor: once more, outside of it
+        asked = False
+        threading.Timer(0.05, os.kill, (os.getpid(), lost.exc_value.number)).start()
+
+    show, sys.unraisablehook = sys.unraisablehook, hook
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     before = {n: handler for n, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
     for number in before:
@@ -55,6 +65,7 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     finally:
+        sys.unraisablehook = show
         for number, handler in before.items():
             signal.signal(number, handler)
 

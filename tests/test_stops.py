@@ -209,3 +209,17 @@ def test_processes_end_with_it(
     assert "the same command continues from the last finished epoch" in last_line(err)
     assert err.count("stopped") == 1
     _wait(lambda: not any(map(_alive, started)), 15)
+
+
+class Gone:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0)
+
+
+def test_a_signal_in_a_destructor_is_not_lost(capsys: Capture) -> None:
+    with pytest.raises(Stopped) as stop, stoppable():
+        Gone()
+        time.sleep(30)
+    assert stop.value.code == 143
+    assert capsys.readouterr().err == ""
