@@ -218,8 +218,12 @@ class Gone:
 
 
 def test_a_signal_in_a_destructor_is_not_lost(capsys: Capture) -> None:
-    with pytest.raises(Stopped) as stop, stoppable():
-        Gone()
-        time.sleep(30)
+    def command() -> None:
+        with stoppable():
+            Gone()
+            time.sleep(30)
+
+    with pytest.raises(Stopped) as stop:
+        command()
     assert stop.value.code == 143
     assert capsys.readouterr().err == ""
