@@ -17,6 +17,8 @@ from collections.abc import Collection, Iterable, Sequence
 from .errors import UserError, near
 
 BACKGROUND = "background"
+MOST_CLASSES = 65534
+"""Besides background: of 16 bits, 0 and the value that counts nowhere are taken."""
 NOT_COUNTED = frozenset({"ignore", "ignored", "ignoreregion", "void", "unlabeled", "unlabelled", "dontcare"})
 """Names of what must not count in annotations of others, in small letters without spaces and signs."""
 

@@ -104,3 +104,12 @@ def test_an_excluded_image_is_not_called_unlisted(tmp_path: Path) -> None:
 def test_a_run_length_code_within_a_list() -> None:
     with pytest.raises(UserError, match="it has its RLE within a list; expected it without the brackets"):
         check_outline([{"counts": [1, 599], "size": [20, 30]}], "it")
+
+
+def test_more_categories_than_a_mask_has_numbers(tmp_path: Path) -> None:
+    put(tmp_path, "a.json", "a.png", "cat")
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["categories"] += [{"id": k, "name": f"c{k}"} for k in range(1, 65535)]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="has 65535 categories, expected at most 65534; export fewer"):
+        CocoDataset(tmp_path)

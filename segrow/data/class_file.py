@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..class_lists import is_background, name_notes, plain_name
+from ..class_lists import MOST_CLASSES, is_background, name_notes, plain_name
 from ..documents import read_text
 from ..errors import UserError
 from ..wording import count
@@ -48,9 +48,10 @@ def read_classes(path: Path) -> Classes:
     if not quoted:
         lines, numbered = _without_numbers(path, lines)
     names = ("background", *map(plain_name, lines[1:]))
-    if len(names) < 2 or len(names) > 65535:
+    if len(names) < 2 or len(names) > MOST_CLASSES + 1:
         raise UserError(
-            f"{path} has {count(filled, 'line')}; expected background and 1 to 65534 classes, one a line"
+            f"{path} has {count(filled, 'line')}; expected background and 1 to {MOST_CLASSES} classes, one "
+            "a line"
         )
     said = _line_0(path, plain_name(lines[0]), names)
     where: dict[str, int] = {}

@@ -27,7 +27,7 @@ from PIL import Image
 from rich.progress import track
 
 from ..atomic import appear, discard, new_folder
-from ..class_lists import BACKGROUND, alike_notes, name_hint
+from ..class_lists import BACKGROUND, MOST_CLASSES, alike_notes, name_hint
 from ..errors import UserError
 from ..processes import cores
 from ..resources import machine_refuses
@@ -93,6 +93,10 @@ class CocoDataset(SegDataset):
         files = {split: read_coco(path, ignore) for split, path in found.items()}
         self._check_ignored(root, files, ignore)
         classes = dict.fromkeys(name for file in files.values() for name in file.classes)
+        if len(classes) > MOST_CLASSES:
+            raise UserError(
+                f"{root} has {len(classes)} categories, expected at most {MOST_CLASSES}; export fewer"
+            )
         self.class_names = (BACKGROUND, *classes)
         self.ignore_id = 255 if len(self.class_names) <= 255 else 65535
         self._values = {name: k for k, name in enumerate(self.class_names)}
