@@ -48,8 +48,8 @@ VARIANTS: dict[str, list[Options]] = {
 
 TOLERANCES: Mapping[Precision, tuple[float, float]] = {
     "32": (1e-5, 1e-3),
-    "16": (0.02, 0.3),
-    "bf16": (0.1, 1.0),
+    "16": (0.02, 0.25),
+    "bf16": (0.1, 0.8),
 }
 """Relative differences of the loss and of the gradient (of its norm)."""
 

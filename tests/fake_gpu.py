@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from segrow.model.fused import _Uses
+
 GPU, NOWHERE = torch.device("cuda", 0), torch.device("meta")
 
 
@@ -60,6 +62,16 @@ def _apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool 
     return module
 
 
+_count, _from_numpy = _Uses.__torch_dispatch__, torch.from_numpy
+
+
+def _count_uses(uses: _Uses, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    """Asking for a tensor's device, which only fake tensors answer by an operator, is no use of it."""
+    if func is torch.ops.prim.device.default:
+        return func(*args)
+    return _count(uses, func, types, args, kwargs)
+
+
 @contextmanager
 def fake_gpu() -> Iterator[None]:
     """Tensors made within are fake; those on `cuda` behave as on a GPU that computes in bf16."""
@@ -68,5 +80,7 @@ def fake_gpu() -> Iterator[None]:
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *words, **more: True)
         patch.setattr(nn.Module, "_apply", _apply)
+        patch.setattr(_Uses, "__torch_dispatch__", _count_uses)
+        patch.setattr(torch, "from_numpy", lambda array: torch.empty_like(_from_numpy(array)))
         with _Fake(allow_non_fake_inputs=True), _OneThread():
             yield

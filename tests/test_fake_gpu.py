@@ -5,11 +5,13 @@ import functools
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fake_gpu import GPU, fake_gpu
-from torch import Tensor
+from torch import Tensor, nn
 
+from benchmarks import updates
 from benchmarks.gpu_parity import Kind, Options, all_cases
 from segrow.argmax import arg_max
 from segrow.batch import Batch
@@ -18,12 +20,14 @@ from segrow.data.loader import to_device
 from segrow.engine.step import Objective, chunks
 from segrow.methods.base import Method, StepContext, make_method, method_names
 from segrow.model.segmenter import Segmenter, build_segmenter
+from segrow.predict import Predictor
 
 pytestmark = pytest.mark.skipif(
     tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 14),
     reason="fake tensors of a GPU go backward by a way that was tried with torch 2.14",
 )
 
+CPU = torch.device("cpu")
 SIDE, IMAGES = 65, 4
 AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
 QUICK = [
@@ -144,6 +148,39 @@ def test_a_step_stays_on_the_gpu(name: str, options: Options, kind: Kind) -> Non
 @pytest.mark.parametrize(("name", "options", "kind"), all_cases())
 def test_every_step_stays_on_the_gpu(name: str, options: Options, kind: Kind) -> None:
     take_step(name, options, kind, "32", "bf16", "16")
+
+
+@pytest.mark.parametrize("tile", [None, 64])
+def test_label_maps_stay_on_the_gpu(tile: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the folded network, whole images and tiles; what a list keeps is then moved to the host."""
+    monkeypatch.setattr("segrow.predict._device", torch.device)
+    method, model = make_method("ssul", {}), copy.deepcopy(network("conv", True))
+    with fake_gpu():
+        predictor = Predictor(
+            model.to(GPU),  # type: ignore[arg-type]
+            method.scores,
+            ("background", "a", "b"),
+            device=GPU,
+            precision="bf16",
+            tile=tile,
+            novelty=method.novelty,
+        )
+        assert not any(isinstance(part, nn.BatchNorm2d) for part in predictor.model.modules())
+        pixels = np.zeros((100, 130, 3), np.uint8)
+        maps = predictor._tiled(pixels) if tile else predictor._whole(pixels)
+        assert {maps.logits.device, maps.labels().device} == {GPU}
+        assert maps.on(CPU).logits.device == CPU
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", updates.KINDS)
+def test_the_benchmarks_updates_stay_on_the_gpu(kind: updates.Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its script meets a GPU for the first time where nobody can mend it."""
+    case = updates.Case("resnet10t", 2, 33, updates=1, warm=1, width=8)
+    made = updates.networks(case, kind, 1)
+    monkeypatch.setattr(updates, "networks", lambda *words: made)
+    with fake_gpu():
+        assert updates.segrow(case, kind, "bf16", GPU, 1)().device == GPU
 
 
 def test_the_quick_cases_are_some_of_all() -> None:
