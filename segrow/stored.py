@@ -12,7 +12,7 @@ from torch import Tensor
 from .errors import UserError
 from .memory import Exemplar, from_json
 from .methods.base import Method, make_method
-from .model.record import check_needed, is_model, read_file_beside
+from .model.record import RECORD, check_needed, is_model, read_file_beside
 from .model.segmenter import Segmenter
 from .model.store import load_model
 from .tensor_files import parse_safetensors
@@ -101,7 +101,11 @@ def load_with_method(
     known = trusted is not None and trusted.name == stored["name"]
     if "." in stored["name"] and not allow_code and not known:
         raise UserError(f"the model's method is code outside segrow ({stored['name']}); give --allow_code")
-    method = make_method(stored["name"], stored["fields"])
+    try:
+        method = make_method(stored["name"], stored["fields"])
+    except UserError as error:
+        advice = "" if "; " in str(error) else "; copy the model again"
+        raise UserError(f"{folder / RECORD}: {error}{advice}") from None
     restore_state(method, folder, device)
     return model, meta, method
 

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -143,3 +145,46 @@ def test_a_run_whose_results_name_it_wrongly(
     assert f"results.json: {key} holds a list of 1, expected " in last_line(capsys.readouterr().err)
     assert cli.main(["results", str(out)]) == 2
     assert f"results.json: {key} holds a list of 1, expected " in last_line(capsys.readouterr().err)
+
+
+def swapped(found: dict[str, Any]) -> None:
+    for names in (found["class_names"], found["scenario"]["classes"]):
+        names[1], names[2] = names[2], names[1]
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (swapped, "classes: background, bicycle, aeroplane there, background, aeroplane, bicycle here"),
+        (lambda r: r.update(step=1), "step: 1 there, 0 here"),
+        (
+            lambda r: r["model"]["config"].update(norm_momentum=0.5),
+            "model.norm_momentum: 0.5 there, 0.01 here",
+        ),
+        (lambda r: r.update(method={"name": "finetune", "fields": {}}), "method: finetune there, ssul here"),
+        (lambda r: r.pop("training"), "model.json lacks training; restore it"),
+        (lambda r: r["training"].pop("exemplars"), "training lacks exemplars; restore it"),
+    ],
+)
+def test_a_step_that_another_run_stored_is_refused(
+    half: Path,
+    root: Path,
+    tmp_path: Path,
+    edit: Callable[[dict[str, Any]], object],
+    expected: str,
+    evaluated: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its weights fit; so it would be trained on, or evaluated, as if it were this run's."""
+    out = Path(shutil.copytree(half, tmp_path / "run"))
+    found = record(out, 0)
+    edit(found)
+    found["hashes"] = hashes_of(found, found["hashes"]["files"])
+    (model(out, 0) / "model.json").write_text(json.dumps(found))
+    if not evaluated:  # killed when it was stored
+        RunPaths(out).results.unlink()
+    assert start(root, out, *WORDS) == 2
+    line = last_line(capsys.readouterr().err)
+    assert expected in line
+    assert str(model(out, 0)) in line

@@ -137,6 +137,26 @@ def test_indices_of_a_method_are_numbers(change: Any, capsys: pytest.CaptureFixt
     assert 'method: gives_way[0] holds "x", expected a whole number from 0 to 65535; copy it again' in line
 
 
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (lambda r: r["method"]["fields"].update(threshold=-3), "method.threshold is -3"),
+        (lambda r: r["model"]["config"].update(dropout=7), "dropout is 7, expected a probability below 1"),
+        (lambda r: r["model"]["config"].update(output_stride=3), "output stride 3 is not possible"),
+        (lambda r: r.update(format=[]), "is not a model of segrow: expected a format version in it"),
+    ],
+)
+def test_a_number_that_no_option_may_have_is_said_of_the_file(
+    change: Any, saved: Path, edit: Edit, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(edit)
+    assert cli.main(["predict", str(saved), str(saved), "--out", str(saved.parent / "out")]) == 2
+    line = only_line(capsys.readouterr().err)
+    assert line.startswith(f"segrow: {saved / 'model.json'}")
+    assert expected in line
+    assert line.endswith(("; copy it again", "; copy the model again"))
+
+
 def test_a_version_that_says_too_little(change: Any, saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (version,) = (v.folder for v in versions(saved) if not v.current)
     before = (version / "model.json").read_bytes()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config import RunConfig, RunPaths
+from ..config import ModelConfig, RunConfig, RunPaths
 from ..errors import UserError
 from ..methods.base import Method, make_method
 from ..model.record import RECORD, WEIGHTS, is_model, read_record
@@ -276,6 +276,42 @@ def check_data(stored: Mapping[str, Any], ours: Mapping[str, Any], scenario: Sce
             found.append(f"step {step.index}: other training images")
     if found:
         raise UserError(f"the data have changed since the run began ({'; '.join(found)}); use another --out")
+
+
+_TRAINED: Shape = {"step": int, "method": {"name": str}, "training": {"exemplars": (int, None)}}
+
+
+def check_step(
+    record: Mapping[str, Any], folder: Path, step: int, run: RunConfig, scenario: Scenario, method: str | None
+) -> None:
+    """The model that a run stored after a step is that of this run and step.
+
+    Args:
+        record: Its model.json.
+        folder: Where it stands.
+        step: After which it was stored.
+        run: The run's configuration, which says its network.
+        scenario: The run's.
+        method: Name of the run's method; None: the step was taken over from elsewhere.
+
+    Raises:
+        UserError: Showing all that differs.
+    """
+    expect(record, _TRAINED, str(folder / RECORD), _AGAIN)
+    there = _plain(asdict(ModelConfig(**record["model"]["config"])))
+    found = [f"model.{row}" for row in differences(there, _plain(asdict(run.model)), frozenset({"weights"}))]
+    if method not in (None, record["method"]["name"]):
+        found.append(f"method: {record['method']['name']} there, {method} here")
+    if record["step"] != step:
+        found.append(f"step: {record['step']} there, {step} here")
+    wanted = list(scenario.classes[: scenario.known(step)])
+    if record["class_names"] != wanted:
+        found.append(f"classes: {', '.join(record['class_names'])} there, {', '.join(wanted)} here")
+    if found:
+        raise UserError(
+            f"{folder} is not what this run stored after step {step} ({'; '.join(found)}); copy the run "
+            "again, or use another --out"
+        )
 
 
 def is_model_directory(base: Path) -> bool:

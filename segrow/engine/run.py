@@ -45,6 +45,7 @@ from .folder import (
     check_base,
     check_data,
     check_folder,
+    check_step,
     configuration,
     images_hash,
     is_begun,
@@ -291,6 +292,9 @@ class Run:
         training, *self.machine.left.ahead = pieces(
             self.config, self.method, self.scenario, val, step, self._pages
         )
+        if step:
+            from_base = self.results["steps"][step - 1].get("from_base") is not None
+            self._check_stored(step - 1, read_record(self.paths.model(step - 1)), from_base)
         if not self.paths.model(step).exists():
             self.machine.left.finished(training, self._train_or_note(step))
             self.fabric.barrier()
@@ -424,6 +428,11 @@ class Run:
         model.grow(len(self.scenario.steps[step].classes), step)
         return model.to(self.fabric.device), teacher, str(meta["hashes"]["model"]), exemplars
 
+    def _check_stored(self, step: int, record: Mapping[str, Any], from_base: bool) -> None:
+        """The model of a step, which may have been stored by an earlier call, is of this run."""
+        method = None if from_base else self.method.name
+        check_step(record, self.paths.model(step), step, self.config, self.scenario, method)
+
     def _base_model(self) -> Segmenter:
         torch.manual_seed(mix_seed(self.config.seed, 0))
         n_base = len(self.scenario.steps[0].classes)
@@ -471,6 +480,7 @@ class Run:
         model, meta, reader = load_with_method(
             self.paths.model(step), False, self.fabric.device, trusted=self.method
         )
+        self._check_stored(step, meta, self._base is not None and step == 0)
         watch = Stopwatch()
         with watch:
             model.to(self.fabric.device)

@@ -96,7 +96,7 @@ def read_record(directory: Path) -> dict[str, Any]:
         raise UserError(f"no model in {directory}: expected a folder with {RECORD} and {WEIGHTS}")
     record: Any = read_json(path, "model", fix=_AGAIN)
     if not isinstance(record, dict) or not isinstance(record.get("format"), int):
-        raise UserError(f"{path} is not a model of segrow: expected a format version in it")
+        raise UserError(f"{path} is not a model of segrow: expected a format version in it; {_AGAIN}")
     if record["format"] > FORMAT:
         raise UserError(
             f"{path} has format {record['format']}, this segrow {__version__} reads up to {FORMAT}; "

@@ -199,7 +199,8 @@ def _network(record: Mapping[str, Any], directory: Path, tensors: int) -> Segmen
             raise ValueError("more heads than the weights have")
         return Segmenter(ModelConfig(**fields), layout, described["unknown"], mean, std)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        reason = str(error).partition("; ")[0]  # without the advice, which is for options
+        raise UserError(f"{where}: {reason}; copy the model again") from None
     except Exception as error:  # torch and timm have a kind for every number that cannot be
         if machine_refuses(error):
             raise
