@@ -149,7 +149,7 @@ def build(place: Path) -> None:
     torch.save(
         {"model_state": {f"module.{k}": v for k, v in backbone.items()}, "best_score": 0.5}, "theirs.pth"
     )
-    Path("net.onnx").write_bytes(network())
+    Path("net.onnx").write_bytes(onnx_files.network())
     Path("options.yaml").write_text(
         "task: 2-1\nsetting: overlap\nseed: 3\n"
         "data: {name: voc, root: VOC2012, classes: [aeroplane, bicycle, bird, boat]}\n"
