@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx_files
 import safetensors.torch
 import torch
 from PIL import Image
