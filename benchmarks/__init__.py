@@ -1,5 +1,5 @@
 """segrow beside our own re-statement of the SSUL reference loop: `python -m benchmarks`."""
 
-from segrow.processes import wait_briefly
+from segrow.processes import before_torch
 
-wait_briefly()  # as every command of segrow does
+before_torch()  # as every command of segrow does

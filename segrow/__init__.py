@@ -21,9 +21,9 @@ __all__ = ["Predictor", "__version__", "add_classes", "load"]
 def __getattr__(name: str) -> Any:
     """Import what is asked for: torch takes seconds, and not all who import segrow need it."""
     if name in ("add_classes", "Predictor", "load"):
-        from .processes import wait_briefly
+        from .processes import before_torch
 
-        wait_briefly()
+        before_torch()
     if name == "add_classes":
         from .grow import add_classes
 

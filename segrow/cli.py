@@ -17,8 +17,16 @@ from contextlib import contextmanager, suppress
 from . import __version__
 from .errors import LeakError, NonFiniteLossError, UserError, near, shown
 from .outputs import drop_refused, has_no_reader, named_outputs
-from .processes import wait_briefly
-from .resources import NO_ROOM, TOO_MANY_FILES, error_number, lacks_memory, lost_process, without_memory
+from .processes import before_torch
+from .resources import (
+    LOST,
+    NO_ROOM,
+    TOO_MANY_FILES,
+    error_number,
+    lacks_memory,
+    lost_process,
+    without_memory,
+)
 from .stops import Stopped, stoppable
 
 USAGE = """\
@@ -226,7 +234,7 @@ def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = 
         name: Begins the line.
         resumable: The command, given again, continues where it was stopped.
     """
-    wait_briefly()
+    before_torch()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot write, as stderr
     warnings.formatwarning = _one_line
@@ -235,20 +243,20 @@ def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = 
         with stoppable(), _quiet_threads(), named_outputs():
             return _ended(command)
     except UserError as error:
-        _complain(name, str(error))
+        _complain(name, str(error), error)
         return 2
     except LeakError as error:
-        _complain(name, f"label leak: {error}")
+        _complain(name, f"label leak: {error}", error)
         return 1
     except NonFiniteLossError as error:
         more = "; with it the same command continues after the last good epoch" if resumable else ""
-        _complain(name, f"{error}; use a smaller learning rate, or --train.precision 32{more}", of_all=True)
+        _complain(name, f"{error}; use a smaller learning rate, or --train.precision 32{more}", error)
         return 1
     except (OSError, MemoryError, RuntimeError) as error:
         line, code = _of_the_machine(error, again)
         if not line or has_no_reader(error):
             raise  # `entry` knows
-        _complain(name, line, lost_process(error))
+        _complain(name, line, error)
         return code
     except KeyboardInterrupt as stop:
         left = "; the same command continues from the last finished epoch" if resumable else ""
@@ -257,7 +265,7 @@ def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = 
             if isinstance(stop, Stopped) and stop.code != 130
             else ""
         )
-        _complain(name, f"stopped{by}{left}", of_all=True)
+        _complain(name, f"stopped{by}{left}", stop)
         return stop.code if isinstance(stop, Stopped) else 130
 
 
@@ -292,7 +300,7 @@ def _of_the_machine(error: OSError | MemoryError | RuntimeError, again: str) -> 
         again: What can be done when the cause is gone.
     """
     if lost_process(error):
-        return "another process of this run has ended: its own line says why, or the system killed it", 1
+        return LOST, 1
     if lacks_memory(error):
         much = "smaller images, fewer of them at a time, or a machine with more memory, would do"
         return f"{without_memory(error)}: {much}", 2
@@ -318,14 +326,13 @@ def _one_line(
     return f"warning: {shown(str(message))}\n"
 
 
-def _complain(name: str, text: str, of_all: bool = False) -> None:
-    """One line on stderr, whatever names stand in it.
+def _complain(name: str, text: str, error: BaseException) -> None:
+    """One line on stderr, whatever names stand in it; of several processes that end together one says it."""
+    if not {"WORLD_SIZE", "SLURM_NTASKS"}.isdisjoint(os.environ):
+        from .engine.group import speaks
 
-    Args:
-        of_all: Every process of a data-parallel run says this; the first one is enough.
-    """
-    if of_all and os.environ.get("LOCAL_RANK", "0") != "0":
-        return
+        if not speaks(error):
+            return
     if len(text) > LONGEST:  # of a name as long as a file: how it begins, and what to do
         text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
     with suppress(OSError):  # a full disk behind it too: the exit code says it

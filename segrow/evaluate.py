@@ -84,6 +84,7 @@ def evaluate(
     channels_last: bool = True,
     features: Features | None = None,
     track: Callable[[Iterable[Loaded]], Iterable[Loaded]] = iter,
+    total: Callable[[Tensor], Tensor] = lambda counts: counts,
 ) -> Matrices:
     """Predict every image of a loader in float32 and count.
 
@@ -94,6 +95,7 @@ def evaluate(
         with_known: Ids of the images that contain a known foreground class.
         features: Model, images and their ids -> what `model.features` says of them; default: that itself.
         track: Wraps the loop, e.g. with a progress bar.
+        total: Sum of counts over the processes that evaluate a share each.
     """
     model.eval()
     known = model.n_classes
@@ -105,9 +107,7 @@ def evaluate(
         shown = torch.tensor([i in with_known for i in ids], device=device)
         for k, chosen in enumerate((shown, ~shown)):
             totals[k] += confusion(batch.labels[chosen], prediction[chosen], n_true, known)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(totals)
-    with_class, without = totals.cpu().numpy()
+    with_class, without = total(totals).cpu().numpy()
     return Matrices(all=with_class + without, known=with_class)
 
 

@@ -139,13 +139,18 @@ SPINS = "2500"
 """Turns, some tens of microseconds, that a thread waits busily before it sleeps (docs/performance.md)."""
 
 
-def wait_briefly() -> None:
-    """Before torch is imported: its threads soon sleep while they wait, unless the user says otherwise.
+def before_torch() -> None:
+    """What torch reads when it is imported: its threads soon sleep while they wait, and errors are lines.
+
+    The user's own settings stand.
 
     By default they wait busily, which takes the core from who has work: beside another busy program training
     is several times slower. Sleeping at once costs a sixth of the speed of an idle machine. GOMP_SPINCOUNT is
     of the OpenMP library that torch brings on Linux; others do not know it, and wait as they always do.
+
+    Where another process of a run has ended, torch would write some fifty lines of C++ about it.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 

@@ -44,7 +44,15 @@ _SHARING = (
     "could not hand over",
 )
 
-_LOST = ("closed by peer", "reset by peer", "broken pipe", "remote process exited", "caused pair closure")
+LOST = "another process of this run has ended: its own line says why, or the system killed it"
+_LOST = (
+    "closed by peer",
+    "reset by peer",
+    "broken pipe",
+    "remote process exited",
+    "caused pair closure",
+    "failed to recv, got 0 bytes",
+)
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -1,7 +1,10 @@
 """For all tests: one thread (tiny tensors), a cache of their own, warnings of segrow are errors."""
 
-import gc
 import os
+
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as every command says before torch is imported
+
+import gc
 import signal
 import sys
 from collections.abc import Iterator

@@ -107,17 +107,16 @@ def test_two_processes_select_the_same_weights(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 @pytest.mark.parametrize(
-    ("fault", "rank", "code", "lines"),
+    ("fault", "rank", "code", "line"),
     [
-        ("oom", "1", 1, ("out of memory", "another process of this run has ended")),
-        ("kill", "1", 1, ("another process of this run has ended",)),
-        ("oom", "0", 2, ("out of memory",)),
-        ("image", "1", 1, ("cannot be decoded", "another process of this run has ended")),
-        ("full", "0", 2, ("No space left on device; what was written before is whole",)),
+        ("oom", "1", 2, "out of memory"),
+        ("kill", "1", 1, "another process of this run has ended"),
+        ("image", "1", 2, "cannot be decoded"),
+        ("full", "0", 2, "No space left on device; what was written before is whole"),
     ],
 )
 def test_one_process_fails_and_the_other_does_not_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, rank: str, code: int, lines: tuple[str, ...]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, rank: str, code: int, line: str
 ) -> None:
     root = build_tree(tmp_path / "VOC2012").root
     monkeypatch.setenv("FAIL", fault)
@@ -127,5 +126,5 @@ def test_one_process_fails_and_the_other_does_not_wait(
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("segrow: ")]
-    assert len(said) == len(lines)
-    assert all(part in line for part, line in zip(lines, said, strict=True))
+    assert len(said) == 1
+    assert line in said[0]

@@ -43,9 +43,9 @@ def quiet(line: str) -> None:
     """Drop the report."""
 
 
-def context() -> StepContext:
+def context(processes: int = 1) -> StepContext:
     config = ModelConfig(name="deeplabv3_resnet10t", weights="none", width=8, rates=(1, 2, 3))
-    return StepContext(0, build_segmenter(config, 2, False, quiet), None, 3, 1)
+    return StepContext(0, build_segmenter(config, 2, False, quiet), None, 3, 1, None, processes)
 
 
 @st.composite
@@ -281,7 +281,7 @@ def _pixels() -> tuple[Tensor, Tensor]:
 
 
 def test_mean_of_two_processes_equals_that_of_one(tmp_path: Path) -> None:
-    ctx = context()
+    ctx = context(2)
     fork = multiprocessing.get_context("fork")  # a fresh interpreter would import torch for seconds
     workers = [
         fork.Process(target=_mean_in_a_process, args=(rank, str(tmp_path / "store"), str(tmp_path), ctx))
@@ -293,7 +293,7 @@ def test_mean_of_two_processes_equals_that_of_one(tmp_path: Path) -> None:
         worker.join(60)
         assert worker.exitcode == 0
     values, valid = _pixels()
-    alone = ctx.mean(values, valid).item()
+    alone = context().mean(values, valid).item()
     for rank in range(2):
         assert abs(float(np.load(tmp_path / f"{rank}.npy")) - alone) < 1e-12
 

@@ -1,12 +1,9 @@
 """Processes that a launcher started, and --train.devices: one number, or one line."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from lightning_fabric.utilities.rank_zero import rank_zero_only
-from runs import LIMIT_S, build_tree, options, start, weights
+from runs import build_tree, options, run_processes, start, weights
 
 from segrow.engine.setup import check_started
 from segrow.errors import UserError
@@ -14,7 +11,7 @@ from segrow.errors import UserError
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
 SLURM = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0"}
 EARLIER = {"LOCAL_RANK": "0", "WORLD_SIZE": "2"}
-NAMES = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_NTASKS", "SLURM_JOB_NAME")
+NAMES = ("TORCHELASTIC_RUN_ID", "MASTER_PORT", *TORCHRUN, *SLURM)
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +60,8 @@ def test_another_number_is_one_line(
     with pytest.raises(UserError) as error:
         check_started(devices)
     assert str(error.value) == line
-    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        monkeypatch.setenv(name, "1")
     with pytest.raises(SystemExit) as ended:  # the first process has said it
         check_started(devices)
     assert ended.value.code == 2
@@ -96,22 +94,25 @@ def test_it_is_found_before_the_folder_is_touched(
     assert not (tmp_path / "run").exists()
 
 
+TWICE = """
+import sys
+from segrow import cli
+words, out = sys.argv[1:], sys.argv[1:].index("--out") + 1
+codes = [cli.main([*words[:out], words[out] + name, *words[out + 1 :]]) for name in "ab"]
+sys.exit(max(codes))
+"""
+
+
 @pytest.mark.slow
-def test_torchrun_with_as_many_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", [("torch.distributed.run", "--standalone", "--nproc_per_node", "2"), ()])
+def test_two_runs_of_one_program(tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    """Under torchrun, and where the first run starts the second process."""
     build_tree(tmp_path / "data")
-    more = ("--steps", "1", "--train.epochs", "1", "--train.devices", "2", "--train.precision", "32")
-    words = options(tmp_path / "data", tmp_path / "run", *more)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "segrow",
-        *words,
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    more = ("--steps", "1", "--train.epochs", "1", "--train.devices", "2")
+    words = options(tmp_path / "data", tmp_path / "run", *more, "--train.precision", "32")
+    (tmp_path / "twice.py").write_text(TWICE)
+    program = (*(("-m", *launcher) if launcher else ()), str(tmp_path / "twice.py"))
+    done = run_processes(words, program)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(weights(tmp_path / "run")) == 1
+    assert done.stdout.count("run folder: ") == 2
+    assert weights(tmp_path / "runa") == weights(tmp_path / "runb")

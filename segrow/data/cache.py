@@ -26,7 +26,7 @@ def cache_folder() -> Path:
 
 def say(line: str) -> None:
     """A note about the cache, once for all processes of a run."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
         Terminal(stderr=True).say(f"note: {line}")
 
 

@@ -52,6 +52,7 @@ from .folder import (
     is_model_directory,
     read_results,
 )
+from .group import Group, together
 from .left import TimeLeft, Work, pieces
 from .log import Display
 from .machine import Machine
@@ -59,7 +60,7 @@ from .records import KEPT, SHARED, all_remarks, base_remark, empty_results, mode
 from .resume import fits
 from .scan import scan
 from .select import Selection, new_classes_score
-from .setup import Prepared, check_ranges, check_started, is_first_process, make_fabric, prepare, together
+from .setup import Prepared, check_ranges, check_started, is_first_process, make_fabric, prepare
 from .step import StepTrainer, epoch_plan, mix_seed
 from .val_features import GIB, KeptFeatures
 from .validate import Validation
@@ -96,8 +97,9 @@ def train(
     check_ranges(config)
     check_started(config.train.devices)
     # the other processes of a data-parallel run write nothing of their own
-    with named(out), locked(out, "segrow train") if is_first_process() else nullcontext():
-        return _train(config, method, out, base, remarks, after_step, strict, left or TimeLeft())
+    lock = locked(out, "segrow train") if is_first_process() else nullcontext()
+    with together() as group, named(out), lock:
+        return _train(config, method, out, base, remarks, after_step, strict, left or TimeLeft(), group)
 
 
 def _train(
@@ -109,6 +111,7 @@ def _train(
     after_step: Callable[[Callable[[str], None]], None] | None,
     strict: bool,
     left: TimeLeft,
+    group: Group,
 ) -> dict[str, Any]:
     plain = configuration(config, method, base)
     moved = check_folder(out, plain)
@@ -117,8 +120,8 @@ def _train(
     if moved and first:
         Display(quiet=False).say(moved)
     prepared = prepare(config, method, progress=first, say=Display(quiet=not first).say, strict=strict)
-    fabric, precision = make_fabric(config.train)
-    with together(fabric), Display(quiet=not fabric.is_global_zero) as display:
+    fabric, precision = make_fabric(config.train, group)
+    with Display(quiet=not fabric.is_global_zero) as display:
         machine = Machine(fabric, precision, config.train, config.seed, out, display, left)
         run = Run(config, method, prepared, machine, pages=after_step is not None)
         run.begin(plain, base, (*remarks, *prepared.data.notes))
@@ -130,7 +133,6 @@ def _train(
                     after_step(display.say)
                 left.finished(Work("page", 1), watch.seconds)
         run.say_what_is_left()
-    run.end()
     return run.results
 
 
@@ -253,12 +255,6 @@ class Run:
                 f"{done} of {count(all_steps, 'step')} done, as --steps {self.config.steps} asked; "
                 "the same command with more, or without it, continues"
             )
-
-    def end(self) -> None:
-        """Leave the process group in order."""
-        if torch.distributed.is_initialized():
-            self.fabric.barrier()
-            torch.distributed.destroy_process_group()
 
     def _adopt(self, base: Path, record: dict[str, Any] | None) -> None:
         """Copy the base step; without a record it still has to be evaluated."""
@@ -392,7 +388,8 @@ class Run:
         """The step as the method sees it, begun: initialised, frozen, ready to train."""
         before = self.scenario.known(step - 1) if step else 1
         again = partial(scan, images, self.machine)
-        ctx = StepContext(step, model, teacher, self.scenario.known(step), before, again)
+        known = self.scenario.known(step)
+        ctx = StepContext(step, model, teacher, known, before, again, self.fabric.world_size)
         self._restore_method(step)
         self.method.begin_step(ctx)
         ctx.share_frozen_trunk()

@@ -1,17 +1,11 @@
 """Everything that is decided, and can fail, before a run writes its first file."""
 
-import os
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import Precision
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
-from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from ..config import MAX_CROP, MAX_SCALE, RunConfig, TrainConfig
 from ..data import open_dataset
@@ -25,6 +19,7 @@ from ..precision import choose
 from ..processes import can_start_again, limit_threads
 from ..scenario import Scenario, Step, build_scenario
 from ..wording import count
+from .group import Group, Started, find_place
 from .select import check_selection
 from .step import make_precision
 
@@ -244,7 +239,8 @@ def _check_memory(config: RunConfig, scenario: Scenario, method: Method) -> None
 
 def is_first_process() -> bool:
     """Whether this process speaks and writes; also right before the others have been started."""
-    return int(getattr(rank_zero_only, "rank", 0)) == 0
+    place = find_place()
+    return place is None or place.rank == 0
 
 
 def check_started(devices: int) -> None:
@@ -256,41 +252,37 @@ def check_started(devices: int) -> None:
     Raises:
         UserError: They differ.
     """
-    by, started, advice = _started(devices)
-    if started in (0, devices):
+    place = find_place()
+    if place is None or place.size == devices:
         return
-    if not is_first_process():
+    if place.rank:
         raise SystemExit(2)
+    if place.by == "torchrun":
+        instead = f"torchrun --nproc_per_node {devices}" if devices > 1 else "leave torchrun out"
+    else:
+        instead = f"srun --ntasks {devices}" if place.by == "SLURM" else "a program of its own"
     raise UserError(
-        f"{by} started {count(started, 'process')}, and --train.devices is {devices}; "
-        f"give --train.devices {started}, or {advice}"
+        f"{place.by} started {count(place.size, 'process')}, and --train.devices is {devices}; "
+        f"give --train.devices {place.size}, or {instead}"
     )
 
 
-def _started(devices: int) -> tuple[str, int, str]:
-    """Who started the processes of this program, how many, and what would start `devices`; 0: nobody."""
-    here = os.environ
-    if "TORCHELASTIC_RUN_ID" in here:
-        advice = f"torchrun --nproc_per_node {devices}" if devices > 1 else "leave torchrun out"
-        return "torchrun", int(here["WORLD_SIZE"]), advice
-    if SLURMEnvironment.detect():
-        return "SLURM", int(here["SLURM_NTASKS"]), f"srun --ntasks {devices}"
-    if {"LOCAL_RANK", "WORLD_SIZE"} <= here.keys():
-        return "an earlier call in this program", int(here["WORLD_SIZE"]), "a program of its own"
-    return "", 0, ""
-
-
-def make_fabric(train: TrainConfig) -> tuple[Fabric, Precision]:
+def make_fabric(train: TrainConfig, group: Group | None = None) -> tuple[Fabric, Precision]:
     """Devices and precision; starts the other processes of a data-parallel run.
+
+    Args:
+        group: Those that make this call together; None: this one alone.
 
     Raises:
         UserError: For a device that is not there, or another number of processes than devices.
     """
     check_started(train.devices)
+    place = find_place()
+    on_machine = train.devices // place.nodes if place else train.devices
     device = choose_device(train.device, "--train.device")
-    if device == "cuda" and train.devices > torch.cuda.device_count():
+    if device == "cuda" and on_machine > torch.cuda.device_count():
         raise UserError(f"--train.devices {train.devices}, but there are {torch.cuda.device_count()} GPUs")
-    if train.devices > 1 and "LOCAL_RANK" not in os.environ and not can_start_again():
+    if train.devices > 1 and place is None and not can_start_again():
         raise UserError(
             f"--train.devices {train.devices} starts the program again for every further device, and this "
             "one is not a file; put the lines into a script, or use segrow train"
@@ -298,34 +290,18 @@ def make_fabric(train: TrainConfig) -> tuple[Fabric, Precision]:
     if device == "cpu":
         limit_threads(train.devices)
     precision = make_precision(choose(train.precision, device).used, device)
-    fabric = Fabric(
-        accelerator=device,
-        devices=train.devices,
-        strategy="ddp" if train.devices > 1 else "auto",
-        plugins=[precision],
-    )
-    fabric.launch()
-    if fabric.world_size != train.devices:
-        raise UserError(
-            f"{fabric.world_size} processes train together, and --train.devices is {train.devices}; "
-            f"give --train.devices {fabric.world_size}"
+    if train.devices == 1:
+        fabric = Fabric(accelerator=device, devices=1, plugins=[precision])
+    else:
+        group = group or Group()
+        place = group.start(train.devices)
+        group.connect(torch.device(device, place.local_rank) if device == "cuda" else torch.device(device))
+        fabric = Fabric(
+            accelerator=device,
+            devices=on_machine,
+            num_nodes=place.nodes,
+            strategy="ddp",
+            plugins=[precision, Started(place)],
         )
+    fabric.launch()
     return fabric, precision
-
-
-@contextmanager
-def together(fabric: Fabric) -> Iterator[None]:
-    """Where the first process stops early, those that it started end too, and wait for it in no reduction."""
-    try:
-        yield
-    except BaseException:
-        launcher = fabric.strategy.launcher
-        started = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
-        for process in started:
-            process.terminate()
-        for process in started:
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:  # it hangs in a reduction on a GPU
-                process.kill()
-        raise

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 from ..data.base import Presence, SegDataset
 from ..evaluate import Matrices, eval_loader, evaluate
 from ..methods.base import Method
@@ -94,4 +96,5 @@ class Validation:
                 channels_last=train.channels_last,
                 features=features.features if features else None,
                 track=lambda items: display.track(items, f"step {step} {what}", len(loader)),
+                total=lambda counts: torch.as_tensor(fabric.all_reduce(counts, reduce_op="sum")),
             )

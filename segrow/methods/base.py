@@ -61,6 +61,7 @@ class StepContext:
         known: int,
         known_before: int,
         scan: Callable[[], Iterator[Batch]] | None = None,
+        processes: int = 1,
     ) -> None:
         self.step = step
         self.model = model
@@ -69,6 +70,7 @@ class StepContext:
         self.known_before = known_before
         self.shares_trunk = False
         self._scan = scan
+        self._processes = processes  # those of torch's group, in which others may be that do not train here
         self.frozen_trunk: Trunk | None = None
         self._trained: tuple[list[int], bool, Tensor] | None = None
 
@@ -180,7 +182,7 @@ class StepContext:
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over all processes, element by element; with one process `values` itself."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if self._processes > 1:
             values = values.clone(memory_format=torch.contiguous_format)
             torch.distributed.all_reduce(values)
         return values
@@ -192,9 +194,9 @@ class StepContext:
         averaged afterwards: so the result equals one process on the whole batch.
         """
         count = valid.sum().to(values.dtype)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if self._processes > 1:
             torch.distributed.all_reduce(count)
-            count /= torch.distributed.get_world_size()
+            count /= self._processes
         return values.masked_fill(~valid, 0.0).sum() / count.clamp(min=torch.finfo(values.dtype).tiny)
 
 
