@@ -199,6 +199,7 @@ MALFORMED: list[tuple[Callable[[Coco], Any], str]] = [
     (outline(4, runs([10**18, 1])), "has an RLE of 1000000000000000001 pixels"),
     (outline(3, runs("garbage!")), "annotation 3 has an RLE whose counts are not lengths of runs"),
     (outline(3, runs("oooo")), "annotation 3 has an RLE whose counts are not lengths of runs"),
+    (outline(3, runs([True, 1919])), "annotation 3 has an RLE whose counts are not lengths of runs"),
     (outline(3, runs("ABC")), "annotation 3 has an RLE"),
     (outline(3, runs("5:")), "has an RLE of 15 pixels, expected 30x20 (width x height) = 600"),
     (

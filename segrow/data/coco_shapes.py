@@ -168,7 +168,7 @@ def _check_runs(outline: Mapping[str, Any], where: str) -> None:
     if not all(isinstance(side, int) and side > 0 for side in size):
         raise UserError(f"{where} has an RLE of size {size}; expected [height, width] in pixels")
     lengths = run_lengths(counts)
-    if not all(isinstance(length, int) and length >= 0 for length in lengths) or not lengths:
+    if not all(type(length) is int and length >= 0 for length in lengths) or not lengths:
         raise UserError(f"{where} has an RLE whose counts are not lengths of runs; export it again")
     if sum(lengths) != size[0] * size[1]:
         raise UserError(
