@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from pngs import ALPHA, COLOUR, GREY, GREY_ALPHA, PALETTE, png
+from tiffs import RGB as IN_COLOURS
+from tiffs import tiff
 
 from segrow.data.files import decode_image, examine_image, read_saliency, upright_size
 from segrow.data.taken import Taken
@@ -86,6 +88,16 @@ SEEN: list[tuple[str, Content, np.ndarray, Taken]] = [
         RGB,
         Taken.FIRST,
     ),
+    ("tif of 4 bands", tiff(np.dstack([RGB, WIDE]), IN_COLOURS, [0]), RGB, Taken.BANDS),
+    ("tif of 6 bands", tiff(np.dstack([RGB, RGB]), IN_COLOURS, [0, 0, 0]), RGB, Taken.BANDS),
+    ("tif of 2 bands", tiff(np.dstack([WIDE, WIDE // 2]), extra=[0]), grey(WIDE), Taken.BANDS),
+    (
+        "tif of 4 dark bands",
+        tiff(np.dstack([RGB, WIDE]).astype("<u2") * 16, IN_COLOURS, [0]),
+        RGB // 16,
+        Taken.BANDS | Taken.DARK,
+    ),
+    ("tif with alpha", tiff(np.dstack([RGB, WIDE | 255]), IN_COLOURS, [2]), RGB, Taken.PLAIN),
     ("bmp", lambda: saved(RGB, "BMP"), RGB, Taken.PLAIN),
     ("bmp 1", lambda: saved(BITS > 0, "BMP"), grey(BITS * 255), Taken.PLAIN),
     ("gif", lambda: saved(WIDE, "GIF"), grey(WIDE), Taken.PLAIN),
@@ -116,6 +128,12 @@ REFUSED: list[tuple[str, Content, str]] = [
         tif(UNIT * 2 - 1),
         "holds numbers from -1 to 1; expected 0 to 1 or 0 to 255: scale them",
     ),
+    (
+        "64 bits",
+        tiff(UNIT.astype("<f8")),
+        "is a TIFF of 64-bit floating-point numbers, a form that is not read",
+    ),
+    ("bands without a word", tiff(np.dstack([RGB, WIDE])), "is a TIFF of 4 8-bit whole numbers per pixel, a"),
     ("float to 65535", tif(UNIT * 65535), "holds numbers from 0 to 65535; expected 0 to 1 or 0 to 255"),
     ("a format that PIL knows and segrow does not", lambda: saved(RGB, "PCX"), "cannot be decoded"),
     ("text", b"no image at all", "cannot be decoded (cannot identify image file"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pngs import ALPHA, COLOUR, GREY, GREY_ALPHA, PALETTE, png
+from tiffs import RGB, WHITE_IS_ZERO, tiff
 
 from segrow.data.colours import voc_colours
 from segrow.data.masks import Values, decode_mask
@@ -55,6 +56,15 @@ def order(*values: int) -> np.ndarray:
 def opaque(kind: str) -> np.ndarray:
     channels = 1 if kind == "LA" else 3
     return np.concatenate([np.repeat(MASK[..., None], channels, 2), np.full((*MASK.shape, 1), 255)], 2)
+
+
+def pgm(kind: str, largest: int) -> bytes:
+    """P5 and P2 are grey, P6 and P3 colours; in letters, or in bytes of the largest number."""
+    values = np.repeat(MASK, 3 if kind in ("P3", "P6") else 1, axis=1)
+    head = f"{kind}\n{MASK.shape[1]} {MASK.shape[0]}\n{largest}\n".encode()
+    if kind in ("P2", "P3"):
+        return head + " ".join(map(str, values.ravel().tolist())).encode()
+    return head + values.astype(">u2" if largest > 255 else "u1").tobytes()
 
 
 # what is read as it stands, and what is read with a note: name, content, value, how it was taken
@@ -111,6 +121,30 @@ READ: list[tuple[str, Content | Callable[[], Content], np.ndarray, Taken]] = [
     ("gif grey", lambda: saved(grey(), "GIF"), MASK, Taken.PLAIN),
     ("gif palette", lambda: saved(shades(grey(), COLOURS), "GIF", optimize=False), MASK, Taken.PLAIN),
     ("pgm", lambda: saved(grey(), "PPM"), MASK, Taken.PLAIN),
+    ("pgm of its own maximum", pgm("P5", 3), MASK, Taken.PLAIN),  # PIL says 0, 85, 170, 255
+    ("pgm of less than its maximum", pgm("P5", 1), MASK, Taken.PLAIN),
+    ("pgm of 12 bits", pgm("P5", 4095), MASK, Taken.PLAIN),
+    ("pgm of 16 bits", pgm("P5", 65535), MASK, Taken.PLAIN),
+    ("pgm in letters", pgm("P2", 3), MASK, Taken.PLAIN),
+    ("pgm in letters, 12 bits", pgm("P2", 4095), MASK, Taken.PLAIN),
+    ("ppm of its own maximum", pgm("P6", 3), MASK, Taken.COLOURS),
+    ("ppm in letters", pgm("P3", 3), MASK, Taken.COLOURS),
+    ("tif signed", tiff(MASK.astype("i1")), MASK, Taken.PLAIN),
+    ("tif 16 big-endian", tiff(MASK.astype(">u2")), MASK, Taken.PLAIN),
+    ("tif signed 32 big-endian", tiff(MASK.astype(">i4")), MASK, Taken.PLAIN),
+    ("tif unsigned 32", tiff(MASK.astype("<u4")), MASK, Taken.PLAIN),
+    ("tif with alpha that is opaque", tiff(opaque("LA").astype("u1"), extra=[2]), MASK, Taken.ALPHA),
+    ("tif 1 by hand", tiff(BITS, bits=1), BITS, Taken.PLAIN),
+    ("no data is a class", tiff(MASK, nodata="3"), MASK, Taken.NODATA),
+    ("no data is background", tiff(MASK, nodata=" 0"), MASK, Taken.NODATA),
+    ("no data is nowhere", tiff(MASK, nodata="9"), MASK, Taken.PLAIN),
+    (
+        "no data is ignored",
+        tiff(np.where(MASK, MASK, 255), nodata="255"),
+        np.where(MASK, MASK, 255),
+        Taken.PLAIN,
+    ),
+    ("no data is no number", tiff(MASK, nodata="nan"), MASK, Taken.PLAIN),
 ]
 
 # what is refused, and what the line says
@@ -167,6 +201,28 @@ REFUSED: list[tuple[str, Content | Callable[[], Content], str]] = [
         "holds several pictures",
     ),
     ("white is 0", lambda: white_is_zero(), "stores white as 0 (TIFF WhiteIsZero)"),
+    ("white is 0 of 1 bit", tiff(BITS, WHITE_IS_ZERO, bits=1), "stores white as 0 (TIFF WhiteIsZero)"),
+    (
+        "white is 0 of 16 bits",
+        tiff(MASK.astype("<u2"), WHITE_IS_ZERO),
+        "stores white as 0 (TIFF WhiteIsZero)",
+    ),
+    ("pbm", lambda: saved(grey(BITS > 0), "PPM"), "is a PBM, which writes black as 1, so a class may be"),
+    ("pbm in letters", b"P1\n2 1\n1 0\n", "is a PBM, which writes black as 1, so a class may be"),
+    ("ppm of 16 bits", pgm("P6", 999), "has 16 bits per channel with colours or alpha"),
+    ("ppm of 16 bits in letters", pgm("P3", 999), "has 16 bits per channel with colours or alpha"),
+    ("no data below 0", tiff(MASK.astype("i1") - 1), "has value -1; values below 0 are not a class"),
+    ("class and confidence", tiff(np.dstack([MASK, MASK]), extra=[0]), "has 2 bands, of which one may hold"),
+    ("four bands", tiff(np.dstack([MASK] * 4), RGB, extra=[0]), "has 4 bands, of which one may hold the"),
+    (
+        "64 bits",
+        tiff(MASK.astype("<i8")),
+        "is a TIFF of 64-bit signed whole numbers, a form that is not read",
+    ),
+    ("64 bits, not whole", tiff(MASK.astype("<f8")), "is a TIFF of 64-bit floating-point numbers, a form"),
+    ("half floats", tiff(MASK.astype("<f2")), "is a TIFF of 16-bit floating-point numbers, a form that"),
+    ("unsigned 32 big-endian", tiff(MASK.astype(">u4")), "is a TIFF of 32-bit whole numbers, big-endian, a"),
+    ("bands that nothing names", tiff(np.dstack([MASK] * 2)), "is a TIFF of 2 8-bit whole numbers per pixel"),
     ("turned", lambda: saved(grey(), "PNG", exif=turned()), "has an EXIF orientation, so its pixels may be"),
     ("an array", lambda: np_file(), "cannot be decoded"),
     ("nothing", b"", "is empty; copy it again, or remove it"),

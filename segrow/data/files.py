@@ -21,6 +21,7 @@ from ..documents import open_file
 from ..errors import UserError
 from ..resources import machine_refuses, named
 from .taken import Taken
+from .tiff import bands, unread
 
 # What PIL's decoders raise for broken files.
 BROKEN = (
@@ -49,6 +50,7 @@ MAX_PIXELS = 1 << 28
 LIMIT = "SEGROW_MAX_PIXELS"
 WHITE = "SEGROW_WHITE"
 GREY_16 = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
+WIDE_COLOURS = "has 16 bits per channel with colours or alpha; save it as plain grey"
 ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -113,16 +115,18 @@ def as_upright_rgb(image: Image.Image) -> tuple[Image.Image, Taken]:
         Refused: Its numbers have no range that is known.
     """
     wide = ";16" in raw_mode(image) and image.mode not in GREY_16  # known before the pixels are read
+    dropped = Taken.BANDS if bands(image) > len(image.getbands()) else Taken.PLAIN
     image.load()
     turn = UPRIGHT.get(orientation(image))  # afterwards, for PIL turns a TIFF while it reads it
     image, taken = _as_8_bits(image)
+    taken |= dropped
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema()[0] != 255:
             taken |= Taken.SEE_THROUGH
     if image.mode != "RGB":
         image = image.convert("RGB")
-    if wide and not taken and np.asarray(image).max(initial=0) < 16:
+    if wide and not taken & ~Taken.BANDS and np.asarray(image).max(initial=0) < 16:
         taken |= Taken.DARK
     return (image if turn is None else image.transpose(turn)), taken
 
@@ -313,7 +317,11 @@ def opened(path: Path, what: str) -> Iterator[Image.Image]:
             f"variable {LIMIT} to more than its number of pixels"
         ) from None
     except UnidentifiedImageError as error:
-        said = _another_kind(path) or f"cannot be decoded ({_reason(error)}); replace or remove the file"
+        said = (
+            _another_kind(path)
+            or unread(path)
+            or f"cannot be decoded ({_reason(error)}); replace or remove the file"
+        )
         raise UserError(f"{what} {path} {said}") from None
     except BROKEN as error:
         if isinstance(error, OSError) and machine_refuses(error):

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .colours import ColourTable
-from .files import GREY_16, Refused, grey_palette, has_frames, opened, orientation, raw_mode
+from .files import GREY_16, WIDE_COLOURS, Refused, grey_palette, has_frames, opened, orientation, raw_mode
 from .palettes import WAYS_OUT, Entries, colour_codes, entries, rgb, used_indices
+from .pgm import leave_unscaled
 from .taken import Taken
+from .tiff import bands, is_signed, nodata, white_is_zero
 
 MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".pgm", ".pnm"})
 """Formats that keep numbers as they are."""
@@ -83,6 +85,7 @@ def decode_mask(path: Path, values: Values) -> Decoded:
     with opened(path, "mask") as image:
         stored = raw_mode(image)  # gone once PIL has read the pixels, which EXIF of a PNG makes it do
         _check_form(image, stored)
+        leave_unscaled(image)
         if values.colours is not None and _shows_colours(image, values.colours):
             numbers, taken = _of_colours(image, values.colours)
         elif image.mode == "P":
@@ -95,10 +98,14 @@ def decode_mask(path: Path, values: Values) -> Decoded:
             numbers, taken = np.array(image), Taken.PLAIN
             if stored in _STEP:
                 numbers //= np.uint8(_STEP[stored])
+            elif image.mode == "L" and is_signed(image):
+                numbers = numbers.view(np.int8).astype(np.int16)
         else:
             raise Refused(_other_mode(image))
         if "transparency" in image.info and image.mode in ("1", "L", "P"):
             taken |= Taken.CLEAR_VALUE
+        if (none := nodata(image)) is not None and none < values.n_raw and (numbers == none).any():
+            taken |= Taken.NODATA
         _check_range(numbers, values)
     if values.ignored:
         numbers = np.where(np.isin(numbers, values.ignored), values.ignore_id, numbers)
@@ -121,9 +128,13 @@ def _check_form(image: Image.Image, stored: str) -> None:
             "without EXIF"
         )
     if image.mode not in GREY_16 and ";16" in stored:
-        raise Refused("has 16 bits per channel with colours or alpha; save it as plain grey")
-    if stored.startswith("L;") and "I" in stored:
+        raise Refused(WIDE_COLOURS)
+    if white_is_zero(image):
         raise Refused("stores white as 0 (TIFF WhiteIsZero); save it as PNG")
+    if image.format == "PPM" and image.mode == "1":
+        raise Refused("is a PBM, which writes black as 1, so a class may be black or white; save it as PNG")
+    if bands(image) > len(image.getbands()):
+        raise Refused(f"has {bands(image)} bands, of which one may hold the classes; save that one alone")
 
 
 def _of_palette(image: Image.Image, values: Values) -> tuple[NDArray[np.uint8], Taken, Entries]:

@@ -26,6 +26,7 @@ class Taken(enum.IntFlag):
     ONLY_IGNORED = 1 << 6
     MOVED = 1 << 7
     IGNORED = 1 << 8
+    NODATA = 1 << 9
     # images
     UNIT = 1 << 16
     FLOAT = 1 << 17
@@ -38,6 +39,7 @@ class Taken(enum.IntFlag):
     TURNED = 1 << 24
     SIXTEEN = 1 << 25
     STATED = 1 << 26
+    BANDS = 1 << 27
 
 
 SAYS: dict[Taken, tuple[str, str, str]] = {
@@ -68,6 +70,11 @@ SAYS: dict[Taken, tuple[str, str, str]] = {
         "the colours of the classes at other indices of the palette, and the colours are taken; where the "
         "index is the class, save masks as grey",
     ),
+    Taken.NODATA: (
+        "mask",
+        "show",
+        "a class or background as the value that their TIFF calls no data; it counts as any other value",
+    ),
     Taken.UNIT: ("image", "hold", "floating-point numbers from 0 to 1, which are scaled to 0..255"),
     Taken.FLOAT: ("image", "hold", "floating-point numbers above 1, which are taken as 0..255"),
     Taken.NAN: ("image", "have", "pixels that are not a number, which are taken as black"),
@@ -80,6 +87,7 @@ SAYS: dict[Taken, tuple[str, str, str]] = {
         "16 bits per colour but nothing above 4095, which is seen nearly black; save such images with 8 bits",
     ),
     Taken.FIRST: ("image", "hold", "several pictures (frames or pages), of which the first is taken"),
+    Taken.BANDS: ("image", "have", "more bands than colours, of which the first are taken"),
     Taken.SEE_THROUGH: (
         "image",
         "have",
