@@ -90,6 +90,61 @@ def test_another_form_is_refused_by_its_name(tmp_path: Path, text: str, got: str
         read_classes(classes(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "# mine\ncat\ndog",
+            r'line 1 \("# mine"\) is a comment; take it out, for line i \(from 0\)',
+        ),
+        ("background\n#animals\ncat\ndog", r'line 2 \("#animals"\) is a comment'),
+        ("background\ncat\ndog\n// end", r'line 4 \("// end"\) is a comment'),
+        ("background\ncat  # felis\ndog", r'line 2 \("cat  # felis"\) has a remark behind the name'),
+        ("0: background\n1: cat // felis", r'line 2 \("cat // felis"\) has a remark'),
+        ("names:\n- background\n- cat", r'line 1 \("names:"\) ends with a colon, as a heading does'),
+        ("background\ncat\n255: ignore", r'line 3 \("255: ignore"\) has a number that is not in all lines'),
+        ("background,none\ncat,animal", r'has several columns \(line 2 is "cat,animal"\); expected one name'),
+    ],
+)
+def test_lines_that_are_no_names_are_refused(tmp_path: Path, text: str, line: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"classes\.txt:? {line}.*; put every name in quotes where that belongs"
+    ):
+        read_classes(classes(tmp_path, text))
+    quoted = "\n".join(f'"{line}"' for line in text.split("\n") if not line.startswith("- "))
+    if quoted.count("\n"):
+        assert read_classes(classes(tmp_path, quoted)).names[1] == text.split("\n")[1]
+
+
+@pytest.mark.parametrize("line", ["- cat", "'cat'", "cat,", "door, double door", "a|b", "255 ignore"])
+def test_signs_and_numbers_that_other_lines_lack_are_told(tmp_path: Path, line: str) -> None:
+    path = classes(tmp_path, f"background\n{line}\ndog")
+    assert read_classes(path) == (
+        ("background", line, "dog"),
+        (f"{path}: all of '{line}' is taken as the name",),
+    )
+
+
+@pytest.mark.parametrize("name", ["C#", "c++", "a/b", "#cat", "AC:DC"])
+def test_names_with_signs_of_their_own(tmp_path: Path, name: str) -> None:
+    text = f'"background"\n"{name}"' if name[0] == "#" else f"background\n{name}"
+    assert read_classes(classes(tmp_path, text)).names == ("background", name)
+
+
+def test_numbers_and_quotes_of_a_dictionary_go_together(tmp_path: Path) -> None:
+    names, notes = read_classes(classes(tmp_path, "0: 'background',\n1: 'cat',\n2: 'dog',\n"))
+    assert (names, len(notes)) == (THREE, 2)
+
+
+def test_the_mark_of_dos_at_the_end_is_no_class(tmp_path: Path) -> None:
+    assert read_classes(classes(tmp_path, "background\r\ncat\r\ndog\r\n\x1a")) == (THREE, ())
+
+
+def test_comments_between_colours_are_told(tmp_path: Path) -> None:
+    path = classes(tmp_path, "background: 0,0,0\n# animals\ncat: 9,0,0\ndog: 0,9,0")
+    assert read_classes(path) == (THREE, (f"{path}: 1 line without a colour is left out",))
+
+
 # ---- names that are not what they look like
 
 

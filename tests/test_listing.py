@@ -260,13 +260,14 @@ def test_palette_images_without_masks_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["background", "_background_", "Void", "unlabeled", "Other", "__bg__", "0", ""]
+    "name", ["background", "_background_", "Void", "unlabeled", "Ignore", "Other", "__bg__", "0", ""]
 )
 def test_line_0_is_background(tmp_path: Path, name: str) -> None:
     (tmp_path / "classes.txt").write_text(f"{name}\nroad\n")
     said = read_classes(tmp_path / "classes.txt")
     assert said.names == ("background", "road")
-    assert said.notes == () or name == "0"
+    told = f'calls value 0 "{name}"; it is trained and counted as background'
+    assert [told in note for note in said.notes] == [True] * (name in ("Void", "unlabeled", "Ignore", "0"))
 
 
 def test_line_0_that_is_a_class_is_told(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_colour_that_is_not_vocs_wants_a_labelmap(voc: Path) -> None:
         ),
         (
             "# classes\n_background_\nsky\n",
-            'calls value 0 "# classes" and value 1 "_background_", but value 0',
+            'line 1 ("# classes") is a comment; take it out',
         ),
         ("id,name\n0,background\n1,road\n2,sky\n", 'has the heading "id,name" before its numbered names'),
         ("road\n", "has 1 line; expected background and 1 to 65534 classes"),

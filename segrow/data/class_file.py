@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..class_lists import MOST_CLASSES, is_background, name_notes, plain_name
+from ..class_lists import MOST_CLASSES, NOT_COUNTED, is_background, name_notes, plain_name
 from ..documents import read_text
 from ..errors import UserError
-from ..wording import count
+from ..wording import are, count
 from .colours import parse_colours
 
 NO_CLASS = frozenset({"background", "bg", "void", "unlabeled", "unlabelled", "unlabel", "unknown", "ignore"})
@@ -34,19 +34,27 @@ def read_classes(path: Path) -> Classes:
 
     Raises:
         UserError: No such file, another form than one name per line, fewer than two or more than 65535 names,
-            numbers that are not those of the lines, an empty line, a name twice.
+            numbers that are not those of the lines, an empty line, a comment, a name twice.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; it names the classes, one a line, background first")
     lines = class_lines(path)
     filled = sum(map(bool, lines))
     _check_form(path, lines)
+    remarks: tuple[str, ...] = ()
     if named := parse_colours(lines):
+        if n := filled - len(named):
+            remarks = (f"{path}: {count(n, 'line')} without a colour {are(n)} left out",)
         lines = [name for name, _ in named]
     lines, dressed, quoted = _without_signs(path, lines)
     numbered: tuple[str, ...] = ()
     if not quoted:
         lines, numbered = _without_numbers(path, lines)
+        if numbered:
+            lines, dressed, quoted = _without_signs(path, lines)
+    if not quoted:
+        told = _check_names(path, lines)
+        dressed = dressed if numbered or dressed else told
     names = ("background", *map(plain_name, lines[1:]))
     if len(names) < 2 or len(names) > MOST_CLASSES + 1:
         raise UserError(
@@ -63,12 +71,15 @@ def read_classes(path: Path) -> Classes:
                 f'{path} has "{name}" in lines {where[name]} and {number}; every class needs its own name'
             )
         where[name] = number
-    return Classes(names, (*dressed, *numbered, *name_notes(str(path), lines[1:]), *said))
+    return Classes(names, (*remarks, *dressed, *numbered, *name_notes(str(path), lines[1:]), *said))
 
 
 def class_lines(path: Path) -> list[str]:
-    """The lines of the file but for empty ones at its end; separators that are not seen end no line."""
-    return re.split(r"\r\n?|\n", read_text(path, "class list").rstrip("\r\n \t"))
+    """The lines of the file but for empty ones, and DOS's mark (Ctrl-Z), at its end.
+
+    Separators that are not seen end no line.
+    """
+    return re.split(r"\r\n?|\n", read_text(path, "class list").rstrip("\r\n \t\x1a"))
 
 
 def _check_form(path: Path, lines: Sequence[str]) -> None:
@@ -151,6 +162,36 @@ def _without_numbers(path: Path, lines: Sequence[str]) -> tuple[list[str], tuple
     return list(lines), ()
 
 
+_QUOTE = "put every name in quotes where that belongs to it"
+_NO_NAMES = (
+    (re.compile(r"\s*(?:#|//).*"), "is a comment; take it out, for line i (from 0) names mask value i"),
+    (re.compile(r".*\s(?:#|//)(?:\s.*|$)"), "has a remark behind the name; take it out"),
+    (re.compile(r".*:\s*"), "ends with a colon, as a heading does; take it out"),
+    (re.compile(r"\s*\d+\s*[:=)]\s*\S.*"), "has a number that is not in all lines; write names alone"),
+)
+_AS_THEY_ARE = re.compile(rf"{_SIGNED.pattern}|.*[,;\t|].*|\s*\d+\s+\S.*", re.VERBOSE)
+
+
+def _check_names(path: Path, lines: Sequence[str]) -> tuple[str, ...]:
+    """Refuses lines that are no names, and columns.
+
+    Returns:
+        A note on names with signs that other names lack.
+
+    Raises:
+        UserError: Such a line, with its number from 1.
+    """
+    for number, line in enumerate(lines, start=1):
+        if said := next((said for pattern, said in _NO_NAMES if pattern.fullmatch(line)), None):
+            raise UserError(f'{path}: line {number} ("{line.strip()}") {said}; {_QUOTE}')
+    if any(all(sign in line.strip() for line in lines) for sign in ",;\t|"):
+        raise UserError(
+            f'{path} has several columns (line 2 is "{lines[1].strip()}"); {_ONE_A_LINE}; {_QUOTE}'
+        )
+    odd = [line.strip() for line in lines[1:] if _AS_THEY_ARE.fullmatch(line)]
+    return (f"{path}: all of '{odd[0]}' is taken as the name",) if odd else ()
+
+
 def _line_0(path: Path, name: str, names: Sequence[str]) -> tuple[str, ...]:
     """A note where value 0 is called what sounds like a class.
 
@@ -168,6 +209,11 @@ def _line_0(path: Path, name: str, names: Sequence[str]) -> tuple[str, ...]:
         raise UserError(
             f'{path} calls value 0 "{name}" and value {below} "{names[below]}", but value 0 is background; '
             "remove the first line where it is a heading, else number the masks so that background is 0"
+        )
+    if plain in NOT_COUNTED:
+        return (
+            f'{path} calls value 0 "{name}"; it is trained and counted as background, so write 255 where '
+            "pixels must not count",
         )
     if plain in NO_CLASS:
         return ()
