@@ -2,6 +2,8 @@
 
 import json
 import math
+import signal
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -49,19 +51,44 @@ def test_what_was_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     def breaks() -> list[Row]:
         raise RuntimeError("CUDA error: no kernel\nmore of it")
 
+    def leaves() -> list[Row]:
+        raise SystemExit(2)
+
     large = Setting(CPU, small=False, root=None, work=tmp_path)
     said: list[str] = []
-    pieces = [piece("good", 0), Piece("broken", 0, breaks), piece("long", 0, 99), piece("bad", 1)]
+    pieces = [
+        piece("good", 0),
+        Piece("broken", 0, breaks),
+        Piece("left", 0, leaves),
+        piece("long", 0, 99),
+        piece("bad", 1),
+    ]
     rows, missed = gpu.worked(pieces, gpu.Clock(60), large, said.append)
     assert [row.measure for row in rows] == ["good", "bad"]
     assert missed == [
         "broken: RuntimeError: CUDA error: no kernel",
+        "left: SystemExit: 2",
         "long: skipped, 60 s are left and it may take 99",
         "bad (32): 1, expected at most 0.001",
     ]
-    assert said == ["good", "broken", "bad"]
+    assert said == ["good", "broken", "left", "bad"]
     assert "Traceback" in capsys.readouterr().err
     assert gpu.worked([piece("late", 0)], gpu.Clock(-1), large, said.append)[1][0].startswith("late: skipped")
+
+
+def test_what_takes_too_long_is_ended(setting: Setting) -> None:
+    def takes_long() -> list[Row]:
+        time.sleep(20)
+        return []
+
+    pieces = [Piece("long", 0, takes_long), piece("late", 0)]
+    start = time.monotonic()
+    rows, missed = gpu.worked(pieces, gpu.Clock(0.2), setting, lambda line: None)
+    assert time.monotonic() - start < 10
+    assert rows == []
+    assert missed[0] == "long: OutOfTimeError: ended, for the time is over"
+    assert missed[1].startswith("late: skipped, ")
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, out: Path, pieces: list[Piece], *words: str) -> int:
