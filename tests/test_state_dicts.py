@@ -79,6 +79,38 @@ def test_safetensors_of_any_name(tmp_path: Path, name: str) -> None:
     assert same(read(tmp_path / name)[0])
 
 
+def test_torch_under_the_name_of_safetensors(tmp_path: Path) -> None:
+    for zipped in (True, False):
+        path = saved(tmp_path, STATE, "w.safetensors", _use_new_zipfile_serialization=zipped)
+        assert same(read(path)[0])
+
+
+def test_a_length_of_safetensors_that_looks_like_another_file(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "w")
+    content = (tmp_path / "w").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    padded = (
+        (0x12_0108).to_bytes(8, "little") + content[8 : 8 + length].ljust(0x12_0108) + content[8 + length :]
+    )
+    (tmp_path / "w").write_bytes(padded)
+    assert same(read(tmp_path / "w")[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("w.onnx", "is called as a file of ONNX and is none of PyTorch; save torch.save"),
+        ("w.PB", "is called as a file of TensorFlow and is none of PyTorch; save torch.save"),
+        ("w.safetensors", "cannot read weights file"),
+        ("w.pth", "copy it again"),
+    ],
+)
+def test_what_cannot_be_read_is_told_by_its_name(tmp_path: Path, name: str, says: str) -> None:
+    (tmp_path / name).write_bytes(b"nothing at all, nothing at all")
+    with pytest.raises(UserError, match=says):
+        read(tmp_path / name)
+
+
 def test_the_older_format_of_torch(tmp_path: Path) -> None:
     assert same(read(saved(tmp_path, {"model": STATE}, _use_new_zipfile_serialization=False))[0])
 
@@ -216,6 +248,15 @@ def beginning(content: bytes) -> Callable[[Path], object]:
         (beginning(b"<!DOCTYPE html>"), "is a web page or XML, not weights; download the file itself"),
         (beginning(b"\x89HDF\r\n\x1a\n"), "is HDF5 (Keras or MATLAB), not PyTorch"),
         (beginning(b"GGUF"), "is GGUF, not PyTorch"),
+        (beginning(b"\x08\x07\x12\x07pytorch"), "is ONNX, a program and not weights; save torch.save(model."),
+        (beginning(b"\x1c\0\0\0TFL3"), "is TensorFlow Lite, not PyTorch; save"),
+        (
+            beginning(b'{"metadata": {}, "weight_map": {}}'),
+            "is JSON, such as an index of weights in several files",
+        ),
+        (beginning(b" [\n"), "is JSON"),
+        (beginning(b"\xfd7zXZ\0"), "is compressed with xz; unpack it first"),
+        (beginning(b"\x28\xb5\x2f\xfd"), "is compressed with zstd; unpack it first"),
         (beginning(b"nothing at all"), "cannot read weights file"),
         (beginning(b""), "cannot read weights file"),
         (lambda path: path.mkdir(), "is a folder; give the file with the weights in it"),

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..engine.cost import parameter_counts
 from ..methods.base import make_method
-from ..model.foreign import BACKGROUND, read_foreign
+from ..model.foreign import read_foreign
+from ..model.own_names import BACKGROUND
 from ..model.store import save_model
 
 CROP = 513

@@ -22,6 +22,7 @@ from ..config import ModelConfig
 from ..errors import UserError
 from .backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, normalisation, split_name
 from .decoder import LOW_LEVEL
+from .own_names import BACKGROUND, compare_names
 from .record import wrong_normalisation
 from .segmenter import Group, Segmenter
 from .state_dicts import find_network, listed, read_file
@@ -29,7 +30,6 @@ from .weights import fill_whole
 
 RATES = (12, 24, 36)
 """Dilations of the ASPP in both libraries."""
-BACKGROUND = ("background", "__background__", "_background_")
 
 _RESNETS: dict[tuple[int, ...], tuple[str, ...]] = {
     (2, 2, 2, 2): ("resnet18",),
@@ -126,7 +126,8 @@ def read_foreign(
         report(f"{path}: numbers of {', '.join(other)} are taken as float32")
     channels = int(tensors[f"{foreign.last}weight"].shape[0])
     check_names(path, names, channels)
-    _compare_names(path, names, _own_names(content), report)
+    for note in compare_names(path, names, channels, content):
+        report(note)
     layout = (Group("background", 0, 1, "conv", 0), Group("base", 1, channels, "conv", 0))
     mean, std = _inputs(path, tensors, foreign)
     with torch.random.fork_rng(devices=[]):
@@ -166,35 +167,6 @@ def check_names(path: Path, names: Sequence[str], channels: int) -> None:
         )
     if twice := sorted({name for name in given if given.count(name) > 1 or name in BACKGROUND}):
         raise UserError(f'--names holds "{twice[0]}" twice; every class needs a name of its own')
-
-
-_LISTS = ("CLASSES", "classes", "class_names")
-
-
-def _own_names(content: object, depth: int = 3) -> tuple[str, ...]:
-    """The list of classes that a training checkpoint may hold beside its weights, as those of mmseg do."""
-    if not isinstance(content, Mapping) or not depth:
-        return ()
-    for key in _LISTS:
-        value = content.get(key)
-        if isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value):
-            return tuple(value)
-    return next((found for value in content.values() if (found := _own_names(value, depth - 1))), ())
-
-
-def _compare_names(
-    path: Path, names: Sequence[str], own: Sequence[str], report: Callable[[str], None]
-) -> None:
-    """Refuses the file's own names in another order; other names are told."""
-    given, stored = ([name for name in some if name not in BACKGROUND] for some in (names, own))
-    if not stored or given == stored:
-        return
-    if sorted(given) == sorted(stored):
-        raise UserError(
-            f"{path} lists its classes as {listed(stored)}, got --names {listed(given)}; give them in the "
-            "order of the file, which is that of its channels"
-        )
-    report(f"{path}: it lists its classes as {listed(stored)}; here they are called {listed(given)}")
 
 
 # --- the two libraries --------------------------------------------------------------------------------------

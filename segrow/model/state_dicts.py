@@ -33,16 +33,42 @@ _BESIDE = {
 _DEEPEST = 3  # levels of a checkpoint that are looked through
 
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs", "is a pointer of Git LFS, not the file; run git lfs pull"),
-    (b"<", "is a web page or XML, not weights; download the file itself"),
-    (b"\x89HDF", f"is HDF5 (Keras or MATLAB), not PyTorch; {SAVE}"),
-    (b"GGUF", f"is GGUF, not PyTorch; {SAVE}"),
-    (b"\x93NUMPY", f"is one array of numpy, not PyTorch; {SAVE}"),
-    (b"\x1f\x8b", "is compressed with gzip; unpack it first"),
-    (b"BZh", "is compressed with bzip2; unpack it first"),
-    (b"7z\xbc\xaf", "is a 7z archive; unpack it first"),
-    (b"Rar!", "is a RAR archive; unpack it first"),
+    (rb"version https://git-lfs", "is a pointer of Git LFS, not the file; run git lfs pull"),
+    (rb"<", "is a web page or XML, not weights; download the file itself"),
+    (rb"\x89HDF", f"is HDF5 (Keras or MATLAB), not PyTorch; {SAVE}"),
+    (rb"GGUF", f"is GGUF, not PyTorch; {SAVE}"),
+    (rb"....TFL3", f"is TensorFlow Lite, not PyTorch; {SAVE}"),
+    (rb"ftrt", f"is an engine of TensorRT, not weights; {SAVE}"),
+    # version of the format, then any of the model's fields
+    (rb"\x08[\x01-\x1f][\x12\x1a\x22\x2a\x32\x3a\x42]", f"is ONNX, a program and not weights; {SAVE}"),
+    (
+        rb"\s*[{\[]",
+        "is JSON, such as an index of weights in several files, and not weights; give the file with all of "
+        f"them, or {SAVE}",
+    ),
+    (rb"\x93NUMPY", f"is one array of numpy, not PyTorch; {SAVE}"),
+    (rb"\x1f\x8b", "is compressed with gzip; unpack it first"),
+    (rb"BZh", "is compressed with bzip2; unpack it first"),
+    (rb"\xfd7zXZ", "is compressed with xz; unpack it first"),
+    (rb"\x28\xb5\x2f\xfd", "is compressed with zstd; unpack it first"),
+    (rb"7z\xbc\xaf", "is a 7z archive; unpack it first"),
+    (rb"Rar!", "is a RAR archive; unpack it first"),
 )
+"""How files of other kinds begin, and what to say of them."""
+
+_SUFFIXES = {
+    ".onnx": "ONNX",
+    ".pb": "TensorFlow",
+    ".tflite": "TensorFlow Lite",
+    ".h5": "Keras",
+    ".keras": "Keras",
+    ".mlmodel": "Core ML",
+    ".engine": "TensorRT",
+    ".trt": "TensorRT",
+    ".msgpack": "Flax",
+    ".pdparams": "Paddle",
+}
+"""What files are called that cannot be told by how they begin, or are damaged."""
 
 # Classes of settings that training scripts pickle beside the weights, by the first part of their module.
 # A stand-in takes their place, so nothing of these packages is imported.
@@ -110,11 +136,12 @@ def read_file(path: Path, what: str) -> Mapping[str, object]:
         raise UserError(f"no {what} {path}; give an existing .safetensors or .pth file")
     with open(path, "rb") as file:
         beginning = file.read(64)
-    if said := next((said for start, said in _BEGINNINGS if beginning.startswith(start)), None):
-        raise UserError(f"{what} {path} {said}")
-    # whatever it is called: the length of a header in JSON, and the header
-    if path.suffix == ".safetensors" or beginning[6:9] == b"\0\0{":
+    if beginning[6:9] == b"\0\0{":  # safetensors: the length of a header in JSON, and the header
         return read_safetensors(path, what)
+    if said := next((said for start, said in _BEGINNINGS if re.match(start, beginning, re.DOTALL)), None):
+        raise UserError(f"{what} {path} {said}")
+    if path.suffix == ".safetensors" and not beginning.startswith((b"PK", b"\x80")):  # a zip, or a pickle
+        return read_safetensors(path, what)  # which says what is wrong
     content = read_torch_file(path, what)
     if isinstance(content, _Setting):
         raise UserError(f"{what} {path} holds a whole object, not names and tensors; {SAVE}")
@@ -140,8 +167,10 @@ def read_torch_file(path: Path, what: str) -> object:
         try:
             # torch warns of what it then refuses
             allowed = [*_safe_numpy(), *((stand_in, name) for name, stand_in in names.items())]
-            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(allowed):
-                content: object = torch.load(path, map_location="cpu", weights_only=True)
+            quiet = warnings.catch_warnings(action="ignore")
+            # of a path torch would go by its suffix
+            with quiet, torch.serialization.safe_globals(allowed), open(path, "rb") as file:
+                content: object = torch.load(file, map_location="cpu", weights_only=True)
             check_tensors(content, f"{what} {path}")
             return content
         except UserError:
@@ -151,6 +180,10 @@ def read_torch_file(path: Path, what: str) -> object:
                 raise
             code = re.search(r"GLOBAL ([\w.]+)", str(error))
             if code is None:
+                if kind := _SUFFIXES.get(path.suffix.lower()):
+                    raise UserError(
+                        f"{what} {path} is called as a file of {kind} and is none of PyTorch; {SAVE}"
+                    ) from None
                 raise UserError(
                     f"cannot read {what} {path}: it is not a file of torch.save with tensors and numbers "
                     f"alone, or was cut off; copy it again, or {SAVE}"
