@@ -9,7 +9,7 @@ classes.txt          crack: 250,50,83                     of a folder of one's o
 
 import re
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -47,6 +47,7 @@ class ColourTable:
         names: What each is called.
         of_palettes: Whether the colours of a palette count; else its index does.
         remedy: What to do about a colour that it lacks.
+        in_order: Whether a mask of numbers can be meant: the value of a class is the number of its line.
     """
 
     source: str
@@ -55,11 +56,12 @@ class ColourTable:
     names: tuple[str, ...]
     of_palettes: bool = True
     remedy: str = "add it there"
+    in_order: bool = True
 
     @property
     def key(self) -> int:
         """Tells tables apart."""
-        return zlib.crc32(repr((self.colours, self.values, self.of_palettes)).encode())
+        return zlib.crc32(repr((self.colours, self.values, self.of_palettes, self.in_order)).encode())
 
     def to_ids(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint16]:
         """Mask values of an RGB image, H x W x 3.
@@ -140,7 +142,9 @@ def stated_colours(root: Path) -> Stated | None:
         raise UserError(
             f"{path} has the line {wrong[:60]!r}; expected a name and a colour, as crack:250,50,83::"
         )
-    return Stated(path, _unique(path, named), name_notes(str(path), [name for name, _ in named]))
+    colours = _unique(path, named)
+    notes = name_notes(str(path), [name for name, _ in named])
+    return Stated(path, colours, (*notes, *_background_notes(path, colours)))
 
 
 def parse_colours(lines: Sequence[str]) -> list[tuple[str, Rgb]] | None:
@@ -161,6 +165,17 @@ def parse_colours(lines: Sequence[str]) -> list[tuple[str, Rgb]] | None:
             return None
         found.append((name.strip("\"' "), (red, green, blue)))
     return found or None
+
+
+def _background_notes(path: Path, colours: Mapping[str, Rgb]) -> Iterator[str]:
+    """What is taken for background where a file does not say it."""
+    if BACKGROUND in colours:
+        return
+    black = next((name for name, colour in colours.items() if colour == (0, 0, 0)), None)
+    if black is None:
+        yield f"{path} names no background, so its colour is 0,0,0"
+    else:
+        yield f'{path} names no background and gives 0,0,0 to "{black}", so no pixel is background'
 
 
 def _is_content(line: str) -> bool:
@@ -190,6 +205,7 @@ def colour_table(
     class_names: Sequence[str],
     ignored: Collection[str],
     ignore_id: int,
+    numbered: bool,
 ) -> ColourTable:
     """The table of a data set.
 
@@ -199,6 +215,7 @@ def colour_table(
         class_names: By mask value, background first.
         ignored: Names that count nowhere.
         ignore_id: Their mask value.
+        numbered: Whether a list of classes says the values, not the order of the colours.
 
     Raises:
         UserError: A name that is no class.
@@ -212,7 +229,9 @@ def colour_table(
     full = {**colours}
     if BACKGROUND not in full and (0, 0, 0) not in full.values():
         full[BACKGROUND] = (0, 0, 0)
-    return ColourTable(path.name, tuple(full.values()), tuple(numbers[name] for name in full), tuple(full))
+    values = tuple(numbers[name] for name in full)
+    in_order = numbered or all(value in (line, ignore_id) for line, value in enumerate(values))
+    return ColourTable(path.name, tuple(full.values()), values, tuple(full), in_order=in_order)
 
 
 def classes_of(

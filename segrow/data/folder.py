@@ -125,11 +125,12 @@ class FolderDataset(SegDataset):
         path = self.root / "classes.txt"
         if named := parse_colours(class_lines(path)):
             colours = dict(zip(self.class_names, (colour for _, colour in named), strict=True))
-            return colour_table(path, colours, self.class_names, (), self.ignore_id)
+            return colour_table(path, colours, self.class_names, (), self.ignore_id, True)
         if (stated := stated_colours(self.root)) is None:
             return None
+        self.notes += stated.notes
         ignored = [n for n in not_counted(stated.colours, None) if n not in self.class_names]
-        return colour_table(stated.path, stated.colours, self.class_names, ignored, self.ignore_id)
+        return colour_table(stated.path, stated.colours, self.class_names, ignored, self.ignore_id, True)
 
     def _is_flat(self) -> bool:
         """Whether there are no splits.

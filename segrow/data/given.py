@@ -156,7 +156,7 @@ class PaletteDataset(SegDataset):
         self.ignore_id = 255 if len(self.class_names) <= 255 else 65535
         if stated:
             self.colours = colour_table(
-                stated.path, stated.colours, self.class_names, ignored, self.ignore_id
+                stated.path, stated.colours, self.class_names, ignored, self.ignore_id, bool(named)
             )
         elif self.class_names == NAMES:
             self.colours = voc_colours(NAMES)

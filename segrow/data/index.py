@@ -121,6 +121,13 @@ def check_readings(root: Path, splits: Iterable[Readings]) -> None:
             f"numbers (first {first}), in {by_index} not (first {other}), so a class "
             "may be the index or the grey; save all masks as grey PNG whose values are class numbers"
         )
+    if Taken.NUMBERS in found and Taken.GREY_COLOURS in found:
+        (by_number, first), (by_colour, other) = found[Taken.NUMBERS], found[Taken.GREY_COLOURS]
+        raise UserError(
+            f"masks of {root} are of two kinds: {by_number} hold class numbers (first {first}), and "
+            f"{by_colour} greys that are stated as colours (first {other}), so a value may be a class or a "
+            "colour; save all masks in the colours, or all as numbers and without the list of colours"
+        )
     if apart := scaled_apart(found):
         raise UserError(f"{root}: {apart}")
 

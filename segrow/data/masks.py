@@ -15,6 +15,7 @@ from PIL import Image
 
 from .colours import ColourTable
 from .files import GREY_16, WIDE_COLOURS, Refused, grey_palette, has_frames, opened, orientation, raw_mode
+from .grey_colours import by_colour
 from .palettes import WAYS_OUT, Entries, colour_codes, entries, rgb, used_indices
 from .pgm import leave_unscaled
 from .taken import Taken
@@ -86,8 +87,12 @@ def decode_mask(path: Path, values: Values) -> Decoded:
         stored = raw_mode(image)  # gone once PIL has read the pixels, which EXIF of a PNG makes it do
         _check_form(image, stored)
         leave_unscaled(image)
-        if values.colours is not None and _shows_colours(image, values.colours):
-            numbers, taken = _of_colours(image, values.colours)
+        counted = Taken.PLAIN
+        coloured = False
+        if (table := values.colours) is not None:
+            coloured, counted = by_colour(image, table, values.n_raw, values.ignore_id, _STEP.get(stored, 1))
+        if table is not None and coloured:
+            numbers, taken = _of_colours(image, table)
         elif image.mode == "P":
             numbers, taken, palette = _of_palette(image, values)
         elif image.mode in ("LA", "RGB", "RGBA"):
@@ -102,6 +107,7 @@ def decode_mask(path: Path, values: Values) -> Decoded:
                 numbers = numbers.view(np.int8).astype(np.int16)
         else:
             raise Refused(_other_mode(image))
+        taken |= counted
         if "transparency" in image.info and image.mode in ("1", "L", "P"):
             taken |= Taken.CLEAR_VALUE
         if (none := nodata(image)) is not None and none < values.n_raw and (numbers == none).any():
@@ -201,19 +207,8 @@ def _are_classes(greys: NDArray[np.generic], values: Values) -> bool:
     return bool((a_class | (numbers == values.ignore_id)).all() and (a_class & (numbers > 0)).any())
 
 
-def _shows_colours(image: Image.Image, table: ColourTable) -> bool:
-    """Whether the colours of an image are to be looked up: numbers saved as grey are none."""
-    if image.mode == "P":
-        return table.of_palettes
-    if image.mode not in ("RGB", "RGBA"):
-        return False
-    pixels = np.asarray(image)
-    grey = bool((pixels[..., :3] == pixels[..., :1]).all())
-    return not grey or {(v, v, v) for v in np.unique(pixels[..., 0]).tolist()} <= set(table.colours)
-
-
 def _of_colours(image: Image.Image, table: ColourTable) -> tuple[NDArray[np.uint16], Taken]:
-    if image.mode == "RGBA" and np.asarray(image)[..., -1].min(initial=255) < 255:
+    if image.mode in ("LA", "RGBA") and np.asarray(image)[..., -1].min(initial=255) < 255:
         raise Refused(_TRANSPARENT)
     return table.to_ids(np.asarray(image.convert("RGB"))), Taken.PLAIN
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..wording import count, have, verb
+from ..wording import are, count, have, verb
 
 
 class Taken(enum.IntFlag):
@@ -27,6 +27,8 @@ class Taken(enum.IntFlag):
     MOVED = 1 << 7
     IGNORED = 1 << 8
     NODATA = 1 << 9
+    NUMBERS = 1 << 10
+    GREY_COLOURS = 1 << 11
     # images
     UNIT = 1 << 16
     FLOAT = 1 << 17
@@ -70,6 +72,12 @@ SAYS: dict[Taken, tuple[str, str, str]] = {
         "the colours of the classes at other indices of the palette, and the colours are taken; where the "
         "index is the class, save masks as grey",
     ),
+    Taken.NUMBERS: (
+        "mask",
+        "hold",
+        "numbers, not the colours that are stated, and the numbers count: i is the class of line i (from 0)",
+    ),
+    Taken.GREY_COLOURS: ("mask", "are", "grey, and the greys are taken for the colours that are stated"),
     Taken.NODATA: (
         "mask",
         "show",
@@ -110,7 +118,13 @@ _SCALES: tuple[dict[Taken, str], ...] = (
     {Taken.UNIT: "as 0 to 1 (nothing above 1", Taken.FLOAT: "as 0 to 255 (some above 1"},
 )
 """Readings that one look at a file chooses between, though files of one source have the same."""
-_JUDGED = (Taken.GREYS, Taken.INDEX, *(flag for scales in _SCALES for flag in scales))
+_JUDGED = (
+    Taken.GREYS,
+    Taken.INDEX,
+    Taken.NUMBERS,
+    Taken.GREY_COLOURS,
+    *(flag for scales in _SCALES for flag in scales),
+)
 
 Readings = Mapping[Taken, tuple[int, str]]
 """How many files were read in a way that others of their kind may contradict, and the name of the first."""
@@ -163,6 +177,6 @@ def taken_notes(flags: ArrayLike, names: Sequence[str], where: str) -> tuple[str
     for flag, (what, does, rest) in SAYS.items():
         hits = np.flatnonzero(rows & flag)
         if n := len(hits):
-            did = have(n) if does == "have" else verb(n, does)
+            did = {"have": have, "are": are}[does](n) if does in ("have", "are") else verb(n, does)
             notes.append(f"{where}: {n} of {count(len(rows), what)} {did} {rest} (first {names[hits[0]]})")
     return tuple(notes)
