@@ -1,6 +1,8 @@
 """Which device computes: what an option may say, and whether it is there."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -31,3 +33,17 @@ def choose_device(asked: str, option: str) -> Literal["cpu", "cuda"]:
     if asked == "cuda" and not torch.cuda.is_available():
         raise UserError(f"{option} cuda, but torch sees no GPU; use {option} cpu, or leave it out")
     return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def kernel_search(wanted: bool) -> Iterator[None]:
+    """Within, or in a function so decorated, cuDNN tries its kernels for every new size and keeps the best.
+
+    That pays in training, where all batches have one size; among images of many sizes it takes longest.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = wanted
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

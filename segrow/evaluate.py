@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from .argmax import Scores, arg_max
 from .data.base import SegDataset, Split
 from .data.loader import EvalImages, Loaded, collate, iterate, to_device
+from .devices import kernel_search
 from .errors import LeakError, UserError
 from .model.segmenter import Segmenter
 from .precision import true_float32
@@ -73,6 +74,7 @@ def eval_loader(
 
 @torch.inference_mode()
 @true_float32()
+@kernel_search(False)
 def evaluate(
     model: Segmenter,
     scores: Scores,
@@ -113,6 +115,7 @@ def evaluate(
 
 @torch.inference_mode()
 @true_float32()
+@kernel_search(False)
 def image_matrices(
     models: Sequence[tuple[Segmenter, Scores]],
     loader: DataLoader[Loaded | UserError | LeakError],

@@ -17,6 +17,7 @@ from PIL import Image
 from runs import build_tree
 
 from segrow import precision
+from segrow.engine import checkpoint
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # the few real subprocesses too
@@ -52,6 +53,14 @@ def _no_wait_for_the_disk() -> Iterator[None]:
     """No test cuts the power, and a run waits a hundred times; real processes do wait (`run_processes`)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)  # a closed file is still an error
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _every_epoch() -> Iterator[None]:
+    """Runs are saved after every epoch, however short; `every_epoch.py` does it in processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "SECONDS", 0.0)
         yield
 
 

@@ -23,6 +23,7 @@ from segrow import cli
 
 NAMES = ("aeroplane", "bicycle", "bird", "boat")
 STEPS = 3  # of the task 2-1 on four classes
+EVERY_EPOCH = str(Path(__file__).parent / "every_epoch.py")
 LIMIT_S = 150  # of a run in processes of its own
 
 Tensors = dict[str, Tensor]

@@ -51,6 +51,8 @@ def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
         assert a["trunk.decoder.aspp.project.0.weight"].dtype == torch.float64
         for name, value in a.items():
             torch.testing.assert_close(b[name], value, rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+        states = [(two / f"state-{step}-{rank}").read_text() for rank in (0, 1)]
+        assert states[0] == states[1]  # nobody sends running statistics around
         kept = [(model(out, step) / "memory.json").read_bytes() for out in (one, two)]
         assert kept[0] == kept[1]
     assert matrices(one) == matrices(two)

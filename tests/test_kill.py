@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import STEPS, build_tree, log, matrices, options, weights
+from runs import EVERY_EPOCH, STEPS, build_tree, log, matrices, options, weights
 
 KILLS = 5
 MORE = ("--memory.size", "6", "--train.workers", "1", "--train.epochs", "40", "--train.log_every", "1")
@@ -17,7 +17,7 @@ MORE = ("--memory.size", "6", "--train.workers", "1", "--train.epochs", "40", "-
 
 def _launch(arguments: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "segrow", *arguments],
+        [sys.executable, EVERY_EPOCH, *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from steps import tiny
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from segrow.errors import UserError
+from segrow.model.fused import folded
 from segrow.model.norm import CrossRankBatchNorm2d, synchronise_norms
 
 torch.set_num_threads(1)  # tiny tensors: threads only wait for each other
@@ -55,7 +57,8 @@ def worker(rank: int, port: int, out: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     results: dict[str, dict[str, Tensor] | str] = {}
     for first in SPLITS:
-        net = synchronise_norms(network(), "cpu")
+        net = network()
+        synchronise_norms(net, "cpu")
         mine = batch()[:first] if rank == 0 else batch()[first:]
         results[str(first)] = two_updates(net, mine)
         results[str(first)] |= {"eval": net.eval()(mine).detach()}
@@ -115,20 +118,22 @@ def test_exchange_keeps_parameters_names_and_modes() -> None:
     parameters = [id(p) for p in net.parameters()]
     buffers = [id(b) for b in net.buffers()]
     names = list(net.state_dict())
-    same = synchronise_norms(net, "cpu")
-    assert same is net
+    synchronise_norms(net, "cpu")
     assert [id(p) for p in net.parameters()] == parameters
     assert [id(b) for b in net.buffers()] == buffers
     assert list(net.state_dict()) == names
     assert [isinstance(m, CrossRankBatchNorm2d) for m in net] == [False, True, False, True, False, True]
     assert [net[1].training, net[3].training] == [False, True]
     again = net[1]
-    assert synchronise_norms(net, "cpu")[1] is again
+    again = net[1]
+    synchronise_norms(net, "cpu")
+    assert net[1] is again
 
 
 def test_alone_it_is_an_ordinary_norm() -> None:
     plain = network()
-    ours = synchronise_norms(copy.deepcopy(plain), "cpu")
+    ours = copy.deepcopy(plain)
+    synchronise_norms(ours, "cpu")
     expected, got = two_updates(plain, batch()), two_updates(ours, batch())
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[name], got[name]) for name in expected)
@@ -146,3 +151,21 @@ def test_on_cuda_it_is_torchs_own() -> None:
     net = network()
     synchronise_norms(net, "cuda")
     assert all(isinstance(net[i], nn.SyncBatchNorm) for i in (1, 3, 5))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_frozen_norms_stay_what_they_are(device: str) -> None:
+    net = network()
+    synchronise_norms(net, device, frozenset({"1", "3"}))
+    assert [type(net[k]) for k in (1, 3)] == [nn.BatchNorm2d, BatchNormAct2d]
+    assert type(net[5]) is not nn.BatchNorm2d
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_frozen_trunk_folds_on_several_devices(device: str) -> None:
+    """However large it is: SyncBatchNorm could not be folded."""
+    model = tiny(unknown=True)
+    model.freeze(model.trunk)
+    synchronise_norms(model, device, model.frozen_norms)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded(model.trunk, large=True).backbone.modules())
+    assert type(model.heads[0].body[1]) is not nn.BatchNorm2d  # a head trains

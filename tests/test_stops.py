@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import last_line, matrices, no_signal_ignored, options, start, weights
+from runs import EVERY_EPOCH, last_line, matrices, no_signal_ignored, options, start, weights
 
 from segrow import cli, demo
 from segrow.demo import DemoSize
@@ -187,7 +187,7 @@ def test_processes_end_with_it(
     out = tmp_path / "run"
     words = options(root, out, *more, "--train.epochs", "2000")
     process = subprocess.Popen(
-        [sys.executable, "-m", "segrow", *words],
+        [sys.executable, EVERY_EPOCH, *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

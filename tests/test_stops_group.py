@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import build_tree, last_line, no_signal_ignored, options
+from runs import EVERY_EPOCH, build_tree, last_line, no_signal_ignored, options
 
 from segrow import cli
 from segrow.engine.step import StepTrainer
@@ -33,7 +33,7 @@ def test_a_signal_to_all_processes_ends_training(
     more = ("--train.workers", "2", "--steps", "1", "--method", "finetune", "--train.precision", "32")
     words = options(root, out, *more, "--train.epochs", "400")
     with subprocess.Popen(
-        [sys.executable, "-m", "segrow", *words],
+        [sys.executable, EVERY_EPOCH, *words],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -1,15 +1,17 @@
 """The file that a step is continued from."""
 
 import os
+import time
 import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, cast, final
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..atomic import new_file
 from ..documents import check_archive, open_file
@@ -107,6 +109,51 @@ class Checkpoint:
         if stored.get("selected"):
             expect(stored["selected"], _CHOICE, f"checkpoint {path}", AGAIN)
         return cls(**{name: value for name, value in stored.items() if name in cls.__dataclass_fields__})
+
+    def apart(self) -> "Checkpoint":
+        """A copy in the host's memory, which training does not change."""
+        return Checkpoint(**tree_map(_copied, vars(self)))
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+
+
+SECONDS = 60.0
+"""As old may be what a kill loses, where epochs are shorter."""
+
+
+@final
+class Saver:
+    """Writes the checkpoints of a step, of fast epochs not each: the last one is then held in memory.
+
+    Args:
+        path: The file.
+        before: Where the file that is there goes.
+        now: A clock that counts seconds.
+    """
+
+    def __init__(self, path: Path, before: Path, now: Callable[[], float] = time.monotonic) -> None:
+        self._path, self._before, self._now = path, before, now
+        self._saved = self._kept = now()
+        self._held: Checkpoint | None = None
+
+    def keep(self, checkpoint: Checkpoint) -> None:
+        """After an epoch: write it, unless one more epoch of this length may pass before."""
+        now = self._now()
+        epoch, self._kept = now - self._kept, now
+        if now - self._saved + epoch < SECONDS:
+            self._held = checkpoint.apart()
+            return
+        checkpoint.save(self._path, self._before)
+        self._held = None  # not before: who stops the writing loses one short epoch
+        self._saved = self._kept = self._now()
+
+    def finish(self) -> None:
+        """When the step ends, or stops before its end: write what is held."""
+        held, self._held = self._held, None
+        if held:
+            held.save(self._path, self._before)
 
 
 _MARK = b"segrow crc32 "

@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import Precision
 
 from ..config import TrainConfig
+from ..model.segmenter import Segmenter
 from ..precision import Choice, choose
 from .left import TimeLeft
 from .log import Display
@@ -33,6 +35,11 @@ class Machine:
     root: Path
     display: Display
     left: TimeLeft = field(default_factory=TimeLeft)
+
+    def place(self, model: Segmenter) -> Segmenter:
+        """Put a model on the device, in the memory format of the images, into which it is converted else."""
+        layout = torch.channels_last if self.train.channels_last else torch.contiguous_format
+        return model.to(self.fabric.device).to(memory_format=layout)
 
     @property
     def numbers(self) -> Choice:

@@ -394,7 +394,7 @@ class Run:
         self.method.begin_step(ctx)
         ctx.share_frozen_trunk()
         if self.fabric.world_size > 1:
-            synchronise_norms(model, self.fabric.device.type)
+            synchronise_norms(model, self.fabric.device.type, model.frozen_norms)
         return ctx
 
     def _restore_method(self, step: int) -> None:
@@ -413,17 +413,17 @@ class Run:
         """Student and teacher on the device, the teacher's hash, and the exemplars to replay."""
         if step == 0:
             model, self._fresh = self._fresh or self._base_model(), None
-            return model.to(self.fabric.device), None, None, ()
+            return self.machine.place(model), None, None, ()
         folder = self.paths.model(step - 1)
         model, meta = load_model(folder)
         exemplars = load_memory(folder)
         check_memory(exemplars, self.scenario, step)
-        model.to(self.fabric.device)
+        self.machine.place(model)
         # a trunk that will not change need not be there twice
         shared = {id(model.trunk): model.trunk} if self.method.freezes_trunk else {}
         teacher = copy.deepcopy(model, shared).eval().requires_grad_(False)
         model.grow(len(self.scenario.steps[step].classes), step)
-        return model.to(self.fabric.device), teacher, str(meta["hashes"]["model"]), exemplars
+        return self.machine.place(model), teacher, str(meta["hashes"]["model"]), exemplars
 
     def _check_stored(self, step: int, record: Mapping[str, Any], from_base: bool) -> None:
         """The model of a step, which may have been stored by an earlier call, is of this run."""
@@ -433,10 +433,7 @@ class Run:
     def _base_model(self) -> Segmenter:
         torch.manual_seed(mix_seed(self.config.seed, 0))
         n_base = len(self.scenario.steps[0].classes)
-        model = build_segmenter(self.config.model, n_base, self.method.unknown_head, self.machine.display.say)
-        if self.config.train.channels_last:
-            model.to(memory_format=torch.channels_last)
-        return model
+        return build_segmenter(self.config.model, n_base, self.method.unknown_head, self.machine.display.say)
 
     def _views(self, step: int, model: Segmenter, exemplars: tuple[Exemplar, ...]) -> StepImages:
         train = self.config.train
@@ -480,7 +477,7 @@ class Run:
         self._check_stored(step, meta, self._base is not None and step == 0)
         watch = Stopwatch()
         with watch:
-            model.to(self.fabric.device)
+            self.machine.place(model)
             val = self.validation.present.ids
             matrices = self.validation.matrices(step, model, reader, val, "evaluation")
         self.machine.left.finished(Work("evaluation", len(val)), watch.seconds)

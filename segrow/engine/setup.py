@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import Precision
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from ..config import MAX_CROP, MAX_SCALE, RunConfig, TrainConfig
 from ..data import open_dataset
@@ -300,7 +301,8 @@ def make_fabric(train: TrainConfig, group: Group | None = None) -> tuple[Fabric,
             accelerator=device,
             devices=on_machine,
             num_nodes=place.nodes,
-            strategy="ddp",
+            # running statistics are those of all batches in every process: nobody need send them around
+            strategy=DDPStrategy(broadcast_buffers=False),
             plugins=[precision, Started(place)],
         )
     fabric.launch()

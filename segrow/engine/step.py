@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from ..data.loader import (
     iterate,
     to_device,
 )
+from ..devices import kernel_search
 from ..errors import LeakError, NonFiniteLossError, UserError
 from ..losses import rate_factor
 from ..methods.base import Method, StepContext
@@ -29,7 +31,7 @@ from ..model.kernels import accelerate
 from ..precision import continued
 from ..processes import loader_processes, worker_count
 from ..stored import state_of
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, Saver
 from .cost import Stopwatch
 from .features import StepFeatures
 from .heap import give_memory_back, keep_freed_memory
@@ -140,6 +142,7 @@ class StepTrainer:
             generator=torch.Generator(),
         )
 
+    @kernel_search(True)
     def fit(self) -> float:
         """Train; returns the seconds spent, those before a resume and those of a selection included.
 
@@ -154,25 +157,26 @@ class StepTrainer:
         machine, step, per_epoch = self.machine, self.ctx.step, len(self.batches)
         first = machine.fabric.is_global_zero
         log = RunLog(machine.root, step, self.first, per_epoch) if first else None
+        paths = RunPaths(machine.root)
+        saver = Saver(paths.checkpoint, paths.checkpoint_before)
         self._began, self._shown = time.perf_counter(), 0
         bar = machine.display.training(f"step {step}", self.epochs * per_epoch, self.first * per_epoch)
-        try:
+        with ExitStack() as ends:  # all of them, also when one fails
+            ends.callback(give_memory_back)
+            if log:
+                ends.callback(log.close)
+            ends.callback(saver.finish)
+            ends.callback(bar.close)
             for epoch in range(self.first, self.epochs):
                 with self.watch:
                     terms = self._epoch(epoch, bar, log)
                 self._check_weights(epoch + 1)
                 if first:
-                    paths = RunPaths(machine.root)
-                    self._checkpoint(epoch + 1).save(paths.checkpoint, paths.checkpoint_before)
+                    saver.keep(self._checkpoint(epoch + 1))
                 if not machine.display.live and self._tells(epoch + 1):
                     losses = "  ".join(f"{name} {value:.4f}" for name, value in terms.items())
                     spent = f"{self.watch.seconds:.0f} s, {self._left(epoch + 1, 0)}"
                     machine.display.say(f"step {step}  epoch {epoch + 1}/{self.epochs}  {losses}  {spent}")
-        finally:
-            bar.close()
-            if log:
-                log.close()
-            give_memory_back()
         if self.selection:
             machine.display.say(f"step {step}  {self.selection.finish()}")
         return self.watch.seconds
@@ -281,6 +285,9 @@ def _restore(
     # without a frozen trunk's tensors, which are those of the step before
     model.load_state_dict({**model.state_dict(), **resume.model})
     optimizer.load_state_dict({"state": resume.optimizer["state"], "param_groups": groups})
+    for parameter, state in optimizer.state.items():
+        # kernels go through both as they lie in memory; an older file's have another format
+        state |= {name: torch.empty_like(parameter).copy_(value) for name, value in state.items()}
     if resume.scaler:
         machine.precision.load_state_dict(resume.scaler)
 

@@ -1,5 +1,6 @@
 """Batch normalisation over all processes, on the CPU too, where torch's SyncBatchNorm refuses to run."""
 
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -96,34 +97,30 @@ def _sum_over_processes(x: Tensor) -> Tensor:
     return total
 
 
-def synchronise_norms(module: nn.Module, device_type: str) -> nn.Module:
-    """Make every batch normalisation see the batches of all processes.
+def synchronise_norms(module: nn.Module, device_type: str, frozen: Set[str] = frozenset()) -> None:
+    """Make every batch normalisation inside a module see the batches of all processes.
 
     Parameters stay the same objects, names in the state dict stay, and so do evaluation modes. What has been
     exchanged already is left alone.
 
     Args:
         device_type: cuda (torch's SyncBatchNorm) or cpu.
-
-    Returns:
-        `module`, or its replacement when it is itself a batch normalisation.
+        frozen: Names of those that stay in evaluation mode: they need no other process, and can be folded.
 
     Raises:
         TypeError: For a subclass of nn.BatchNorm2d whose computation is not known.
     """
-    if device_type == "cuda":
-        converted: nn.Module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-        return converted
-    if isinstance(module, nn.BatchNorm2d):
-        return _exchange(module)
-    for name, child in module.named_children():
-        setattr(module, name, synchronise_norms(child, device_type))
-    return module
+    norms = {name: part for name, part in module.named_modules() if isinstance(part, nn.BatchNorm2d)}
+    for name in norms.keys() - frozen:
+        module.set_submodule(name, _exchange(norms[name], device_type))
 
 
-def _exchange(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+def _exchange(norm: nn.BatchNorm2d, device_type: str) -> nn.Module:
     if isinstance(norm, CrossRankBatchNorm2d):
         return norm
+    if device_type == "cuda":
+        converted: nn.Module = convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]
+        return converted
     if type(norm) not in (nn.BatchNorm2d, BatchNormAct2d):
         raise TypeError(f"cannot synchronise {type(norm).__name__} over processes")
     return CrossRankBatchNorm2d(norm)

@@ -328,6 +328,11 @@ class Segmenter(nn.Module):
         self.train(self.training)
 
     @property
+    def frozen_norms(self) -> frozenset[str]:
+        """Names of the batch normalisations that stay in evaluation mode."""
+        return frozenset(self._frozen_norms)
+
+    @property
     def trunk_frozen(self) -> bool:
         """Whether the trunk is a constant function: no gradient, and every norm in evaluation mode."""
         names = {name for name, module in self.named_modules() if isinstance(module, _NORM)}

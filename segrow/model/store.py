@@ -130,8 +130,10 @@ def _describe(model: Segmenter) -> dict[str, Any]:
 def _fill(model: Segmenter, path: Path) -> None:
     """Put the tensors of a file in a model's place of them, whose names and shapes are the same.
 
-    As aligned copies: the same numbers then give the same results, to the last bit. A few at a time, because
-    what has been read of an open file counts as the process' memory, and so do the weights they replace.
+    As aligned copies: the same numbers then give the same results, to the last bit. Convolutions stand in
+    the memory format of the images (channels last), into which every pass would convert them else. A few at
+    a time, because what has been read of an open file counts as the process' memory, and so do the weights
+    they replace.
     """
     left = [(name, tensor.numel()) for name, tensor in model.state_dict().items()]
     while left:
@@ -140,7 +142,9 @@ def _fill(model: Segmenter, path: Path) -> None:
         with safetensors.safe_open(path, "pt") as file:
             while left and (not some or numbers + left[0][1] <= _AT_ONCE):
                 name, more = left.pop(0)
-                some[name] = file.get_tensor(name).clone()
+                tensor = file.get_tensor(name)
+                layout = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
+                some[name] = tensor.clone(memory_format=layout)
                 numbers += more
         model.load_state_dict(some, strict=False, assign=True)
 
