@@ -130,7 +130,7 @@ class TrainConfig:
             the processor or GPU computes in it, else 32.
         device: auto, cpu or cuda.
         devices: Number of processes, one a device (data parallel).
-        workers: Loader processes of each device.
+        workers: Loader processes of each device; default 2, on a GPU its share of the cores, at most 8.
         feature_views: Where the trunk is frozen, this many random views of every image go through it once and
             their features are kept; training draws among them. 0 = exact mode: a new view, and the trunk, in
             every iteration (recipes of published tables pin it), as a step does anyway in which every view
@@ -169,7 +169,7 @@ class TrainConfig:
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
     device: str = "auto"
     devices: int = 1
-    workers: int = 2
+    workers: int | None = None
     feature_views: int = 2
     feature_budget: float = 4.0
     feature_store: Literal["ram", "disk"] = "ram"

@@ -52,7 +52,7 @@ def eval_loader(
     table: np.ndarray,
     crop: int | None,
     batch_size: int,
-    workers: int,
+    workers: int | None,
     device: torch.device,
     *,
     pixels: bool = True,

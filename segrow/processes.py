@@ -58,14 +58,14 @@ def _without_main() -> Iterator[None]:
             sys.modules["__main__"] = main
 
 
-def loader_processes(wanted: int, device: str) -> dict[str, Any]:
+def loader_processes(wanted: int | None, device: str) -> dict[str, Any]:
     """Arguments of a DataLoader: at most so many processes, and what they need.
 
     Args:
-        wanted: Number of processes; 0 = the main process reads.
+        wanted: Number of processes; 0 = the main process reads; None: as `worker_count` says.
         device: cpu or cuda: what the batches are for. A GPU copies from page-locked memory while it computes.
     """
-    workers = worker_count(wanted)
+    workers = worker_count(wanted, device)
     return {
         "num_workers": workers,
         "multiprocessing_context": context() if workers else None,
@@ -96,9 +96,23 @@ def begin_worker(number: int) -> None:
     Queue._on_queue_feeder_error = staticmethod(lambda error, item: os._exit(MUTE))  # type: ignore[attr-defined]
 
 
-def worker_count(wanted: int) -> int:
-    """Loader processes: not more than there are cores to run them (the draws do not depend on it)."""
+def worker_count(wanted: int | None, device: str) -> int:
+    """Loader processes: not more than there are cores to run them (the draws do not depend on it).
+
+    Args:
+        wanted: None: two; for a GPU, which sees images faster, its share of the cores, at most eight.
+        device: cpu or cuda.
+    """
+    if wanted is None:
+        wanted = min(8, max(1, cores() // _devices())) if device == "cuda" else 2
     return min(wanted, cores())
+
+
+def _devices() -> int:
+    """How many processes, one a device, train together."""
+    from torch import distributed
+
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def can_start_again() -> bool:

@@ -121,14 +121,15 @@ def test_seed_step_and_epoch_change_the_draws() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(plan=plans, epoch=st.integers(0, 3), world=st.integers(1, 4))
-def test_shards_make_up_the_global_batch(plan: EpochPlan, epoch: int, world: int) -> None:
+@given(plan=plans, first=st.integers(0, 3), world=st.integers(1, 4))
+def test_shards_make_up_the_global_batches(plan: EpochPlan, first: int, world: int) -> None:
+    """Of several epochs, the first of which need not be the step's first."""
     plan = replace(plan, batch_size=world * min(plan.batch_size, 4))
-    shards = [ShardedBatches(plan, rank, world) for rank in range(world)]
-    for shard in shards:
-        shard.epoch = epoch
-        assert len(shard) == plan.iterations
-    for whole, *parts in zip(plan.batches(epoch), *shards, strict=True):
+    epochs = range(first, first + 2)
+    shards = [ShardedBatches(plan, epochs, rank, world) for rank in range(world)]
+    assert all(len(shard) == 2 * plan.iterations for shard in shards)
+    batches = [batch for epoch in epochs for batch in plan.batches(epoch)]
+    for whole, *parts in zip(batches, *shards, strict=True):
         assert all(len(part) == plan.batch_size // world for part in parts)
         merged = [draw for group in zip(*parts, strict=True) for draw in group]
         assert merged == whole

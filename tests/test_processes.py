@@ -185,7 +185,21 @@ def test_cores_are_those_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     for given, expected in ((None, 8), (2, 2), (64, 8)):
         monkeypatch.setattr(processes, "quota", lambda given=given: given)
         assert cores() == expected
-    assert processes.worker_count(20) == 8
+    assert processes.worker_count(20, "cpu") == 8
+
+
+@pytest.mark.parametrize(
+    ("there", "devices", "expected"), [(16, 1, 8), (16, 4, 4), (8, 4, 2), (4, 1, 4), (2, 4, 1), (1, 1, 1)]
+)
+def test_loader_processes_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, there: int, devices: int, expected: int
+) -> None:
+    """Each device's share of the cores; on a CPU they are needed for the training."""
+    monkeypatch.setattr(processes, "cores", lambda: there)
+    monkeypatch.setattr(processes, "_devices", lambda: devices)
+    assert loader_processes(None, "cuda")["num_workers"] == expected
+    assert loader_processes(None, "cpu")["num_workers"] == min(2, there)
+    assert loader_processes(1, "cuda")["num_workers"] == 1
 
 
 # --- threads ----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from ..grow.plan import rejected_folder
 from ..model.exchange import check_apart, put_right
 from ..terminal import Terminal
 from ..wording import count
-from .parser import OneLineParser
+from .parser import WORKERS_HELP, OneLineParser
 
 TEXT = ("class", "verdict", "taken for")
 REJECTED = 3
@@ -202,7 +202,7 @@ def _parser() -> OneLineParser:
         "--crop", type=int, help="pixels of training crops (default: as the model was trained)"
     )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, help=WORKERS_HELP)
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     parser.add_argument("--allow_code", action="store_true", help="import a method from outside segrow")
     parser.add_argument(

@@ -29,7 +29,7 @@ from ..stored import data_names, find_model, load_with_method, origin_names
 from ..terminal import Terminal
 from ..wording import count
 from .notes import say_notes
-from .parser import OneLineParser
+from .parser import WORKERS_HELP, OneLineParser
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class EvalOptions:
         scenes: Number of training scenes; only for digits.
         split: train, val, or all: every image of a folder without validation images.
         batch_size: Images of one batch, when they are cropped.
-        workers: Loader processes.
+        workers: Loader processes; None: 2, on a GPU as many as there are cores, at most 8.
         allow_code: Import a method from outside segrow.
         crop: Side of the centre crop in pixels, None for whole images, or as the model's run evaluated.
         device: cpu or cuda.
@@ -55,7 +55,7 @@ class EvalOptions:
     scenes: int = 1200
     split: Literal["train", "val", "all"] = "val"
     batch_size: int = 16
-    workers: int = 2
+    workers: int | None = None
     allow_code: bool = False
     crop: int | Literal["stored"] | None = "stored"
     device: Literal["cpu", "cuda"] = "cpu"
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
         "--definition", default="ssul", help="how to count (segrow results --help lists them)"
     )
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, help=WORKERS_HELP)
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     parser.add_argument("--allow_code", action="store_true", help="import a method from outside segrow")
     parser.add_argument("--out", help="also write the confusion matrix to this JSON file")

@@ -6,6 +6,8 @@ from typing import NoReturn
 
 from ..errors import UserError, near
 
+WORKERS_HELP = "processes that read images (default: 2; on a GPU as many as there are cores, at most 8)"
+
 
 class OneLineParser(argparse.ArgumentParser):
     """Raises UserError instead of printing its usage; hints at the nearest option."""

@@ -5,7 +5,7 @@ one with other workers or more devices, draws the same global batches. Where vie
 the view is that of (seed, image, turn) instead.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -106,20 +106,24 @@ _PERMUTATIONS: dict[tuple[int, ...], np.ndarray] = {}
 
 
 class ShardedBatches:
-    """Batch sampler of one process: its share of every global batch of the current epoch."""
+    """Batch sampler of one process: its share of every global batch of some epochs, one behind the other.
 
-    def __init__(self, plan: EpochPlan, rank: int, world: int) -> None:
+    So loader processes go on to the next epoch while the last batches of this one are trained.
+    """
+
+    def __init__(self, plan: EpochPlan, epochs: range, rank: int, world: int) -> None:
         self.plan = plan
+        self.epochs = epochs
         self.rank = rank
         self.world = world
-        self.epoch = 0
 
     def __len__(self) -> int:
-        return self.plan.iterations
+        return len(self.epochs) * self.plan.iterations
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        for batch in self.plan.batches(self.epoch):
-            yield batch[self.rank :: self.world]
+        for epoch in self.epochs:
+            for batch in self.plan.batches(epoch):
+                yield batch[self.rank :: self.world]
 
 
 @dataclass(frozen=True)
@@ -356,7 +360,7 @@ def collate(items: Sequence[Item | UserError | LeakError]) -> Loaded | UserError
     return batch, [i.image_id for i in good]
 
 
-def iterate(loader: DataLoader[Loaded | UserError | LeakError]) -> Iterator[Loaded]:
+def iterate(loader: DataLoader[Loaded | UserError | LeakError]) -> Generator[Loaded, None, None]:
     """The batches of a loader.
 
     Raises:

@@ -147,7 +147,5 @@ def survive(loader: DataLoader[T]) -> Iterator[T]:
                 raise
         else:
             return
-        # of persistent processes, which would keep their share of the memory
-        loader._iterator = None
     for indices in islice(iter(loader.batch_sampler or ()), done, None):
         yield loader.collate_fn([loader.dataset[index] for index in indices])

@@ -10,7 +10,7 @@ to what is read; the teacher's verdict is written anew in every step. An image t
 step, or as an exemplar, finds its views there.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import final
 
 import torch
@@ -158,7 +158,7 @@ class StepFeatures:
             for view, row in zip(some, verdict.cpu(), strict=True):
                 self._store.write_verdict(view, row)
 
-    def batches(self, draws: Iterable[Sequence[Draw]]) -> Iterator[Loaded]:
+    def batches(self, draws: Iterable[Sequence[Draw]]) -> Generator[Loaded, None, None]:
         """The batches of these draws; in its turn t (`Draw.turn`) an image shows view t modulo their number.
 
         Raises:

@@ -342,7 +342,7 @@ class Run:
             stored = self._keep(step, model, exemplars)
             training: dict[str, Any] = {
                 "train_s": seconds,
-                "iterations": epochs * len(trainer.batches),
+                "iterations": epochs * trainer.plan.iterations,
                 "peak_memory_bytes": peak_memory(self.fabric.device),
                 "trainable": trainable,
                 "parameters": total,

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
+from itertools import islice
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from ..losses import rate_factor
 from ..methods.base import Method, StepContext
 from ..model.kernels import accelerate
 from ..precision import continued
-from ..processes import loader_processes, worker_count
+from ..processes import loader_processes
 from ..stored import state_of
 from .checkpoint import Checkpoint, Saver
 from .cost import Stopwatch
@@ -106,6 +107,7 @@ class StepTrainer:
         features: StepFeatures | None = None,
     ) -> None:
         self.machine, self.method, self.ctx, self.epochs = machine, method, ctx, epochs
+        self.images = images
         self.selection, self.features = selection, features
         self._began, self._shown = 0.0, 0  # when `fit` began its updates, and images shown since
         fabric, train = machine.fabric, machine.train
@@ -129,17 +131,16 @@ class StepTrainer:
         if resume:
             _restore(resume, ctx.model, optimizer, machine)
         self.objective, self.optimizer = fabric.setup(Objective(method, ctx), optimizer)
-        plan = epoch_plan(machine, ctx.step, images)
-        self.batches = ShardedBatches(plan, fabric.global_rank, fabric.world_size)
+        self.plan = epoch_plan(machine, ctx.step, images)
+        self.batches = ShardedBatches(
+            self.plan, range(self.first, epochs), fabric.global_rank, fabric.world_size
+        )
         self.loader: DataLoader[Loaded | UserError | LeakError] = DataLoader(
             images,  # type: ignore[arg-type]
             batch_sampler=self.batches,
             **loader_processes(train.workers, fabric.device.type),
-            persistent_workers=worker_count(train.workers) > 0,
             collate_fn=collate,
-            # else an iterator draws from the global generator, but not one that goes on with its workers:
-            # dropout would depend on the number of workers and on where a run was resumed
-            generator=torch.Generator(),
+            generator=torch.Generator(),  # else it would move the global random state, and so dropout
         )
 
     @kernel_search(True)
@@ -154,7 +155,7 @@ class StepTrainer:
         if self.features:
             with self.watch:
                 self.features.build()
-        machine, step, per_epoch = self.machine, self.ctx.step, len(self.batches)
+        machine, step, per_epoch = self.machine, self.ctx.step, self.plan.iterations
         first = machine.fabric.is_global_zero
         log = RunLog(machine.root, step, self.first, per_epoch) if first else None
         paths = RunPaths(machine.root)
@@ -167,9 +168,10 @@ class StepTrainer:
                 ends.callback(log.close)
             ends.callback(saver.finish)
             ends.callback(bar.close)
+            loaded = ends.enter_context(closing(self._loaded()))
             for epoch in range(self.first, self.epochs):
                 with self.watch:
-                    terms = self._epoch(epoch, bar, log)
+                    terms = self._epoch(epoch, islice(loaded, per_epoch), bar, log)
                 self._check_weights(epoch + 1)
                 if first:
                     saver.keep(self._checkpoint(epoch + 1))
@@ -185,17 +187,18 @@ class StepTrainer:
         """Whether a line is due after so many epochs: some fifty lines a step are enough."""
         return done % max(1, self.epochs // LINES) == 0 or done == self.epochs
 
-    def _epoch(self, epoch: int, bar: TrainingBar, log: RunLog | None) -> dict[str, float]:
+    def _epoch(
+        self, epoch: int, batches: Iterator[Loaded], bar: TrainingBar, log: RunLog | None
+    ) -> dict[str, float]:
         """All updates of one epoch; returns the last means of the loss terms."""
-        machine, per_epoch = self.machine, len(self.batches)
+        machine, per_epoch = self.machine, self.plan.iterations
         # dropout: the same again after a resume, different on every device
         torch.manual_seed(mix_seed(machine.seed, self.ctx.step, epoch, machine.fabric.global_rank))
-        self.batches.epoch = epoch
         self.objective.train()
         recent: list[dict[str, Tensor]] = []
         images: list[list[str]] = []
         shown: dict[str, float] = {}
-        for i, (loaded, ids) in enumerate(self._loaded()):
+        for i, (loaded, ids) in enumerate(batches):
             batch = to_device(loaded, machine.fabric.device, machine.train.channels_last)
             self._set_rates(epoch * per_epoch + i)
             recent.append(self._update(batch))
@@ -215,13 +218,13 @@ class StepTrainer:
 
     def _left(self, epoch: int, updates: int) -> str:
         """How long the run still takes, after so many epochs and updates of the step."""
-        per_epoch = len(self.batches)
+        per_epoch = self.plan.iterations
         images = ((self.epochs - epoch) * per_epoch - updates) * self.machine.train.batch_size
         now = Work("heads" if self.ctx.shares_trunk else "trunk", images)
         return self.machine.left.words(now, (time.perf_counter() - self._began) / self._shown)
 
-    def _loaded(self) -> Iterator[Loaded]:
-        """The batches of the current epoch."""
+    def _loaded(self) -> Generator[Loaded, None, None]:
+        """The batches of all epochs to come."""
         return self.features.batches(self.batches) if self.features else iterate(self.loader)
 
     def _update(self, batch: Batch) -> dict[str, Tensor]:
@@ -247,7 +250,7 @@ class StepTrainer:
 
     def _set_rates(self, update: int) -> None:
         train = self.machine.train
-        factor = rate_factor(train.policy, update, self.epochs * len(self.batches), train.step_size)
+        factor = rate_factor(train.policy, update, self.epochs * self.plan.iterations, train.step_size)
         floor = train.lr_floor if train.policy == "poly" else 0.0
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = max(rate * factor, floor if rate else 0.0)

@@ -38,7 +38,7 @@ class AddOptions:
         lr: Of the new heads; None: as the method was published.
         crop: Side of the training crops in pixels; None: as the model was trained.
         seed: Of everything random.
-        workers: Loader processes.
+        workers: Loader processes; None: 2, on a GPU as many as there are cores, at most 8.
         device: auto, cpu or cuda.
         allow_code: Import a method from outside segrow.
         strict: Images that are learnt from twice, or learnt from and measured on, are a mistake, not a note;
@@ -58,7 +58,7 @@ class AddOptions:
     lr: float | None = None
     crop: int | None = None
     seed: int = 1
-    workers: int = 2
+    workers: int | None = None
     device: str = "auto"
     allow_code: bool = False
     strict: bool = False
