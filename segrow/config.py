@@ -137,8 +137,8 @@ class TrainConfig:
             would be shown once.
         feature_budget: Most GiB that kept features may take, those of training and of validation images each.
             What does not fit is not kept, and a line says so; 0 keeps none.
-        feature_store: ram or disk: a file in the run's folder that is mapped into memory (as it always is
-            with several devices).
+        feature_store: ram; disk: a file in the run's folder that is mapped into memory (as it always is with
+            several devices); or device: the memory of the one GPU, where batches are then put together.
         channels_last: Memory format of the images; faster for most CNNs.
         log_every: Iterations between two lines of the log.
     """
@@ -172,7 +172,7 @@ class TrainConfig:
     workers: int | None = None
     feature_views: int = 2
     feature_budget: float = 4.0
-    feature_store: Literal["ram", "disk"] = "ram"
+    feature_store: Literal["ram", "disk", "device"] = "ram"
     channels_last: bool = True
     log_every: int = 10
 

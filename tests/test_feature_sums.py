@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from segrow.engine.feature_store import FeatureStore, Layout, View
+from segrow.engine.feature_store import FeatureStore, Layout, Rows, View
 from segrow.engine.machine import Machine
 from segrow.errors import UserError
 
@@ -30,15 +30,19 @@ def filled(file: Path | None) -> FeatureStore:
     return store
 
 
+def read(store: FeatureStore) -> Rows:
+    return store.read(store.gather(VIEWS))
+
+
 def values(rows: Any) -> list[Any]:
     return [rows.parts[0].float().tolist(), rows.mask.tolist(), rows.saliency.tolist(), rows.verdict.tolist()]
 
 
 def test_a_file_holds_what_memory_holds(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    one = filled(None).read(VIEWS)
+    one = read(filled(None))
     torch.manual_seed(0)
-    assert values(filled(tmp_path / "features.bin").read(VIEWS)) == values(one)
+    assert values(read(filled(tmp_path / "features.bin"))) == values(one)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -46,20 +50,19 @@ def test_a_file_holds_what_memory_holds(tmp_path: Path) -> None:
 def test_damage_of_a_row_is_one_line(tmp_path: Path, place: int) -> None:
     store = filled(tmp_path / "features.bin")
     store._rows[1, place] ^= 1
-    store.read([VIEWS[0], VIEWS[2]])
-    for read in (store.read, store.parts):
-        with pytest.raises(UserError, match=r"features of b were changed on the disk"):
-            read(VIEWS)
+    store.gather([VIEWS[0], VIEWS[2]])
+    with pytest.raises(UserError, match=r"features of b were changed on the disk"):
+        store.gather(VIEWS)
 
 
 def test_rows_that_are_taken_over_keep_their_sums(tmp_path: Path) -> None:
     store = filled(tmp_path / "features.bin")
     assert store.prepare([VIEWS[2], View("c", 0)], LAYOUT, "trunk", machine()) == [View("c", 0)]
-    store.read([VIEWS[2]])
+    store.gather([VIEWS[2]])
 
 
 def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "victim").write_bytes(b"mine")
     (tmp_path / "features.bin").symlink_to(tmp_path / "victim")
-    filled(tmp_path / "features.bin").read(VIEWS)
+    filled(tmp_path / "features.bin").gather(VIEWS)
     assert (tmp_path / "victim").read_bytes() == b"mine"

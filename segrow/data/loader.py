@@ -257,10 +257,7 @@ class StepImages(Dataset[Item | UserError | LeakError]):
         Raises:
             LeakError: When the labels show what the step, or the exemplar, may not see.
         """
-        if draw.from_memory:
-            table, visible = self.exemplar_tables[draw.index], self.exemplar_visible[draw.index]
-        else:
-            table, visible = self.table, self.visible
+        table, visible = self._table(draw)
         labels = table.take(mask, mode="clip")
         guard(labels, visible, self.image_id(draw), self.step)
         aux = {}
@@ -268,11 +265,26 @@ class StepImages(Dataset[Item | UserError | LeakError]):
             aux["saliency"] = torch.from_numpy(saliency)
         if "everything" in self.aux:
             aux["everything"] = torch.ones(labels.shape, dtype=torch.bool)
-        if draw.from_memory and self.unshifted:
+        if self.says_unknown(draw):
             labels = unshift(labels)
-            # the labels say already what is unknown; class 1, now 0, stays background
+            # class 1, now 0, stays background
             aux = {name: torch.zeros_like(value) for name, value in aux.items()}
         return torch.from_numpy(labels), aux
+
+    def _table(self, draw: Draw) -> tuple[np.ndarray, frozenset[int]]:
+        """What makes labels of raw ids in a draw, and which class indices they may show."""
+        if draw.from_memory:
+            return self.exemplar_tables[draw.index], self.exemplar_visible[draw.index]
+        return self.table, self.visible
+
+    def says_unknown(self, draw: Draw) -> bool:
+        """Whether the labels of a draw say already what is unknown, so that no extra map does."""
+        return draw.from_memory and self.unshifted
+
+    def shown_table(self, draw: Draw) -> Tensor:
+        """Raw id -> label of a draw, int16; `label` with it, without the leak guard."""
+        table, _ = self._table(draw)
+        return torch.from_numpy(unshift(table) if self.says_unknown(draw) else table)
 
 
 @dataclass(frozen=True)

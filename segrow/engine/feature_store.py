@@ -1,8 +1,8 @@
-"""Where the kept views of a frozen trunk stand: rows of bytes, in memory or in a mapped file.
+"""Where the kept views of a frozen trunk stand: rows of bytes, in a memory or in a mapped file.
 
 store = FeatureStore(budget_in_bytes)                # of a run
 missing = store.prepare(views, layout, trunk, machine)
-store.write(view, parts, mask, saliency); store.read(views)
+store.write(view, parts, mask, saliency); store.read(store.gather(views))
 """
 
 import math
@@ -91,17 +91,19 @@ class FeatureStore:
         budget: Most bytes to hold.
         file: Where the rows stand when not in memory: a file that all processes map, and that has no name any
             more once they do.
+        device: In whose memory they stand without a file.
 
     Attributes:
         layout: Of a row; None before anything was kept.
     """
 
-    def __init__(self, budget: int, file: Path | None = None) -> None:
+    def __init__(self, budget: int, file: Path | None = None, device: torch.device | str = "cpu") -> None:
         self.budget = budget
         self.file = file
+        self.device = device
         self.layout: Layout | None = None
         self._trunk = ""
-        self._rows: Bytes = np.empty((0, 0), np.uint8)
+        self._rows = torch.empty((0, 0), dtype=torch.uint8)
         self._where: dict[View, int] = {}
 
     def prepare(self, views: Sequence[View], layout: Layout, trunk: str, machine: Machine) -> list[View]:
@@ -111,7 +113,7 @@ class FeatureStore:
             trunk: Identifies the trunk; with another one nothing of what is there is used.
 
         Raises:
-            UserError: When there is no room on the disk.
+            UserError: When there is no room on the disk, or in the GPU's memory.
         """
         old_rows, old = self._rows, self._where
         usable = self.layout == layout and self._trunk == trunk
@@ -119,7 +121,7 @@ class FeatureStore:
         if old_rows.nbytes + len(views) * layout.row > self.budget or not taken:
             # both at once would be too much: all is computed again
             taken = []
-            old_rows = self._rows = np.empty((0, 0), np.uint8)
+            old_rows = self._rows = torch.empty((0, 0), dtype=torch.uint8)
         self.layout, self._trunk = layout, trunk
         self._where = {view: row for row, view in enumerate(views)}
         self._rows = self._allocate(len(views), layout.row, machine)
@@ -130,9 +132,15 @@ class FeatureStore:
         there = set(taken)
         return [view for view in views if view not in there]
 
-    def _allocate(self, rows: int, size: int, machine: Machine) -> Bytes:
+    def _allocate(self, rows: int, size: int, machine: Machine) -> Tensor:
         if self.file is None:
-            return np.empty((rows, size), np.uint8)
+            try:
+                return torch.empty((rows, size), dtype=torch.uint8, device=self.device)
+            except torch.OutOfMemoryError:
+                raise UserError(
+                    f"the features of {rows} views need {rows * size / GIB:.1f} GiB of the GPU's memory, "
+                    "which has less; use --train.feature_store ram"
+                ) from None
         size += ALIGN  # the checksum of a row
         if machine.fabric.is_global_zero:
             try:
@@ -157,7 +165,7 @@ class FeatureStore:
         if machine.fabric.is_global_zero:
             with suppress(PermissionError):  # Windows keeps what is mapped; the next call removes it
                 self.file.unlink()  # the mapping stays until the last process is gone, killed or not
-        return mapped
+        return torch.from_numpy(mapped)
 
     def write(
         self, view: View, parts: Sequence[Tensor], mask: np.ndarray, saliency: np.ndarray | None
@@ -166,62 +174,42 @@ class FeatureStore:
         layout, row = self._of(view)
         *maps, ids, salient, _ = layout.spans()
         for span, part in zip(maps, parts, strict=True):
-            values = part.permute(1, 2, 0).to("cpu", torch.bfloat16).contiguous()
-            row[span] = values.view(torch.uint8).flatten().numpy()
-        row[ids] = np.ascontiguousarray(mask, layout.mask).view(np.uint8).ravel()
+            values = part.permute(1, 2, 0).to(row.device, torch.bfloat16).contiguous()
+            row[span] = values.view(torch.uint8).flatten()
+        row[ids] = torch.from_numpy(np.ascontiguousarray(mask, layout.mask).view(np.uint8).ravel())
         if saliency is not None:
-            row[salient] = np.packbits(saliency)
+            row[salient] = torch.from_numpy(np.packbits(saliency))
         self._seal(row)
 
     def write_verdict(self, view: View, verdict: Tensor) -> None:
         """Keep what the step's teacher says of a view, int16 H W; replaces that of an earlier one."""
         layout, row = self._of(view)
-        values = (verdict.cpu().numpy() - LOWEST).astype(layout.verdict)
-        row[layout.spans()[-1]] = values.view(np.uint8).ravel()
+        values = (verdict.to(row.device) - LOWEST).to(_TYPES[str(layout.verdict)]).contiguous()
+        row[layout.spans()[-1]] = values.view(torch.uint8).flatten()
         self._seal(row)
 
-    def _seal(self, row: Bytes) -> None:
+    def _seal(self, row: Tensor) -> None:
         """Write the checksum of a row in a file: the sum of its words, which costs next to nothing."""
         if self.file is not None:
-            row[-ALIGN : 8 - ALIGN] = _sums(row[None, :-ALIGN]).view(np.uint8)
+            whole: Bytes = row.numpy()
+            whole[-ALIGN : 8 - ALIGN] = _sums(whole[None, :-ALIGN]).view(np.uint8)
 
-    def _of(self, view: View) -> tuple[Layout, Bytes]:
-        if self.layout is None:
-            raise RuntimeError("nothing has been prepared")
-        row: Bytes = self._rows[self._where[view]]
-        return self.layout, row
+    def _of(self, view: View) -> tuple[Layout, Tensor]:
+        return self._layout(), self._rows[self._where[view]]
 
-    def parts(self, views: Sequence[View]) -> tuple[Tensor, ...]:
-        """The trunk's maps of some views, bfloat16 B C h w (channels last)."""
-        return self._maps(self._gather(views))
+    def gather(self, views: Sequence[View]) -> Tensor:
+        """The rows of some views as they are kept, uint8 B n, to be read by `maps`, `masks` and `read`.
 
-    def read(self, views: Sequence[View]) -> "Rows":
-        """Everything of some views."""
-        block = self._gather(views)
-        layout = self._layout()
-        *_, ids, salient, judged = layout.spans()
-        n, crop = len(views), layout.crop
-        mask = np.ascontiguousarray(block[:, ids]).view(layout.mask).reshape(n, *crop)
-        saliency = verdict = None
-        if layout.saliency:
-            bits = np.unpackbits(block[:, salient], axis=1, count=math.prod(crop))
-            saliency = bits.view(np.bool_).reshape(n, *crop)
-        if layout.verdict:
-            codes = np.ascontiguousarray(block[:, judged]).view(layout.verdict).reshape(n, *crop)
-            verdict = torch.from_numpy(codes.astype(np.int16)) + LOWEST
-        return Rows(self._maps(block), mask, saliency, verdict)
-
-    def _layout(self) -> Layout:
-        if self.layout is None:
-            raise RuntimeError("nothing has been prepared")
-        return self.layout
-
-    def _gather(self, views: Sequence[View]) -> Bytes:
-        block = np.asarray(self._rows[[self._where[view] for view in views]])
+        Raises:
+            UserError: Naming the first image whose row was changed on the disk.
+        """
+        where = torch.tensor([self._where[view] for view in views], device=self._rows.device)
+        block = self._rows.index_select(0, where)
         if self.file is None:
             return block
-        stored = np.ascontiguousarray(block[:, -ALIGN : 8 - ALIGN]).view(np.uint64).ravel()
-        wrong = np.flatnonzero(stored != _sums(block[:, :-ALIGN]))
+        rows: Bytes = block.numpy()
+        stored = np.ascontiguousarray(rows[:, -ALIGN : 8 - ALIGN]).view(np.uint64).ravel()
+        wrong = np.flatnonzero(stored != _sums(rows[:, :-ALIGN]))
         if len(wrong):
             raise UserError(
                 f"features of {views[wrong[0]].image} were changed on the disk ({self.file.parent}); "
@@ -229,14 +217,52 @@ class FeatureStore:
             )
         return block[:, :-ALIGN]
 
-    def _maps(self, block: Bytes) -> tuple[Tensor, ...]:
+    def maps(self, block: Tensor) -> tuple[Tensor, ...]:
+        """The trunk's maps in some rows, bfloat16 B C h w (channels last)."""
         layout = self._layout()
-        whole = torch.from_numpy(block)
-        found = []
-        for span, shape in zip(layout.spans(), layout.parts, strict=False):
-            maps = whole[:, span].contiguous().view(torch.bfloat16).view(len(block), *shape)
-            found.append(maps.permute(0, 3, 1, 2))
-        return tuple(found)
+        fields = zip(layout.spans(), layout.parts, strict=False)
+        return tuple(
+            _typed(block, span, "bfloat16").view(len(block), *shape).permute(0, 3, 1, 2)
+            for span, shape in fields
+        )
+
+    def masks(self, block: Tensor) -> Tensor:
+        """The raw ids in some rows, uint8 or, of 16 bits, int32: B H W."""
+        layout = self._layout()
+        mask = _typed(block, layout.spans()[-3], layout.mask)
+        return (mask if layout.mask == "uint8" else mask.int() & 0xFFFF).view(-1, *layout.crop)
+
+    def read(self, block: Tensor) -> "Rows":
+        """Everything in some rows, on the device where they are."""
+        layout = self._layout()
+        *_, salient, judged = layout.spans()
+        saliency = verdict = None
+        if layout.saliency:
+            saliency = _bits(block[:, salient])[:, : math.prod(layout.crop)].view(-1, *layout.crop)
+        if layout.verdict:
+            verdict = (_typed(block, judged, layout.verdict).short() + LOWEST).view(-1, *layout.crop)
+        return Rows(self.maps(block), self.masks(block), saliency, verdict)
+
+    def _layout(self) -> Layout:
+        if self.layout is None:
+            raise RuntimeError("nothing has been prepared")
+        return self.layout
+
+
+_TYPES = {"bfloat16": torch.bfloat16, "uint8": torch.uint8, "uint16": torch.int16, "int16": torch.int16}
+
+
+def _typed(block: Tensor, span: slice, kind: str) -> Tensor:
+    """A field of some rows as numbers, B n."""
+    return block[:, span].contiguous().view(_TYPES[kind])
+
+
+def _bits(packed: Tensor) -> Tensor:
+    """What `np.packbits` made bytes of: B n -> bool B 8n."""
+    if packed.is_cuda:
+        places = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
+        return (packed.unsqueeze(2) >> places & 1).bool().flatten(1)
+    return torch.from_numpy(np.unpackbits(packed.numpy(), axis=1).view(np.bool_))
 
 
 def _sums(rows: Bytes) -> NDArray[np.uint64]:
@@ -253,12 +279,12 @@ class Rows(NamedTuple):
 
     Attributes:
         parts: The trunk's maps, bfloat16 B C h w.
-        mask: B H W raw ids.
+        mask: B H W raw ids, uint8 or int32.
         saliency: bool B H W, or None.
         verdict: int16 B H W, or None.
     """
 
     parts: tuple[Tensor, ...]
-    mask: np.ndarray
-    saliency: np.ndarray | None
+    mask: Tensor
+    saliency: Tensor | None
     verdict: Tensor | None

@@ -5,18 +5,21 @@
     features.build(); for loaded in features.batches(draws): ...
 
 Kept of a view is what neither a step nor a teacher changes: the trunk's maps before they are joined
-(bfloat16), the raw ids of the mask, the saliency. Tables of labels, and the leak guard with them, are applied
-to what is read; the teacher's verdict is written anew in every step. An image that comes again in a later
-step, or as an exemplar, finds its views there.
+(bfloat16), the raw ids of the mask, the saliency. Tables of labels are applied to what is read, after the
+leak guard has seen every view once in a step; the teacher's verdict is written anew in every step. An image
+that comes again in a later step, or as an exemplar, finds its views there.
 """
 
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..ahead import ahead
 from ..batch import Batch
 from ..data.loader import Draw, EpochPlan, Loaded, RawView, StepImages
 from ..data.workers import shared, survive
@@ -28,6 +31,11 @@ from .cost import Stopwatch
 from .feature_store import LOWEST, FeatureStore, Layout, View
 from .machine import Machine
 from .val_features import GIB, trunk_hash
+
+AHEAD = 2
+"""Batches that wait for a GPU."""
+THREADED = ("cuda",)
+"""Where a thread gathers rows; on a CPU it would take the cores from the training."""
 
 
 class _Views(Dataset[RawView | UserError]):
@@ -104,6 +112,7 @@ class StepFeatures:
 
         Raises:
             UserError: When an image cannot be read, or the disk is full.
+            LeakError: When an image's masks show what the step may not see.
         """
         with self._watch:
             fabric = self._machine.fabric
@@ -112,7 +121,8 @@ class StepFeatures:
             missing = self._store.prepare(views, self._layout, trunk, self._machine)
             self._ctx.model.eval()
             self._compute(missing[fabric.global_rank :: fabric.world_size])
-            fabric.barrier()  # a verdict reads rows that another process computed
+            fabric.barrier()  # what follows reads rows that another process computed
+            self._guard()
             self._judge(views[fabric.global_rank :: fabric.world_size])
             fabric.barrier()
 
@@ -149,42 +159,84 @@ class StepFeatures:
         size = max(1, self._machine.train.batch_size // fabric.world_size)
         for start in range(0, len(views), size):
             some = views[start : start + size]
-            parts = tuple(part.to(fabric.device) for part in self._store.parts(some))
+            parts = self._store.maps(self._store.gather(some).to(fabric.device))
             with fabric.autocast():
                 out = self._ctx.teach(_without_labels(parts))
             verdict = self._method.verdict(self._ctx, out, crop)
             if verdict is None:
                 raise TypeError(f"method {self._method.name} gave a verdict before and none now")
-            for view, row in zip(some, verdict.cpu(), strict=True):
+            for view, row in zip(some, verdict, strict=True):
                 self._store.write_verdict(view, row)
+
+    def _guard(self) -> None:
+        """Each image, and each exemplar, shows in all its views what it may; once a step, for rows stay.
+
+        Raises:
+            LeakError: One does not.
+        """
+        fabric, images = self._machine.fabric, self._images
+        own = [Draw(k, False, ()) for k in range(len(images))]
+        old = [Draw(k, True, ()) for k in range(len(images.exemplars))]
+        for draw in [*own, *old][fabric.global_rank :: fabric.world_size]:
+            image = images.image_id(draw)
+            rows = self._store.gather([View(image, k) for k in range(self._counts[draw.from_memory])])
+            for mask in self._store.masks(rows).cpu().numpy():
+                images.label(draw, mask, None)
 
     def batches(self, draws: Iterable[Sequence[Draw]]) -> Generator[Loaded, None, None]:
         """The batches of these draws; in its turn t (`Draw.turn`) an image shows view t modulo their number.
 
+        For a GPU a thread gathers rows ahead; what they hold is read where the training is.
+
         Raises:
-            LeakError: When labels show what the step may not see.
+            UserError: When a row was changed on the disk.
         """
+        rows = self._gathered(draws)
+        device = self._machine.fabric.device
+        with closing(ahead(rows, AHEAD) if device.type in THREADED else rows) as gathered:
+            for batch, block, tables in gathered:
+                yield self._read(batch, *(t.to(device, non_blocking=True) for t in (block, tables)))
+
+    def _gathered(
+        self, draws: Iterable[Sequence[Draw]]
+    ) -> Generator[tuple[Sequence[Draw], Tensor, Tensor], None, None]:
+        """Draws, their rows, and their tables of labels B n."""
         for batch in draws:
-            ids = [self._images.image_id(draw) for draw in batch]
-            rows = self._store.read(
-                [View(i, d.turn % self._counts[d.from_memory]) for i, d in zip(ids, batch, strict=True)]
-            )
-            shown = [
-                self._images.label(draw, mask, None if rows.saliency is None else rows.saliency[k])
-                for k, (draw, mask) in enumerate(zip(batch, rows.mask, strict=True))
+            views = [
+                View(self._images.image_id(draw), draw.turn % self._counts[draw.from_memory])
+                for draw in batch
             ]
-            aux = {name: torch.stack([maps[name] for _, maps in shown]) for name in shown[0][1]}
-            yield (
-                Batch(
-                    images=torch.empty(len(batch), 3, 0, 0, dtype=torch.uint8),
-                    labels=torch.stack([labels for labels, _ in shown]),
-                    from_memory=torch.tensor([draw.from_memory for draw in batch]),
-                    aux=aux,
-                    parts=rows.parts,
-                    verdict=rows.verdict,
-                ),
-                ids,
-            )
+            found = self._store.gather(views), torch.stack([self._images.shown_table(d) for d in batch])
+            if self._machine.fabric.device.type == "cuda":
+                found = found[0] if found[0].is_cuda else found[0].pin_memory(), found[1].pin_memory()
+            yield batch, *found
+
+    def _read(self, draws: Sequence[Draw], block: Tensor, tables: Tensor) -> Loaded:
+        rows = self._store.read(block)
+        silent = torch.tensor([self._images.says_unknown(draw) for draw in draws])[:, None, None]
+        labels = _looked_up(tables, rows.mask)
+        aux = {} if rows.saliency is None else {"saliency": rows.saliency}
+        if "everything" in self._images.aux:
+            aux["everything"] = torch.ones_like(labels, dtype=torch.bool)
+        if silent.any():
+            aux = {name: value & ~silent.to(value.device) for name, value in aux.items()}
+        batch = Batch(
+            images=torch.empty(len(draws), 3, 0, 0, dtype=torch.uint8),
+            labels=labels,
+            from_memory=torch.tensor([draw.from_memory for draw in draws]),
+            aux=aux,
+            parts=rows.parts,
+            verdict=rows.verdict,
+        )
+        return batch, [self._images.image_id(draw) for draw in draws]
+
+
+def _looked_up(tables: Tensor, masks: Tensor) -> Tensor:
+    """Labels B H W, int16: of each mask the values of its table B n."""
+    if masks.is_cuda:
+        return tables.gather(1, masks.flatten(1).long()).view_as(masks)
+    pairs = zip(tables.numpy(), masks.numpy(), strict=True)  # a third of the time of torch's own there
+    return torch.from_numpy(np.stack([table.take(mask) for table, mask in pairs]))
 
 
 def keep_features(

@@ -153,7 +153,9 @@ class Run:
         self.results: dict[str, Any] = {}
         in_file = self.config.train.feature_store == "disk" or self.fabric.world_size > 1
         self.store = FeatureStore(
-            int(self.config.train.feature_budget * GIB), self.paths.features if in_file else None
+            int(self.config.train.feature_budget * GIB),
+            self.paths.features if in_file else None,
+            self.fabric.device if self.config.train.feature_store == "device" else "cpu",
         )
         self._fresh: Segmenter | None = None
         self._base: Path | None = None  # a model directory that stands for the base step

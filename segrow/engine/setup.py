@@ -171,6 +171,11 @@ def check_ranges(config: RunConfig) -> None:
         raise UserError(
             f"--train.scale should be LOW,HIGH with 0 < LOW <= HIGH <= {MAX_SCALE:g}, got {low},{high}"
         )
+    if train.feature_store == "device" and train.devices > 1:
+        raise UserError(
+            f"--train.feature_store device keeps features in the memory of one GPU, and --train.devices is "
+            f"{train.devices}; use ram, which is then a file that all share"
+        )
     if train.crop > MAX_CROP:
         raise UserError(f"--train.crop should be at most {MAX_CROP}, got {train.crop}")
 
