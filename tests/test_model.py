@@ -281,7 +281,8 @@ def test_separable_heads_grow_and_start_from_unknown(tmp_path: Path) -> None:
     torch.testing.assert_close(after.logits[:, 4:], after.unknown.expand(-1, 2, -1, -1))
     save_model(model, tmp_path / "model", {"class_names": list("abcdef")})
     loaded, _ = load_model(tmp_path / "model")
-    assert torch.equal(loaded(pictures()).logits, after.logits)
+    model.to(memory_format=torch.channels_last)  # as it is loaded: else the last bits differ
+    assert torch.equal(loaded(pictures()).logits, model(pictures()).logits)
 
 
 def test_linear_heads_have_nothing_to_separate() -> None:
