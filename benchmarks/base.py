@@ -58,7 +58,7 @@ class Case:
 
 ON_CPU = Case("mobilenet", 16, 193, 128, {"32": 1.5, "bf16": 3.0})
 # a GPU takes batches faster than loaders start
-ON_GPU = Case("resnet101", 32, 513, 832, {"16": 2.5, "bf16": 2.5}, 50, worker_count(8), 50)
+ON_GPU = Case("resnet101", 32, 513, 832, {"16": 2.5, "bf16": 2.5}, 50, worker_count(None, "cuda"), 50)
 
 
 def run(options: Options) -> list[Row]:

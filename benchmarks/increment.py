@@ -105,7 +105,7 @@ ON_GPU = Case(
     PUBLISHED_EPOCHS,
     device="cuda",
     counted=50,
-    workers=worker_count(8),
+    workers=worker_count(None, "cuda"),
     synthetic=50,
 )
 
