@@ -109,10 +109,12 @@ def worker_count(wanted: int | None, device: str) -> int:
 
 
 def _devices() -> int:
-    """How many processes, one a device, train together."""
-    from torch import distributed
+    """How many processes, one a GPU, train together on this machine."""
+    from torch import cuda, distributed
 
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 1
+    return min(distributed.get_world_size(), max(1, cuda.device_count()))
 
 
 def can_start_again() -> bool:
