@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 
 from . import __version__
 from .errors import LeakError, NonFiniteLossError, UserError, near, shown
-from .outputs import drop_refused, has_no_reader, named_outputs
+from .outputs import drop_refused, named_outputs
 from .processes import before_torch
 from .resources import (
     LOST,
@@ -254,8 +254,8 @@ def guarded(command: Callable[[], int], name: str = "segrow", resumable: bool = 
         return 1
     except (OSError, MemoryError, RuntimeError) as error:
         line, code = _of_the_machine(error, again)
-        if not line or has_no_reader(error):
-            raise  # `entry` knows
+        if not line:
+            raise
         _complain(name, line, error)
         return code
     except KeyboardInterrupt as stop:
@@ -366,12 +366,7 @@ def seed_eval(argv: Sequence[str] | None = None) -> int:
 
 
 def entry(program: Callable[[], int] = main) -> None:
-    """Run a program and end this process; a reader that has seen enough, as `| head`, ends it quietly."""
-    try:
-        code = program()
-    except BrokenPipeError as error:
-        if not has_no_reader(error):
-            raise
-        code = 0
+    """Run a program and end this process."""
+    code = program()
     drop_refused()
     sys.exit(code)

@@ -1,4 +1,8 @@
-"""Standard output and standard error that take no more: a full disk behind `>`, a reader that went away."""
+"""Standard output and standard error that take no more: a full disk behind `>`, a reader that went away.
+
+Where the reader has gone, as `| head` does, a command goes on in silence: what it writes, and its exit code,
+must not depend on who reads along.
+"""
 
 import os
 import sys
@@ -11,7 +15,7 @@ _OUTPUT, _ERRORS = "standard output", "standard error"
 
 @final
 class _Named:
-    """A stream whose errors say which it is; all else is the stream's.
+    """A stream whose errors say which it is, silent once its reader has gone; all else is the stream's.
 
     Attributes:
         failed: The last error.
@@ -20,6 +24,7 @@ class _Named:
     def __init__(self, stream: TextIO, name: str) -> None:
         self._stream, self._name = stream, name
         self.failed: OSError | None = None
+        self._unread = False
 
     def __getattr__(self, key: str) -> Any:
         return getattr(self._stream, key)
@@ -27,17 +32,22 @@ class _Named:
     def write(self, text: str) -> int:
         """As the stream."""
         with self._naming():
-            return self._stream.write(text)
+            if not self._unread:
+                self._stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
         """As the stream."""
         with self._naming():
-            self._stream.flush()
+            if not self._unread:
+                self._stream.flush()
 
     @contextmanager
     def _naming(self) -> Iterator[None]:
         try:
             yield
+        except BrokenPipeError:
+            self._unread = True
         except OSError as error:
             error.filename, self.failed = self._name, error
             raise
@@ -61,11 +71,6 @@ def named_outputs() -> Iterator[None]:
             out.flush()
             if out.failed:
                 raise out.failed
-
-
-def has_no_reader(error: BaseException) -> bool:
-    """Whether the reader of an output has gone, which is no fault; another pipe that breaks is one."""
-    return isinstance(error, BrokenPipeError) and error.filename in (_OUTPUT, _ERRORS)
 
 
 def drop_refused() -> None:
