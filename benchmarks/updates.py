@@ -45,7 +45,7 @@ class Case:
         crop: Side in pixels.
         updates: That are counted.
         warm: Updates before them.
-        faster: Least gain in time, by kind; on a GPU and in mixed precision.
+        faster: Least gain in time, by kind, on a GPU; with one, ours may not need more memory either.
         width: Of the decoder.
     """
 
@@ -100,7 +100,8 @@ def _rows(
     rows = [less(key.format("time"), what, name, theirs.seconds, ours.seconds, "s", target, note)]
     if on_gpu:  # the peak of a process' resident set is not that of its networks alone
         peaks = (theirs.peak / MIB, ours.peak / MIB)
-        rows.append(less(key.format("memory"), f"{what}: peak", name, *peaks, "MiB", 1.0))
+        least = None if target is None else 1.0
+        rows.append(less(key.format("memory"), f"{what}: peak", name, *peaks, "MiB", least))
     return rows
 
 

@@ -52,6 +52,16 @@ def test_updates_without_loading_have_rows_of_both_sides(monkeypatch: pytest.Mon
     assert all("no loading" in row.measure and row.target is None for row in rows)
 
 
+def test_on_a_gpu_memory_has_a_row_and_both_have_targets() -> None:
+    large = replace(TINY, faster={"base": 2.5})
+    theirs, ours = updates.Cost(1.0, 30 << 20), updates.Cost(0.5, 40 << 20)
+    time, memory = updates._rows(large, "base", "16", theirs, ours, torch.device("cuda"))
+    assert (time.ratio, time.target, time.met) == (2, 2.5, False)
+    assert (memory.reference, memory.ours, memory.target, memory.met) == (30, 40, 1, False)
+    rows = updates._rows(large, "kept", "bf16", theirs, ours, torch.device("cuda"))
+    assert [row.met for row in rows] == [None, None]
+
+
 @pytest.mark.parametrize("kind", updates.KINDS)
 def test_an_update_of_each_kind_trains(kind: updates.Kind) -> None:
     """Kept features give the loss of the exact mode, up to bfloat16; and the loss falls."""
