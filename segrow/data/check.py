@@ -148,10 +148,10 @@ def check_tree(open_data: Callable[[frozenset[str]], SegDataset], progress: bool
     Raises:
         UserError: It cannot be opened at all.
     """
-    data, problems = _open_rest(open_data)
+    data, problems, said = _open_rest(open_data)
     splits = {split: OfSplit() for split in SPLITS}
     if data is None:
-        return Report(None, splits, problems, [])
+        return Report(None, splits, problems, said)
     contents: dict[bytes, list[tuple[Split, str]]] = defaultdict(list)
     notes: list[str] = []
     ways: list[Readings] = []
@@ -189,9 +189,12 @@ def check_tree(open_data: Callable[[frozenset[str]], SegDataset], progress: bool
     return Report(data, splits, problems + copies, [*data.notes, *notes, *said])
 
 
-def _open_rest(open_data: Callable[[frozenset[str]], SegDataset]) -> tuple[SegDataset | None, list[Problem]]:
-    """The data set without the images that keep it from being opened, and these."""
+def _open_rest(
+    open_data: Callable[[frozenset[str]], SegDataset],
+) -> tuple[SegDataset | None, list[Problem], list[str]]:
+    """The data set without the images that keep it from being opened, these, and notes where nothing is left."""
     unfit: dict[str, str] = {}
+    notes: dict[str, None] = {}
     while True:
         try:
             data = open_data(frozenset(unfit))
@@ -202,12 +205,13 @@ def _open_rest(open_data: Callable[[frozenset[str]], SegDataset]) -> tuple[SegDa
             if not error.each.keys() - unfit.keys():
                 raise
             unfit |= error.each
+            notes |= dict.fromkeys(error.notes)
         except UserError as error:
             if not unfit:
                 raise
-            return None, [*_unfit(unfit), Problem("", "pair", f"without these: {error}")]
+            return None, [*_unfit(unfit), Problem("", "pair", f"without these: {error}")], [*notes]
         else:
-            return data, _unfit(unfit)
+            return data, _unfit(unfit), []
 
 
 def _unfit(unfit: dict[str, str]) -> list[Problem]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..wording import count
-from .files import decode_image, opened, raw_mode, read_saliency
+from .files import UNTURNED, decode_image, opened, raw_mode, read_saliency, turned_as
 from .masks import Values, decode_mask, stretched
 from .palettes import Entries
 from .taken import Taken
@@ -85,12 +85,15 @@ def examine(files: Files, values: Values) -> Found:
         counts = np.bincount(mask.ravel(), minlength=values.ignore_id + 1)
     except (UserError, MemoryError) as error:
         problems.append(("mask", _reason(error, "mask", files.mask)))
+    turned = turned_as(Path(files.image), shape) if size else ""
+    if turned == "unsure":
+        taken |= Taken.TURNED
     if size and shape and size != shape:
         problems.append(
             (
                 "size",
                 f"image {files.image} is {size[1]}x{size[0]} pixels (width x height, upright), its mask "
-                f"{shape[1]}x{shape[0]}",
+                f"{shape[1]}x{shape[0]}{UNTURNED if turned == 'unturned' else ''}",
             )
         )
     outside = {

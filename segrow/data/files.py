@@ -235,6 +235,32 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
+def turned_as(path: Path, mask: tuple[int, ...] | None) -> str:
+    """What an EXIF orientation does to an image and its mask: "" nothing, "unsure", or "unturned".
+
+    Args:
+        path: The image.
+        mask: Height and width of the mask; None where it cannot be read.
+
+    Returns:
+        "unturned" where the mask has the size of the image without its orientation alone; "unsure" where the
+        size does not tell.
+
+    Raises:
+        UserError: As `upright_size`.
+    """
+    with opened(path, "image") as image:
+        if image.format == "TIFF" or (turn := orientation(image)) == 1:
+            return ""
+        sides = image.height, image.width
+    if turn < 5 or sides[0] == sides[1]:
+        return "unsure"
+    return "unturned" if mask == sides else ""
+
+
+UNTURNED = "; the mask was drawn without the image's EXIF orientation: turn it, or save the image upright"
+
+
 def orientation(image: Image.Image) -> int:
     """EXIF orientation 1 to 8; a broken EXIF block is none."""
     try:

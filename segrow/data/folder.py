@@ -14,12 +14,13 @@ from pathlib import Path
 
 from ..class_lists import name_hint, not_counted
 from ..errors import UserError
-from ..wording import are, count
+from ..wording import are, count, verb
 from .base import SegDataset, Split
 from .class_file import class_lines, read_classes
+from .colours import FILES as COLOUR_FILES
 from .colours import ColourTable, colour_table, parse_colours, stated_colours
 from .files import IMAGE_SUFFIXES
-from .listing import Pairs, divide, list_files, match_pairs, refuse_backslashes
+from .listing import Pairs, divide, list_files, match_pairs, refuse_backslashes, unread_files
 from .lists import read_division, unread_lists
 
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -63,6 +64,8 @@ class FolderDataset(SegDataset):
                 f"--data.root {self.root} is not a folder; expected classes.txt, images and masks in it"
             )
         self.class_names, self.notes = read_classes(self.root / "classes.txt")
+        self.notes += unread_files(self.root, ("classes.txt", "class_names.txt"))
+        self.notes += unread_files(self.root, COLOUR_FILES)
         self.ignore_id = 255 if len(self.class_names) <= 255 else 65535
         self.ignored, said = ignored_values(self.class_names, ignore, self.root)
         self.notes += said
@@ -83,6 +86,7 @@ class FolderDataset(SegDataset):
             self._pairs[split] = match_pairs(split, images, masks, maps, exclude)
             self.excluded += self._pairs[split].excluded
             self.notes += self._pairs[split].notes()
+            self.notes += _spare_maps(self._pairs[split])
         if not self._pairs["train"].ids:
             raise UserError(f"{self.root / 'images' / 'train'} holds no image")
         self._ids = {split: pairs.ids for split, pairs in self._pairs.items()}
@@ -203,6 +207,16 @@ def _beside_splits(folder: Path, splits: Sequence[str]) -> Iterator[str]:
             f"{folder}: {count(len(direct), 'image file')} beside {' and '.join(splits)} {are(len(direct))} "
             f"left out (first {direct[0]}); move what is there into one of these, with what belongs to it"
         )
+
+
+def _spare_maps(pairs: Pairs) -> tuple[str, ...]:
+    """A note on saliency maps of no image."""
+    there = pairs.images.files.keys() | {name.partition("/")[2] for name in pairs.excluded}
+    spare = [file for image_id, file in pairs.maps.files.items() if image_id not in there]
+    if not spare:
+        return ()
+    some = f"{count(len(spare), 'saliency map')} {verb(len(spare), 'belong')}"
+    return (f"{pairs.maps.folder}: {some} to no image (first {spare[0]})",)
 
 
 def named_otherwise(root: Path) -> str:

@@ -10,7 +10,7 @@ from ..wording import are, have
 from .base import SegDataset, Split
 from .colours import FILES as COLOUR_FILES
 from .colours import classes_of, colour_table, stated_colours, voc_colours
-from .listing import Unfit, by_name, list_files, refuse_backslashes
+from .listing import Unfit, by_name, list_files, refuse_backslashes, unread_files
 from .lists import LISTS, read_division, unread_lists
 
 EXPECTED = (
@@ -108,6 +108,11 @@ class PaletteDataset(SegDataset):
         self.root = root
         self._name_classes(ignore)
         folder = _mask_folder(root)
+        others = [name for name in MASK_FOLDERS if name != folder.name and (root / name).is_dir()]
+        if others := [name for name in others if list_files(root / name, "mask").files]:
+            self.notes += (
+                f"{root}: masks are read from {folder.name}, those of {', '.join(others)} are not",
+            )
         self._images, self._masks = list_files(root / "JPEGImages", "image"), list_files(folder, "mask")
         self._maps = list_files(root / "saliency_map", "saliency map")
         self._masks, said = by_name(self._images, self._masks)
@@ -120,7 +125,9 @@ class PaletteDataset(SegDataset):
         if alone := sorted(kept.files.keys() - images.keys()):
             says = {f"train/{i}": f"mask {self._masks.path(i)} has no image" for i in alone}
             expected = root / "JPEGImages" / f"{alone[0]}.jpg"
-            raise Unfit(f"{says[f'train/{alone[0]}']}, expected {expected}", says)
+            hint = self._images.unread(alone[0], "is of a kind that is not read; convert it to JPEG or PNG")
+            notes = (*self._images.notes(), *self._masks.notes())
+            raise Unfit(f"{says[f'train/{alone[0]}']}, expected {expected}{hint}", says, notes)
         if not kept.files:
             raise UserError(f"{folder} holds no mask (.png); expected one for every image to learn from")
         self.notes += (*self._images.notes(), *self._masks.notes(), *self._maps.notes())
@@ -139,10 +146,12 @@ class PaletteDataset(SegDataset):
 
         named = next((self.root / name for name in CLASS_FILES if (self.root / name).is_file()), None)
         stated = stated_colours(self.root)
+        self.notes += (*unread_files(self.root, CLASS_FILES), *unread_files(self.root, COLOUR_FILES))
         self.class_names = NAMES
         ignored: Collection[str] = ()
         if named:
-            self.class_names, self.notes = read_classes(named)
+            self.class_names, said_of_names = read_classes(named)
+            self.notes += said_of_names
             self.ignored, said = ignored_values(self.class_names, ignore, self.root)
             self.notes += said
         elif stated:

@@ -20,7 +20,7 @@ from ..atomic import new_file, tidy
 from ..errors import UserError
 from ..wording import count, verb
 from .cache import cache_folder, read_arrays, say_damaged, say_unkept
-from .files import examine_image, white
+from .files import UNTURNED, examine_image, turned_as, white
 from .masks import Values, decode_mask, stretched
 from .palettes import Entries, Owned, Palettes, owned, palettes, renumbered
 from .parallel import in_chunks
@@ -174,9 +174,10 @@ def check_pair(pair: Pair, values: Values) -> tuple[Bits, Taken, Entries]:
     mask, taken, entries = decode_mask(mask_file, values)
     size, of_image = examine_image(image)
     if mask.shape != size:
+        hint = UNTURNED if turned_as(image, mask.shape) == "unturned" else ""
         raise UserError(
             f"image {image} is {size[1]}x{size[0]} pixels (width x height, upright), "
-            f"its mask {mask_file} {mask.shape[1]}x{mask.shape[0]}; they must be equal"
+            f"its mask {mask_file} {mask.shape[1]}x{mask.shape[0]}; they must be equal{hint}"
         )
     shown = np.zeros(256 if values.ignore_id < 256 else 65536, dtype=np.bool_)
     shown[mask.ravel()] = True

@@ -131,7 +131,10 @@ def list_files(folder: Path, what: What) -> Listing:
             raise UserError(f"{folder / name} has a name that is not UTF-8; rename it") from None
         image_id = unicodedata.normalize("NFC", os.path.splitext(name)[0])
         if image_id in files:
-            raise UserError(f"{folder} holds {files[image_id]} and {name}; one {what} must have one file")
+            both, twins = (files[image_id], name), ""
+            if len({unicodedata.normalize("NFC", each) for each in both}) == 1:
+                twins = f", one name in two Unicode forms ({' and '.join(map(ascii, both))})"
+            raise UserError(f"{folder} holds {' and '.join(both)}{twins}; one {what} must have one file")
         files[image_id] = name
     return Listing(folder, what, dict(sorted(files.items())), tuple(left))
 
@@ -155,6 +158,15 @@ def _plain(folder: Path, names: Iterable[str]) -> Iterator[str]:
                 "unpack the archive with what makes folders of them (unzip, Windows itself), or move files"
             )
         yield name
+
+
+def unread_files(root: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """A note on files that say something else than the one that is read, which is the first that is there."""
+    there = [root / name for name in names if (root / name).is_file()]
+    others = [path.name for path in there[1:] if path.read_bytes().split() != there[0].read_bytes().split()]
+    if not others:
+        return ()
+    return (f"{root}: {there[0].name} is read, {', '.join(others)} {are(len(others))} not and differ",)
 
 
 def divide(names: Iterable[str], suffixes: frozenset[str]) -> tuple[list[str], list[str]]:
@@ -233,11 +245,13 @@ class Unfit(UserError):
     Args:
         message: About the first.
         each: A sentence for each by its SPLIT/ID.
+        notes: On the files that were listed.
     """
 
-    def __init__(self, message: str, each: Mapping[str, str]) -> None:
+    def __init__(self, message: str, each: Mapping[str, str], notes: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.each = dict(each)
+        self.notes = notes
 
 
 def by_name(images: Listing, masks: Listing) -> tuple[Listing, tuple[str, ...]]:
@@ -260,6 +274,15 @@ def by_name(images: Listing, masks: Listing) -> tuple[Listing, tuple[str, ...]]:
         f"{flat[0].folder} has no sub-folders, so images and {masks.what}s are matched by their names alone "
         "(each stands there once)",
     )
+
+
+_HINTED = 20  # of files without a partner: a hint looks through all names
+
+
+def _mask_hint(masks: Listing, image_id: str) -> str:
+    unread = "is of a kind that is not read as a mask or does not keep class numbers"
+    hints = masks.unread(image_id, unread), masks.alike(image_id), masks.longer(image_id)
+    return next(filter(None, hints), "") or masks.elsewhere(image_id)
 
 
 def match_pairs(
@@ -288,19 +311,19 @@ def match_pairs(
     found, of_masks = found.without(split, gone), of_masks.without(split, gone)
     if alone := sorted(found.files.keys() - of_masks.files.keys()):
         count = f" ({len(alone)} such images)" if len(alone) > 1 else ""
-        hint = of_masks.unread(
-            alone[0], "is of a kind that is not read as a mask or does not keep class numbers"
-        )
-        hint = hint or of_masks.alike(alone[0]) or of_masks.longer(alone[0]) or of_masks.elsewhere(alone[0])
-        says = {f"{split}/{i}": f"image {found.path(i)} has no mask" for i in alone}
-        first = f"{says[f'{split}/{alone[0]}']}, expected {masks / f'{alone[0]}.png'}{hint}{count}"
-        raise Unfit(first, says)
+        hints = {i: _mask_hint(of_masks, i) for i in alone[:_HINTED]}
+        says = {f"{split}/{i}": f"image {found.path(i)} has no mask{hints.get(i, '')}" for i in alone}
+        first = f"image {found.path(alone[0])} has no mask, expected {masks / f'{alone[0]}.png'}"
+        raise Unfit(f"{first}{hints[alone[0]]}{count}", says, (*found.notes(), *of_masks.notes()))
     if alone := sorted(of_masks.files.keys() - found.files.keys()):
         count = f" ({len(alone)} such masks)" if len(alone) > 1 else ""
-        says = {f"{split}/{i}": f"mask {of_masks.path(i)} has no image" for i in alone}
-        expected = images / f"{alone[0]}.jpg"
-        hint = found.unread(alone[0], "is of a kind that is not read; convert it to JPEG or PNG")
-        raise Unfit(f"{says[f'{split}/{alone[0]}']}, expected {expected} (or .png){hint}{count}", says)
+        unread = "is of a kind that is not read; convert it to JPEG or PNG"
+        hints = {i: found.unread(i, unread) for i in alone[:_HINTED]}
+        says = {f"{split}/{i}": f"mask {of_masks.path(i)} has no image{hints.get(i, '')}" for i in alone}
+        first = (
+            f"mask {of_masks.path(alone[0])} has no image, expected {images / f'{alone[0]}.jpg'} (or .png)"
+        )
+        raise Unfit(f"{first}{hints[alone[0]]}{count}", says, (*found.notes(), *of_masks.notes()))
     of_maps, more = by_name(found, list_files(maps, "saliency map"))
     ids = tuple(i for i in found.files if not exclude or f"{split}/{i}" not in exclude)
     return Pairs(ids, found, of_masks, of_maps, excluded, said + more)
