@@ -192,7 +192,7 @@ def check_tree(open_data: Callable[[frozenset[str]], SegDataset], progress: bool
 def _open_rest(
     open_data: Callable[[frozenset[str]], SegDataset],
 ) -> tuple[SegDataset | None, list[Problem], list[str]]:
-    """The data set without the images that keep it from being opened, these, and notes where nothing is left."""
+    """The data set without the images that keep it from being opened, these, and notes if nothing is left."""
     unfit: dict[str, str] = {}
     notes: dict[str, None] = {}
     while True:

@@ -29,6 +29,14 @@ _BY_SUFFIX = {
     ".hdf5": f"HDF5; save its arrays as {_MASKS}",
     ".tfrecord": f"TFRecord; save its masks as {_MASKS}",
     ".parquet": f"a Parquet table; save its masks as {_MASKS}",
+    ".arrow": f"tables of Arrow, as Hugging Face's datasets write them; save their masks as {_MASKS}",
+    ".ndjson": f"JSON lines, as Labelbox and others export; export masks there, as {_MASKS}, or {_COCO}",
+    ".jsonl": f"JSON lines, as Labelbox and others export; export masks there, as {_MASKS}, or {_COCO}",
+    ".manifest": f"a manifest of SageMaker Ground Truth; save its masks as {_MASKS}",
+    ".dcm": f"DICOM; save images as PNG, and what is annotated as {_MASKS}",
+    ".nii": f"volumes of NIfTI; save slices as {_MASKS}",
+    ".geojson": f"GeoJSON, whose outlines are in coordinates of the earth; burn them into {_MASKS}",
+    ".shp": f"a shapefile, whose outlines are in coordinates of the earth; burn them into {_MASKS}",
 }
 
 
@@ -95,9 +103,46 @@ def _of_labels(root: Path, files: list[Path]) -> str | None:
         )
     if "project.json" in names or ("meta.json" in names and any(path.parent.name == "ann" for path in files)):
         return f"a project of Supervisely; export it as {_COCO} or as {_MASKS}"
+    if said := _of_folders(root, files):
+        return said
     if "dataset.json" in names and any(path.name.endswith(".nii.gz") for path in files):
         return f"volumes of nnU-Net (NIfTI); save slices as {_MASKS}"
     return None
+
+
+_MOVE = "move images to images/train and images/val, masks of the same names to masks/train and masks/val"
+_LIST = "list the classes in classes.txt, background first"
+
+
+def _of_folders(root: Path, files: list[Path]) -> str | None:
+    """Images with masks, in other folders than segrow expects."""
+    there = {entry.name.lower() for entry in root.iterdir() if entry.is_dir()} if root.is_dir() else set()
+    parts = {"/".join(path.relative_to(root).parts[:2]).lower() for path in files} if root.is_dir() else set()
+    if any(path.name == "_classes.csv" for path in files):
+        return f"semantic masks of Roboflow (_classes.csv); {_MOVE} without _mask, and {_LIST}"
+    if {"img_dir", "ann_dir"} <= there:
+        return f"folders of MMSegmentation; rename img_dir to images and ann_dir to masks, and {_LIST}"
+    for split in ("train", "training", "val", "valid", "test"):
+        for masks in ("masks", "mask", "annotations", "gt"):
+            if (root / split / "images").is_dir() and (root / split / masks).is_dir():
+                return f"a folder per split ({split}/images, {split}/{masks}); {_MOVE}, and {_LIST}"
+        if split in there and (found := there & {f"{split}_labels", f"{split}annot", f"{split}_masks"}):
+            return f"folders as CamVid has them ({split}, {min(found)}); {_MOVE}, and {_LIST}"
+    if {"images", "annotations"} <= there and any(_is_mask(p) for p in parts if p.startswith("annotations/")):
+        return f"folders of PaddleSeg (images, annotations); rename annotations to masks, and {_LIST}"
+    stems = {path.with_suffix("") for path in files if path.suffix.lower() in (".jpg", ".jpeg")}
+    beside = [p for p in files if _is_mask(p.name) and (p.with_suffix("") in stems or _unmasked(p) in stems)]
+    if beside:
+        return f"masks beside their images ({beside[0].name}); {_MOVE}, and {_LIST}"
+    return None
+
+
+def _is_mask(name: str) -> bool:
+    return name.endswith((".png", ".bmp", ".tif"))
+
+
+def _unmasked(path: Path) -> Path:
+    return path.with_name(re.sub(r"[_-](?:mask|label|seg|gt|L)$", "", path.stem))
 
 
 def recognise_beside_json(root: Path) -> str | None:
@@ -142,6 +187,13 @@ def _json_kind(content: Any) -> tuple[str, str] | None:
                 "annotations of COCO without their images and categories, as detectors write results",
                 "give the whole file, with lists images, annotations, categories",
             )
+        if "image" in task and _has(task.get("annotations"), "coordinates"):
+            return "CreateML's JSON: boxes, which are not outlines", f"annotate outlines, as {_COCO}"
+        if "image" in task and any(_has(v, "rle", "points", "brushlabels", "width") for v in task.values()):
+            return (
+                "Label Studio's short JSON (JSON-MIN)",
+                f"export it there as COCO with images (outlines), or as {_MASKS}",
+            )
         if "Label" in task or "Labeled Data" in task or "data_row" in task:
             return "Labelbox's JSON", f"export its masks as {_MASKS}"
         return None
@@ -149,6 +201,10 @@ def _json_kind(content: Any) -> tuple[str, str] | None:
         return None
     if isinstance(content.get("items"), list) and isinstance(content.get("categories"), Mapping):
         return "Datumaro's own JSON", f"export it there as {_COCO}: datum convert -f coco_instances"
+    if isinstance(content.get("item"), Mapping) and isinstance(content.get("annotations"), list):
+        return "V7's (Darwin) JSON, one per image", f"export it there as {_COCO} or as masks"
+    if isinstance(content.get("instances"), list) and isinstance(content.get("metadata"), Mapping):
+        return "SuperAnnotate's JSON, one per image", f"export it there as {_COCO}"
     if "shapes" in content and "imagePath" in content:
         return (
             "LabelMe's JSON, one per image",
@@ -166,6 +222,16 @@ def _json_kind(content: Any) -> tuple[str, str] | None:
     if "classTitle" in str(content)[:4000] and "objects" in content:
         return "Supervisely's JSON", f"export it as {_COCO}"
     return None
+
+
+def _has(entries: Any, *keys: str) -> bool:
+    """Whether a value is a list whose first entry has one of the keys."""
+    return bool(
+        isinstance(entries, list)
+        and entries
+        and isinstance(entries[0], Mapping)
+        and entries[0].keys() & {*keys}
+    )
 
 
 def _of_xml(root: Path, files: list[Path]) -> str | None:
