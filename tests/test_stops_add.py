@@ -1,5 +1,6 @@
 """Signals end `segrow add` as they end a run: the model stands, and the same command goes on."""
 
+import errno
 import shutil
 import signal
 import sys
@@ -8,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from runs import build_tree, last_line, model, snapshot, start
 from trees import folder_tree
 
 from segrow import cli
 from segrow.engine.checkpoint import Checkpoint
 from segrow.engine.step import StepTrainer
+from segrow.errors import UserError
 from segrow.grow import step
 from segrow.model import store
 
@@ -114,5 +117,43 @@ def test_the_same_command_goes_on(
         done = count(StepTrainer, "_update", patch)
         assert add(base, animals) == 0
     assert len(done) == left
+    assert (animals / "model.safetensors").read_bytes() == taught
+    assert [path.name for path in tmp_path.iterdir()] == ["animals"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UserError("image x cannot be decoded"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512.00 MiB."),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+    ids=["image", "driver", "memory", "disk"],
+)
+def test_an_error_keeps_the_finished_epochs(
+    base: Path, taught: bytes, tmp_path: Path, error: Exception
+) -> None:
+    animals = Path(shutil.copytree(base / "animals", tmp_path / "animals"))
+    inner, calls = StepTrainer._update, 0
+
+    def failing(self: StepTrainer, batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # the last update of the second epoch
+            raise error
+        return inner(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StepTrainer, "_update", failing)
+        if "CUDA error" in str(error):
+            with pytest.raises(RuntimeError):
+                add(base, animals)
+        else:
+            assert add(base, animals) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        done = count(StepTrainer, "_update", patch)
+        assert add(base, animals) == 0
+    assert len(done) == 2
     assert (animals / "model.safetensors").read_bytes() == taught
     assert [path.name for path in tmp_path.iterdir()] == ["animals"]

@@ -223,10 +223,11 @@ def _is_done(folder: Path, config: Mapping[str, Any]) -> bool:
 def _differing_here(folder: Path, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """How a configuration differs from that of a run folder.
 
-    Precision auto is that of the run when nothing is left to train: an earlier segrow had another default.
+    Precision auto is that of the run when nothing is left to train: an earlier segrow had another default,
+    and a recipe asks for 16 on a GPU and for auto on a CPU.
     """
     found = _differing(read_config(folder), config)
-    if found.get("train.precision", ("", ""))[1] == "auto" and _is_done(folder, config):
+    if "auto" in found.get("train.precision", ()) and _is_done(folder, config):
         del found["train.precision"]
     return found
 

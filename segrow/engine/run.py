@@ -236,18 +236,20 @@ class Run:
         done = self.results["steps"]
         if len(done) >= len(self.scenario.steps[: self.config.steps]):
             return
-        if done:
-            self._say_change("the steps so far were", done[-1]["cost"].get("precision", ""))
-        if line := self.machine.numbers.line:
+        changed = done and self._say_change("the steps so far were", done[-1]["cost"].get("precision", ""))
+        line = self.machine.numbers.line
+        if line and not changed:
             self.machine.display.say(line)
 
-    def _say_change(self, what: str, before: str) -> None:
+    def _say_change(self, what: str, before: str) -> bool:
         """A line when the run goes on in another precision: `auto`, on another machine."""
         numbers = self.machine.numbers
-        if before and last(before) != numbers.used:
+        changed = bool(before) and last(before) != numbers.used
+        if changed:
             self.machine.display.say(
                 f"{what} trained in {before}; this machine goes on in {numbers.used}, for {numbers.reason}"
             )
+        return changed
 
     def say_what_is_left(self) -> None:
         """A line when the task goes further than the run."""
@@ -285,7 +287,6 @@ class Run:
         if step < len(self.results["steps"]):
             self.machine.display.say(f"step {step}  done before")
             return False
-        reset_peak_memory(self.fabric.device)
         val = len(self.validation.present.ids)
         training, *self.machine.left.ahead = pieces(
             self.config, self.method, self.scenario, val, step, self._pages
@@ -315,6 +316,7 @@ class Run:
         Returns:
             Seconds that it took, those before a resume included.
         """
+        reset_peak_memory(self.fabric.device)
         torch.manual_seed(mix_seed(self.config.seed, step))
         model, teacher, parent, exemplars = self._models(step)
         images = self._views(step, model, exemplars)

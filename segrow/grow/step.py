@@ -35,7 +35,7 @@ from ..engine.machine import Machine
 from ..engine.run import Run
 from ..engine.setup import Prepared, make_fabric
 from ..engine.val_features import trunk_hash
-from ..errors import MachineError, UserError
+from ..errors import MachineError, NonFiniteLossError, UserError
 from ..evaluate import eval_loader, image_matrices
 from ..memory import Exemplar, to_json
 from ..methods.base import make_method
@@ -146,8 +146,11 @@ def _work_folder(plan: Plan) -> Iterator[Path]:
             yield work
         except (OSError, MachineError):  # such as a full disk: when that is mended the same call goes on
             raise
-        except Exception:
-            discard(work)
+        except Exception as error:
+            paths = RunPaths(work)
+            trained = paths.checkpoint.exists() or paths.model(plan.step).exists()
+            if not trained or isinstance(error, NonFiniteLossError):  # it would be lost again
+                discard(work)
             raise
         if work.exists():  # it went with the model that it was trained on, unless the new one was rejected
             discard(work)
