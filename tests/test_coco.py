@@ -13,6 +13,7 @@ from PIL import Image
 from runs import only_line
 
 from segrow import cli
+from segrow.data import coco
 from segrow.data.cache import cache_folder
 from segrow.data.coco import CocoDataset, find_files
 from segrow.data.given import open_given
@@ -112,7 +113,7 @@ def test_masks_are_what_was_drawn(folder: Path) -> None:
 
 def test_the_masks_are_drawn_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = CocoDataset(folder / "instances.json").mask_path("train", "001")
-    monkeypatch.setattr(CocoDataset, "_draw_into", None)
+    monkeypatch.setattr(coco, "draw_masks", None)
     assert CocoDataset(folder / "instances.json").mask_path("train", "001") == first
     text = (folder / "instances.json").read_text()
     (folder / "instances.json").write_text(text.replace("okapi", "okapis"))

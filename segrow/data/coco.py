@@ -14,50 +14,24 @@ import atexit
 import hashlib
 import shutil
 import tempfile
-import zlib
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
-
-import numpy as np
-from PIL import Image
-from rich.progress import track
+from typing import final
 
 from ..atomic import appear, discard, new_folder
 from ..class_lists import BACKGROUND, MOST_CLASSES, alike_notes, name_hint
 from ..errors import UserError
-from ..processes import cores
-from ..resources import machine_refuses
-from ..sealed import read_sealed_json, write_sealed_json
-from ..shapes import Shape
-from ..terminal import Terminal
-from ..wording import are, count, verb
+from ..wording import are, count
 from .base import SegDataset, Split
 from .cache import cache_folder, say_damaged, say_unkept
 from .coco_file import CocoFile, Entry, read_coco
 from .coco_images import SPLITS, Located, find_images, split_of, unlisted
-from .coco_shapes import draw_shapes
-from .files import opened, orientation, upright_size
+from .coco_masks import Part, draw_masks, is_whole, pycocotools, read_notes, unfit_images
 from .folder import held_out
-from .listing import Unfit
 
 _DRAWN = "5"  # changes when masks are drawn otherwise
-_NOTES = "notes.json"
-_SHAPE: Shape = {"notes": [str], "sums": {str: int}}
 _ORDER: tuple[Split, ...] = ("train", "val")
-
-
-@dataclass
-class _Part:
-    """A split: its file, its images by id, and the folder of its masks once they are drawn."""
-
-    split: Split
-    file: CocoFile
-    images: dict[str, Path]
-    folder: Path | None = field(default=None)
 
 
 @final
@@ -99,8 +73,7 @@ class CocoDataset(SegDataset):
             )
         self.class_names = (BACKGROUND, *classes)
         self.ignore_id = 255 if len(self.class_names) <= 255 else 65535
-        self._values = {name: k for k, name in enumerate(self.class_names)}
-        self._parts: dict[Split, _Part] = {}
+        self._parts: dict[Split, Part] = {}
         self.notes = tuple(left)
         listed: list[Path] = []
         unfit: dict[str, str] = {}
@@ -110,7 +83,7 @@ class CocoDataset(SegDataset):
             self.notes += (*file.notes, *notes)
             listed += [image.path for image in images if image.path]
         if unfit:
-            raise _unfit(unfit)
+            raise unfit_images(unfit)
         self.notes += (*_spelled_apart(files.values()), *alike_notes(str(root), self.class_names[1:]))
         if alone := unlisted(listed):
             self.notes += (
@@ -118,7 +91,7 @@ class CocoDataset(SegDataset):
                 f"(first {alone[0]})",
             )
         self._held = self._hold_out() if hold_out and "val" not in self._parts else frozenset()
-        _pycocotools()
+        pycocotools()
         drawn = f"{ignore if ignore is None else sorted(ignore)}\n{sorted(self.excluded)}"
         self._key = f"{root.resolve()}\n{_DRAWN}\n{drawn}\n"
 
@@ -137,7 +110,7 @@ class CocoDataset(SegDataset):
         part = self._parts[self._place(split)]
         if part.folder is None:
             part.folder = self._drawn(part)
-            self.notes += tuple(read_sealed_json(part.folder / _NOTES, "notes", _SHAPE)["notes"])
+            self.notes += read_notes(part.folder)
         return part.folder / f"{image_id}.png"
 
     def saliency_path(self, split: Split, image_id: str) -> Path:
@@ -151,7 +124,7 @@ class CocoDataset(SegDataset):
         images: Sequence[Located],
         exclude: frozenset[str],
         unfit: dict[str, str],
-    ) -> _Part:
+    ) -> Part:
         """A split without the images that are left out, by their ids or names; fills `unfit`."""
         kept: dict[str, tuple[Entry, Path]] = {}
         for entry, image in zip(file.entries, images, strict=True):
@@ -164,7 +137,7 @@ class CocoDataset(SegDataset):
             else:
                 kept[image.id] = entry, image.path
         entries = tuple(entry for entry, _ in kept.values())
-        return _Part(split, replace(file, entries=entries), {i: path for i, (_, path) in kept.items()})
+        return Part(split, replace(file, entries=entries), {i: path for i, (_, path) in kept.items()})
 
     def _place(self, split: Split) -> Split:
         """Where the images of a split stand: those that are held out are in the training file."""
@@ -193,7 +166,7 @@ class CocoDataset(SegDataset):
                 f'{root} has no category "{unknown[0]}" to ignore; its categories are {listed}.{hint}'
             )
 
-    def _drawn(self, part: _Part) -> Path:
+    def _drawn(self, part: Part) -> Path:
         """The folder of a split's masks, which appears when it is complete."""
         with open(part.file.path, "rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
@@ -201,14 +174,14 @@ class CocoDataset(SegDataset):
         key = hashlib.sha256(f"{self._key}{content}\n{names}".encode()).hexdigest()[:16]
         place = cache_folder() / "coco" / key
         if place.is_dir():
-            if _is_whole(place):
+            if is_whole(place):
                 return place
             say_damaged("the folder of drawn masks", place)
         try:
             if place.is_dir():
                 discard(place)
             with new_folder(place) as temporary:
-                self._draw_into(temporary, part)
+                draw_masks(temporary, part, self.class_names, self.ignore_id)
                 try:
                     appear(temporary, place)
                 except OSError:
@@ -218,12 +191,12 @@ class CocoDataset(SegDataset):
         except OSError as error:
             return self._drawn_elsewhere(part, place.parent, error)
 
-    def _drawn_elsewhere(self, part: _Part, cache: Path, error: OSError) -> Path:
+    def _drawn_elsewhere(self, part: Part, cache: Path, error: OSError) -> Path:
         """Where the cache cannot be written: a folder that is gone when the process ends."""
         try:
             folder = Path(tempfile.mkdtemp(prefix="segrow-coco-"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            self._draw_into(folder, part)
+            draw_masks(folder, part, self.class_names, self.ignore_id)
         except OSError as second:
             raise UserError(
                 f"masks of {part.file.path} can be drawn neither in {cache} ({error.strerror}) nor in "
@@ -231,84 +204,6 @@ class CocoDataset(SegDataset):
             ) from None
         say_unkept("the folder of drawn masks", cache, error)
         return folder
-
-    def _draw_into(self, folder: Path, part: _Part) -> None:
-        masks, console = _pycocotools(), Terminal(stderr=True)
-        pairs = list(zip(part.file.entries, part.images.items(), strict=True))
-        empty, unfit = 0, {}
-        covered: list[tuple[int, int, str]] = []
-        for entry, (image_id, path) in track(
-            pairs, "drawing masks", console=console, disable=not console.is_terminal
-        ):
-            try:
-                size = self._size(path, entry, part)
-                shapes = [
-                    (outline, self._value(part, name), where) for outline, name, where in entry.outlines
-                ]
-                dtype = np.uint8 if self.ignore_id < 256 else np.uint16
-                drawn = draw_shapes(shapes, size, masks, dtype)
-            except UserError as error:
-                unfit[f"{part.split}/{image_id}"] = str(error)
-                continue
-            empty += drawn.empty
-            covered += drawn.covered
-            (folder / image_id).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(drawn.mask).save(folder / f"{image_id}.png")
-        if unfit:
-            raise _unfit(unfit)
-        notes = self._covered_notes(part, covered)
-        if empty:
-            said = f"annotations without a pixel of their image, left out: {empty}"
-            notes.append(f"{part.file.path.name}: {said}")
-        about = {"notes": notes, "sums": _sums(folder, part.images)}
-        write_sealed_json(folder / _NOTES, about)
-
-    def _covered_notes(self, part: _Part, covered: Sequence[tuple[int, int, str]]) -> list[str]:
-        """A sentence on objects that no pixel shows, by their class and the one on top."""
-        if not covered:
-            return []
-        called = {value: f'"{name}"' for value, name in enumerate(self.class_names)}
-        called[self.ignore_id] = "what is ignored"
-        pairs = Counter((called[value], called[top]) for value, top, _ in covered)
-        some = ", ".join(f"{n} of {name} under {top}" for (name, top), n in pairs.most_common(5))
-        more = ", …" if len(pairs) > 5 else ""
-        n = len(covered)
-        return [
-            f"{part.file.path.name}: {count(n, 'object')} {verb(n, 'lie')} under others of another class and "
-            f"{verb(n, 'leave')} no pixel: {some}{more} (first {covered[0][2]}); the "
-            "smaller one is on top, of equal ones the later in the file"
-        ]
-
-    def _size(self, path: Path, entry: Entry, part: _Part) -> tuple[int, int]:
-        """Height and width of an image, which are those that the file says."""
-        size = upright_size(path)
-        told = tuple(mine if side is None else side for side, mine in zip(entry.size, size, strict=True))
-        if size != told:
-            turned = _exchanged(path) if told == size[::-1] else ""
-            raise UserError(
-                f"image {path} is {size[1]}x{size[0]} pixels (width x height), in {part.file.path} "
-                f"{told[1]!r}x{told[0]!r}; they must be equal{turned}"
-            )
-        return size
-
-    def _value(self, part: _Part, name: str) -> int:
-        return self.ignore_id if not name or name in part.file.ignored else self._values[name]
-
-
-def _exchanged(path: Path) -> str:
-    """Why a file may say an image's height for its width."""
-    with opened(path, "image") as image:
-        if orientation(image) >= 5:
-            return "; it was annotated unturned, without its EXIF orientation"
-    return "; the file has width and height exchanged: correct them there"
-
-
-def _unfit(each: Mapping[str, str]) -> Unfit:
-    """What to raise for images that cannot be used, a sentence for each by its SPLIT/ID."""
-    first, *others = each.values()
-    more = f"; {count(len(others), 'image')} more cannot be used" if others else ""
-    advice = ": segrow data check lists them, and --data.exclude leaves them out" if others else ""
-    return Unfit(f"{first}{more}{advice}", each)
 
 
 def _spelled_apart(files: Iterable[CocoFile]) -> Iterator[str]:
@@ -323,26 +218,6 @@ def _spelled_apart(files: Iterable[CocoFile]) -> Iterator[str]:
                     f"{file.path.name} are one class: they differ in how characters are written, or around "
                     "the name"
                 )
-
-
-def _sums(folder: Path, images: Iterable[str]) -> dict[str, int]:
-    """CRC-32 of the mask of each image."""
-    paths = {image_id: folder / f"{image_id}.png" for image_id in images}
-    with ThreadPoolExecutor(cores()) as pool:
-        return dict(
-            zip(paths, pool.map(lambda path: zlib.crc32(path.read_bytes()), paths.values()), strict=True)
-        )
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether the masks in a folder are those that were drawn."""
-    try:
-        sums = read_sealed_json(folder / _NOTES, "notes", _SHAPE)["sums"]
-        return bool(_sums(folder, sums) == sums)
-    except (UserError, OSError) as error:
-        if machine_refuses(error):
-            raise
-        return False
 
 
 def find_files(root: Path) -> tuple[dict[Split, Path], list[str]]:
@@ -382,11 +257,3 @@ def find_files(root: Path) -> tuple[dict[Split, Path], list[str]]:
     names = ", ".join(str(file.relative_to(root)) for file in left)
     notes = [f"{root}: {names} {are(len(left))} not read"] if left else []
     return {split: by_split[split][0] for split in _ORDER if split in by_split}, notes
-
-
-def _pycocotools() -> Any:
-    try:
-        import pycocotools.mask
-    except ImportError:
-        raise UserError('COCO files need pycocotools; run: pip install "segrow[coco]"') from None
-    return pycocotools.mask
