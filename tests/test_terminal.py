@@ -44,9 +44,13 @@ def test_every_error_is_one_line(error: Exception, capsys: Capture) -> None:
     assert SAFE in line
 
 
+_NO_TEXT = ((ODD, "\0", "\udcff"), (SAFE, r"\x00", r"\udcff"))  # and what is refused before it is looked at
+
+
 def test_an_unknown_command_is_one_line(capsys: Capture) -> None:
-    assert cli.main([ODD]) == 2
-    assert capsys.readouterr().err.startswith(f'segrow: no command "{SAFE}"; there is ')
+    odd, safe = (text.replace(nul, "").replace(lone, "") for text, nul, lone in _NO_TEXT)
+    assert cli.main([odd]) == 2
+    assert capsys.readouterr().err.startswith(f'segrow: no command "{safe}"; there is ')
 
 
 def test_lines_cells_and_titles_are_printed_as_they_are(capsys: Capture) -> None:
