@@ -21,7 +21,8 @@ from torch import Tensor
 
 from .argmax import Scores, arg_max, by_bands
 from .data.augment import View, centre_view, cut_image
-from .data.files import BROKEN, as_upright_rgb, read_image
+from .data.files import BROKEN, as_upright_rgb, decode_image
+from .data.taken import Taken, taken_notes
 from .errors import UserError
 from .losses import upsample
 from .methods.base import unsure
@@ -394,22 +395,29 @@ def _device(wanted: torch.device | str) -> torch.device:
 def as_rgb(image: Image_) -> Pixels:
     """uint8 H W 3 of a file, a PIL image, an array or a tensor.
 
-    A PIL image is taken as its file would be: EXIF orientation applied, 16-bit values scaled.
+    A PIL image is taken as its file would be: EXIF orientation applied, more than 8 bits scaled.
+
+    Warns:
+        ImageWarning: What was decided for it, as `segrow predict` notes it, and that 16 bits were scaled.
 
     Raises:
         UserError: The file cannot be read, the array is empty or not uint8 H W 3 (a tensor uint8 3 H W), or
             it is none of these.
     """
     if isinstance(image, Path | str):
-        return read_image(Path(image))
+        picture, taken = decode_image(Path(image))
+        _warn(taken, str(image))
+        return np.array(picture)
     if isinstance(image, Image.Image):
         if 0 in image.size:
             raise UserError(f"got a picture of {image.size} pixels, expected at least one; leave it out")
         try:
-            return np.array(as_upright_rgb(image)[0])
+            picture, taken = as_upright_rgb(image)
         except BROKEN as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"the picture cannot be decoded ({reason}); leave it out") from None
+        _warn(taken, "the picture")
+        return np.array(picture)
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
             kind, shape = str(image.dtype).removeprefix("torch."), tuple(image.shape)
@@ -428,6 +436,18 @@ def as_rgb(image: Image_) -> Pixels:
             f"got an array of {kind} {shape}, expected uint8 (height, width, 3); {_hint(kind, shape)}"
         )
     return image.copy()  # what was seen stays so when the caller fills its array anew
+
+
+class ImageWarning(UserWarning):
+    """An image does not say plainly what its numbers mean: what was decided."""
+
+
+def _warn(taken: Taken, name: str) -> None:
+    told = [*taken_notes([taken], [name], "read")]
+    if taken & Taken.SIXTEEN:
+        told.append(f"{name} has 16 bits per value and is divided by 256")
+    for note in told:
+        warnings.warn(note, ImageWarning, stacklevel=4)
 
 
 def _hint(kind: str, shape: tuple[int, ...]) -> str:

@@ -251,6 +251,29 @@ def _select(
     return [known[name] for name in classes]
 
 
+def unseen_notes(scenario: Scenario, presence: PresenceLike) -> tuple[str, ...]:
+    """A note on classes that no training image of their step shows, which nothing can be learnt of.
+
+    Args:
+        scenario: The steps.
+        presence: Which raw ids each training image shows.
+    """
+    rows = {image: row for row, image in enumerate(presence.ids)}
+    present = np.asarray(presence.present)
+    unseen: list[str] = []
+    for step in scenario.steps:
+        images = present[[rows[image] for image in step.images]]
+        raw = scenario.raw_ids[step.first : step.first + len(step.classes)]
+        unseen += [name for name, r in zip(step.classes, raw, strict=True) if not images[:, r].any()]
+    if not unseen:
+        return ()
+    some = ", ".join(unseen[:5]) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
+    it = "it" if len(unseen) == 1 else "them"
+    return (
+        f"no training image shows {some}, so nothing is learnt of {it}; leave {it} out with --data.classes",
+    )
+
+
 def _no_duplicates(names: Sequence[str], where: str) -> None:
     repeated = sorted({name for name in names if list(names).count(name) > 1})
     if repeated:

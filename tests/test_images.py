@@ -104,11 +104,16 @@ def test_16_bit_rgb(tmp_path: Path) -> None:
 
 
 def test_saliency_is_whatever_is_not_zero(tmp_path: Path) -> None:
+    objects = GREY // 20
     for number, image in enumerate(
-        [Image.fromarray(GREY), Image.fromarray(GREY > 0), Image.fromarray(np.stack([GREY] * 3, axis=2))]
+        [
+            Image.fromarray(objects),
+            Image.fromarray(objects > 0),
+            Image.fromarray(np.stack([objects] * 3, axis=2)),
+        ]
     ):
         image.save(tmp_path / f"{number}.png")
-        np.testing.assert_array_equal(files.read_saliency(tmp_path / f"{number}.png"), GREY != 0)
+        np.testing.assert_array_equal(files.read_saliency(tmp_path / f"{number}.png"), objects != 0)
 
 
 def png(depth: int, kind: int, lines: bytes, size: tuple[int, int], interlaced: int = 0) -> bytes:

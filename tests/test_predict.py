@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from segrow.methods.ssul import Ssul
 from segrow.model.segmenter import Segmenter, SegOutput, build_segmenter
 from segrow.model.store import save_model
 from segrow.palette import voc_palette
-from segrow.predict import STRIDE, Predictor, as_rgb
+from segrow.predict import STRIDE, ImageWarning, Predictor, as_rgb
 from segrow.predict_files import Job, Prediction, find_images, predict_files, write_prediction
 
 NAMES = ("background", "cat", "dog")
@@ -174,25 +175,34 @@ def test_what_is_no_image_is_refused(model: Segmenter) -> None:
         predictor(Image.new("RGB", (0, 4)))
 
 
+def told(says: str) -> AbstractContextManager[object]:
+    return pytest.warns(ImageWarning, match=says) if says else nullcontext()
+
+
 def test_a_pil_image_is_taken_as_its_file(tmp_path: Path) -> None:
     wide = noise(40, 60)[:, :, 0].astype(np.uint16) * 257
     Image.fromarray(wide).save(tmp_path / "wide.png")
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(noise(40, 60)).save(tmp_path / "turned.png", exif=exif)
-    for name, shape in (("wide.png", (40, 60, 3)), ("turned.png", (60, 40, 3))):
-        by_file = as_rgb(tmp_path / name)
+    for name, shape, says in (
+        ("wide.png", (40, 60, 3), "has 16 bits per value and is divided by 256"),
+        ("turned.png", (60, 40, 3), ""),
+    ):
+        with told(says):
+            by_file = as_rgb(tmp_path / name)
         assert by_file.shape == shape
-        with Image.open(tmp_path / name) as picture:
+        with Image.open(tmp_path / name) as picture, told(says):
             assert (as_rgb(picture) == by_file).all()
-    assert (as_rgb(tmp_path / "wide.png")[:, :, 0] == wide >> 8).all()
     for mode in ("I;16", "I"):
         picture = Image.fromarray(wide.astype(np.int32) if mode == "I" else wide)
         assert picture.mode == mode
-        assert (as_rgb(picture)[:, :, 0] == wide >> 8).all()
+        with told("the picture has 16 bits per value and is divided by 256"):
+            assert (as_rgb(picture)[:, :, 0] == wide >> 8).all()
     dark = np.arange(256, dtype=np.int32).reshape(16, 16)
     for kind in (np.int32, np.uint16):  # values of 8 bits in files of more
-        assert (as_rgb(Image.fromarray(dark.astype(kind)))[:, :, 1] == dark).all()
+        with told("more than 8 bits per value but nothing above 255: taken as 8-bit"):
+            assert (as_rgb(Image.fromarray(dark.astype(kind)))[:, :, 1] == dark).all()
     (tmp_path / "cut.png").write_bytes((tmp_path / "turned.png").read_bytes()[:300])
     with Image.open(tmp_path / "cut.png") as picture, pytest.raises(UserError, match="cannot be decoded"):
         as_rgb(picture)

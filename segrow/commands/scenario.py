@@ -9,7 +9,7 @@ from ..class_lists import LIST_HELP, split_names
 from ..data import open_dataset
 from ..data.exclude import read_exclusion
 from ..errors import UserError
-from ..scenario import Scenario, build_scenario
+from ..scenario import Scenario, build_scenario, unseen_notes
 from ..terminal import Terminal
 from .notes import say_notes
 from .parser import OneLineParser
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         args.seed,
         ignored=data.ignored,
     )
-    say_notes(data.notes)
+    say_notes((*data.notes, *unseen_notes(scenario, presence)))
     if args.json:
         steps = [{"index": s.index, "classes": s.classes, "images": s.images} for s in scenario.steps]
         print(json.dumps({"steps": steps}))

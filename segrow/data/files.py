@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from ..documents import open_file
 from ..errors import UserError
 from ..resources import machine_refuses, named
+from .soft_maps import in_alpha, unclear
 from .taken import Taken
 from .tiff import bands, unread
 
@@ -196,15 +197,19 @@ def read_saliency(path: Path) -> NDArray[np.uint8]:
         uint8 H x W; 1 where any channel is not 0. Of a palette of greys the grey counts, else the index.
 
     Raises:
-        UserError: A file that is missing or cannot be decoded.
+        UserError: A file that is missing, cannot be decoded or does not say which pixels are salient.
     """
     with opened(path, "saliency map") as image:
+        if in_alpha(image):
+            raise Refused("has one colour and differs in alpha alone; save the alpha as a grey PNG")
         opaque = {"LA": "L", "RGBA": "RGB", "PA": "P"}.get(image.mode)  # alpha says nothing of saliency
         values = np.asarray(image.convert(opaque) if opaque else image)
         if image.mode == "P" and (greys := grey_palette(image)) is not None and values.max() < len(greys):
             values = greys[values]
-    if values.ndim == 3:
-        values = values.max(axis=2)
+        if values.ndim == 3:
+            values = values.max(axis=2)
+        if values.dtype != np.bool_ and (said := unclear(values)):
+            raise Refused(said)
     # of bits the bytes: comparing them is many times faster
     shown: NDArray[np.bool_] = np.not_equal(values.view(np.uint8) if values.dtype == np.bool_ else values, 0)
     return shown.view(np.uint8)

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..methods.base import Method
 from ..precision import choose
 from ..processes import can_start_again, limit_threads
-from ..scenario import Scenario, Step, build_scenario
+from ..scenario import Scenario, Step, build_scenario, unseen_notes
 from ..wording import count
 from .group import Group, Started, find_place
 from .select import check_selection
@@ -99,7 +99,7 @@ def prepare(
         copies.refuse(
             f"leave them out: segrow data check {data.root} --fix-list FILE, then --data.exclude FILE"
         )
-    data.notes += copies.notes()
+    data.notes += (*unseen_notes(scenario, train), *copies.notes())
     _check_batches(config.train, scenario.steps[: config.steps])
     _check_memory(config, scenario, method)
     if config.train.select == "best":
