@@ -186,3 +186,13 @@ def test_an_annotation_of_no_image_is_told(tmp_path: Path, number: Any) -> None:
     assert data.notes[0].startswith(
         "a.json: 1 annotation of images that it does not list is left out (first "
     )
+
+
+@pytest.mark.parametrize("value", [None, True, [1], {"a": 1}, 1e30])
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [("categories", "supercategory"), ("annotations", "ignore"), ("annotations", "attributes")],
+)
+def test_a_value_of_any_kind_is_no_traceback(tmp_path: Path, part: str, key: str, value: Any) -> None:
+    root = put(tmp_path / "d", 2, lambda _, c: c[part][0].update({key: value}))
+    assert CocoDataset(root).ids("train") == ("0", "1")

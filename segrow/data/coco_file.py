@@ -257,7 +257,7 @@ def _categories(
     Left out is what tools add by themselves and no annotation uses: the root of Roboflow, which other
     categories name as theirs, and a second category of a name.
     """
-    roots = {category.get("supercategory") for category in categories}
+    roots = {root for category in categories if isinstance(root := category.get("supercategory"), str)}
     by_name: dict[str, list[Id]] = defaultdict(list)
     background: list[str] = []
     names: dict[Id, str] = {}
