@@ -54,9 +54,13 @@ def test_they_meet_again_in_the_next_call(by: str, tmp_path: Path) -> None:
     """The store still holds the addresses of the first group; between calls there is none."""
 
     def body() -> int:
-        for _ in range(3):
+        for call in (1, 2):
             with together() as both:
                 both.connect(CPU)
+                assert both.place is not None
+                store = group._reach(both.place)
+                assert store.check([f"{call}/here/0", f"{call}/here/1"])
+                assert not store.check([f"{call + 1}/here/0"])
                 assert reduce_ranks() == 3
             assert not torch.distributed.is_initialized()
         return 0
