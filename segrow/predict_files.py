@@ -86,6 +86,9 @@ def find_images(names: Sequence[str], out: Path | None = None) -> Found:
         found, left = _jobs(name, out and out.resolve())
         if not found:
             some = f": {left_out(left, 'image')}" if left else ""
+            if "[" in name and not Path(name).exists():
+                written = glob.escape(name.partition("*")[0])
+                some += f"; [ begins a choice of letters in a pattern: for the sign itself write {written}…"
             raise UserError(f"{name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){some}")
         if left:
             notes.append(f"{name}: {left_out(left, 'image')}; convert them to JPEG or PNG")

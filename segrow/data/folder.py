@@ -20,8 +20,15 @@ from .class_file import class_lines, read_classes
 from .colours import FILES as COLOUR_FILES
 from .colours import ColourTable, colour_table, parse_colours, stated_colours
 from .files import IMAGE_SUFFIXES
-from .listing import Pairs, divide, list_files, match_pairs, refuse_backslashes, unread_files
+from .listing import (
+    Pairs,
+    divide,
+    list_files,
+    match_pairs,
+    refuse_backslashes,
+)
 from .lists import read_division, unread_lists
+from .unread import unread_annotations, unread_files
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 KINDS = ("images", "masks", "saliency")
@@ -65,7 +72,7 @@ class FolderDataset(SegDataset):
             )
         self.class_names, self.notes = read_classes(self.root / "classes.txt")
         self.notes += unread_files(self.root, ("classes.txt", "class_names.txt"))
-        self.notes += unread_files(self.root, COLOUR_FILES)
+        self.notes += unread_files(self.root, COLOUR_FILES) + unread_annotations(self.root)
         self.ignore_id = 255 if len(self.class_names) <= 255 else 65535
         self.ignored, said = ignored_values(self.class_names, ignore, self.root)
         self.notes += said

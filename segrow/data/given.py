@@ -10,8 +10,9 @@ from ..wording import are, have
 from .base import SegDataset, Split
 from .colours import FILES as COLOUR_FILES
 from .colours import classes_of, colour_table, stated_colours, voc_colours
-from .listing import Unfit, by_name, list_files, refuse_backslashes, unread_files
+from .listing import Unfit, by_name, list_files, refuse_backslashes
 from .lists import LISTS, read_division, unread_lists
+from .unread import unread_annotations, unread_files
 
 EXPECTED = (
     "expected classes.txt with images/ and masks/, JPEGImages/ with SegmentationClass/, or a COCO .json file"
@@ -147,6 +148,7 @@ class PaletteDataset(SegDataset):
         named = next((self.root / name for name in CLASS_FILES if (self.root / name).is_file()), None)
         stated = stated_colours(self.root)
         self.notes += (*unread_files(self.root, CLASS_FILES), *unread_files(self.root, COLOUR_FILES))
+        self.notes += unread_annotations(self.root)
         self.class_names = NAMES
         ignored: Collection[str] = ()
         if named:

@@ -1,6 +1,7 @@
 """The files of a folder of images or masks: which are read, which are left out, and which belong together."""
 
 import os
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -128,7 +129,7 @@ def list_files(folder: Path, what: What) -> Listing:
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise UserError(f"{folder / name} has a name that is not UTF-8; rename it") from None
+            raise UserError(f"{folder / name} has a name that {_unencoded(name)}") from None
         image_id = unicodedata.normalize("NFC", os.path.splitext(name)[0])
         if image_id in files:
             both, twins = (files[image_id], name), ""
@@ -137,6 +138,15 @@ def list_files(folder: Path, what: What) -> Listing:
             raise UserError(f"{folder} holds {' and '.join(both)}{twins}; one {what} must have one file")
         files[image_id] = name
     return Listing(folder, what, dict(sorted(files.items())), tuple(left))
+
+
+def _unencoded(name: str) -> str:
+    """Why a name of a file cannot be written as UTF-8, and what to do."""
+    try:
+        os.fsencode(name).decode()
+    except UnicodeDecodeError:
+        return "is not UTF-8; rename it"
+    return f"Python takes as {sys.getfilesystemencoding()} here; set the environment variable PYTHONUTF8=1"
 
 
 def refuse_backslashes(folder: Path) -> None:
@@ -158,15 +168,6 @@ def _plain(folder: Path, names: Iterable[str]) -> Iterator[str]:
                 "unpack the archive with what makes folders of them (unzip, Windows itself), or move files"
             )
         yield name
-
-
-def unread_files(root: Path, names: Sequence[str]) -> tuple[str, ...]:
-    """A note on files that say something else than the one that is read, which is the first that is there."""
-    there = [root / name for name in names if (root / name).is_file()]
-    others = [path.name for path in there[1:] if path.read_bytes().split() != there[0].read_bytes().split()]
-    if not others:
-        return ()
-    return (f"{root}: {there[0].name} is read, {', '.join(others)} {are(len(others))} not and differ",)
 
 
 def divide(names: Iterable[str], suffixes: frozenset[str]) -> tuple[list[str], list[str]]:
