@@ -1,6 +1,7 @@
 """A model directory with the method that reads it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from .memory import Exemplar, from_json
 from .methods.base import Method, make_method
 from .model.record import RECORD, check_needed, is_model, read_file_beside
 from .model.segmenter import Segmenter
-from .model.store import load_model
+from .model.store import load_whole
 from .tensor_files import parse_safetensors
 
 MEMORY, METHOD_STATE = "memory.json", "method.safetensors"
@@ -75,13 +76,51 @@ def origin_names(meta: Mapping[str, Any], class_names: Sequence[str]) -> dict[in
     return {raw: mine[name] for raw, name in enumerate(class_names) if raw and name in mine}
 
 
+@dataclass(frozen=True)
+class Stored:
+    """All that a model directory holds, of one version.
+
+    Attributes:
+        folder: The directory, for errors.
+        model: On the CPU, in evaluation mode.
+        meta: Its model.json.
+        method: Knows how logits become scores; with its state.
+        beside: Contents of the further files by name, such as memory.json.
+    """
+
+    folder: Path
+    model: Segmenter
+    meta: dict[str, Any]
+    method: Method
+    beside: Mapping[str, bytes]
+
+    def memory(self) -> tuple[Exemplar, ...]:
+        """Its exemplars; none where it has no memory.
+
+        Raises:
+            UserError: When the file holds something else.
+        """
+        return memory_in(self.beside.get(MEMORY), self.folder)
+
+
 def load_with_method(
     folder: Path,
     allow_code: bool,
     device: torch.device | str = "cpu",
     trusted: Method | None = None,
 ) -> tuple[Segmenter, dict[str, Any], Method]:
-    """A model, its model.json, and the method that knows how its logits become scores, with its state.
+    """A model, its model.json, and its method, as `load_stored`."""
+    stored = load_stored(folder, allow_code, device, trusted)
+    return stored.model, stored.meta, stored.method
+
+
+def load_stored(
+    folder: Path,
+    allow_code: bool,
+    device: torch.device | str = "cpu",
+    trusted: Method | None = None,
+) -> Stored:
+    """A model with the method that knows how its logits become scores, the method's state, and its memory.
 
     Everything that reads a model goes through here: without the state, scores can be other ones.
 
@@ -95,7 +134,7 @@ def load_with_method(
         UserError: When there is no model, its model.json says too little, or its method is code outside
             segrow and that is not allowed.
     """
-    model, meta = load_model(folder)
+    model, meta, beside = load_whole(folder)
     check_needed(meta, folder)
     stored = meta["method"]
     known = trusted is not None and trusted.name == stored["name"]
@@ -106,17 +145,20 @@ def load_with_method(
     except UserError as error:
         advice = "" if "; " in str(error) else "; copy the model again"
         raise UserError(f"{folder / RECORD}: {error}{advice}") from None
-    restore_state(method, folder, device)
-    return model, meta, method
+    restore_state(method, beside.get(METHOD_STATE), folder, device)
+    return Stored(folder, model, meta, method, beside)
 
 
-def restore_state(method: Method, folder: Path, device: torch.device | str) -> None:
+def restore_state(method: Method, content: bytes | None, folder: Path, device: torch.device | str) -> None:
     """Give a method the state that is stored beside the model it trained; none where none is.
+
+    Args:
+        content: Of method.safetensors.
+        folder: The model directory, for errors.
 
     Raises:
         UserError: When the file cannot be read, or holds what the method does not have.
     """
-    content = read_file_beside(folder, METHOD_STATE)
     if content is None:
         return
     state = parse_safetensors(content, f"state of a method {folder / METHOD_STATE}", "copy the model again")
@@ -165,5 +207,16 @@ def load_memory(folder: Path) -> tuple[Exemplar, ...]:
     Raises:
         UserError: When the file was changed or lost, or holds something else.
     """
-    content = read_file_beside(folder, MEMORY)
+    return memory_in(read_file_beside(folder, MEMORY), folder)
+
+
+def memory_in(content: bytes | None, folder: Path) -> tuple[Exemplar, ...]:
+    """The exemplars in the content of memory.json.
+
+    Args:
+        folder: The model directory, for errors.
+
+    Raises:
+        UserError: When it holds something else.
+    """
     return () if content is None else from_json(content, f"memory {folder / MEMORY}")

@@ -58,10 +58,10 @@ def model(tmp_path: Path) -> Path:
     """A model of three steps, two of them in its history."""
     folder = tmp_path / "model"
     save_model(network(1), folder, meta(1), {"memory.json": to_json(())})
-    succeed(network(2), folder, meta(2), {"memory.json": to_json(MEMORY)}, folder)
+    succeed(network(2), folder, meta(2), {"memory.json": to_json(MEMORY)}, folder, read_record(folder))
     state = {"thresholds": torch.arange(5.0)}
     extra = {"memory.json": to_json(MEMORY), "method.safetensors": safetensors.torch.save(state)}
-    succeed(network(3), folder, meta(3), extra, folder)
+    succeed(network(3), folder, meta(3), extra, folder, read_record(folder))
     return folder
 
 
@@ -92,7 +92,8 @@ def test_every_version_is_listed(model: Path) -> None:
 def test_rollback_brings_the_same_bytes_back(tmp_path: Path, model: Path, step: int) -> None:
     save_model(network(1), tmp_path / "other", meta(1), {"memory.json": to_json(())})
     if step:
-        succeed(network(2), tmp_path / "other", meta(2), {"memory.json": to_json(MEMORY)}, tmp_path / "other")
+        other = tmp_path / "other"
+        succeed(network(2), other, meta(2), {"memory.json": to_json(MEMORY)}, other, read_record(other))
     latest = own_files(model)
     rollback(model, step)
     assert own_files(model) == own_files(tmp_path / "other")
@@ -107,7 +108,7 @@ def test_rollback_brings_the_same_bytes_back(tmp_path: Path, model: Path, step: 
 
 def test_a_new_step_after_a_rollback(model: Path) -> None:
     rollback(model, 0)
-    succeed(network(2), model, {**meta(2), "change": "another"}, {}, model)
+    succeed(network(2), model, {**meta(2), "change": "another"}, {}, model, read_record(model))
     found = versions(model)
     assert [(v.step, v.ancestor) for v in found] == [(0, True), (1, False), (2, False), (1, True)]
     assert rollback(model, 0).step == 0
@@ -228,7 +229,7 @@ def test_the_version_that_stands_is_named(model: Path) -> None:
 
 def test_state_that_cannot_lose_a_class(model: Path) -> None:
     extra = {"method.safetensors": safetensors.torch.save({"prototypes": torch.ones(6, 2)})}
-    succeed(network(3), model, meta(3), extra, model)
+    succeed(network(3), model, meta(3), extra, model, read_record(model))
     before = snapshot(model)
     with pytest.raises(UserError, match="keeps prototypes with the model, which cannot lose a class"):
         remove_class(model, "cow")

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from ..errors import UserError
 from ..model.lineage import remove_class, rename_class, rollback, version_of, versions
+from ..model.record import is_model
 from ..stored import step_of_run
 from ..terminal import Terminal
 from ..wording import count
@@ -97,7 +98,7 @@ def remove(argv: Sequence[str]) -> int:
 def _model(name: str) -> Path:
     """A model directory; of a run every step belongs to its results, so it is left alone."""
     path = Path(name)
-    if (path / "steps").is_dir() and not (path / "model.json").exists():
+    if (path / "steps").is_dir() and not is_model(path):
         raise UserError(
             f"{path} is a run folder, whose steps stay as they were trained; give a model directory, such as "
             f"{path / 'grown'}"

@@ -139,16 +139,18 @@ def find_base(seed: Seed) -> Base | None:
         return None
     if other := seed.segrow("--base"):
         raise UserError(f"--ckpt {seed.ckpt} and --base {other} both name a base step; leave one of them out")
+    from ..model.record import is_model  # which imports torch
+
     path = Path(seed.ckpt)
     if path.is_file():
         out = folder(seed)
         return Base(out.with_name(f"{out.name}_step_0"), path)
-    if not path.exists():
+    if not path.exists() and not is_model(path):
         raise UserError(
             f"--ckpt {path} is not there; give the base step's model directory, a run folder, or the "
             "reference code's .pth, or leave it out to train the base step"
         )
-    if not any((path / name).exists() for name in ("model.json", "config.yaml")):
+    if not is_model(path) and not (path / "config.yaml").exists():
         raise UserError(f"--ckpt {path} is neither a model directory nor a run folder")
     return Base(path, None)
 

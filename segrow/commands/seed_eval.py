@@ -94,9 +94,9 @@ def _compare(seed: Seed, model: Path) -> None:
     Raises:
         UserError: For a model of another task or data set.
     """
-    from ..model.store import load_model
+    from ..model.record import read_record
 
-    _, record = load_model(model)
+    record = read_record(model)
     scenario, network, fields = record["scenario"], record["model"]["config"], record["method"]["fields"]
     for name, said, there in (
         ("dataset", DATASETS[seed.dataset], scenario["data"]),
@@ -136,8 +136,10 @@ def locate(seed: Seed) -> tuple[Path, int]:
     Raises:
         UserError: When nothing is there, or not the step asked for.
     """
+    from ..model.record import is_model
+
     place = Path(seed.ckpt) if seed.ckpt is not None else folder(seed)
-    if (place / "model.json").exists():
+    if is_model(place):
         return place, _stored_step(seed, place)
     if seed.ckpt is not None and place.is_file():
         return place, _named_step(seed, place)
@@ -165,9 +167,9 @@ def locate(seed: Seed) -> tuple[Path, int]:
 
 
 def _stored_step(seed: Seed, model: Path) -> int:
-    from ..model.store import load_model
+    from ..model.record import read_record
 
-    step = int(load_model(model)[1]["step"])
+    step = int(read_record(model)["step"])
     if "curr_step" in seed.given and seed.curr_step != step:
         raise UserError(f"--curr_step {seed.curr_step}, but {model} is a model of step {step}")
     return step

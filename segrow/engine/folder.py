@@ -11,6 +11,7 @@ from ..config import ModelConfig, RunConfig, RunPaths
 from ..errors import UserError
 from ..methods.base import Method, make_method
 from ..model.record import RECORD, WEIGHTS, is_model, read_record
+from ..model.segmenter import Segmenter
 from ..model.store import load_model
 from ..scenario import Scenario
 from ..sealed import read_sealed_json, read_sealed_yaml
@@ -173,9 +174,9 @@ def _same_base(folder: Path, base: str) -> bool:
     mine = RunPaths(folder).model(0)
     place = Path(base)
     theirs = place if is_model_directory(place) else RunPaths(place).model(0)
-    if not (mine / RECORD).is_file():
+    if not is_model(mine):
         return True
-    return (theirs / RECORD).is_file() and _weights(mine) == _weights(theirs)
+    return is_model(theirs) and _weights(mine) == _weights(theirs)
 
 
 def _weights(folder: Path) -> str:
@@ -322,7 +323,7 @@ def is_model_directory(base: Path) -> bool:
 
 def check_base(
     base: Path, plain: Mapping[str, Any], ours: Mapping[str, Any], method: Method, scenario: Scenario
-) -> dict[str, Any] | None:
+) -> tuple[dict[str, Any] | None, str]:
     """The base step's record of another run, whose network, classes, images and protocol must match.
 
     Args:
@@ -331,26 +332,26 @@ def check_base(
         ours: Our results.json, still without steps.
 
     Returns:
-        The record; None for a model directory, which has none.
+        The record, None for a model directory, which has none; and the hash of the model.
 
     Raises:
         UserError: Showing all that differs.
     """
     record = None
-    if not base.exists():
-        raise UserError(f"{base} is not there; give a run folder, or a model directory of step 0")
     if is_model_directory(base):
-        folder, found = base, _model_differences(base, plain, method, scenario)
+        model, meta = load_model(base)
+        found = _model_differences(base, model, meta, plain, method, scenario)
+    elif not base.exists():
+        raise UserError(f"{base} is not there; give a run folder, or a model directory of step 0")
     else:
-        folder = RunPaths(base).model(0)
         record, found = _run_differences(base, plain, ours, scenario)
-    model, _ = load_model(folder)
+        model, meta = load_model(RunPaths(base).model(0))
     if method.unknown_head and model.unknown is None:
         found.append(f"unknown head: none there, method {method.name} needs one")
     method.check(model, plain["train"]["crop"])
     if found:
         raise UserError(f"the base step of {base} cannot be shared: {'; '.join(found)}")
-    return record
+    return record, meta["hashes"]["model"]
 
 
 def _run_differences(
@@ -380,9 +381,15 @@ def _size(classes: int, images: int) -> str:
     return f"{count(classes, 'class')} and {count(images, 'image')}"
 
 
-def _model_differences(base: Path, plain: Mapping[str, Any], method: Method, scenario: Scenario) -> list[str]:
+def _model_differences(
+    base: Path,
+    model: Segmenter,
+    meta: Mapping[str, Any],
+    plain: Mapping[str, Any],
+    method: Method,
+    scenario: Scenario,
+) -> list[str]:
     """What differs between a model directory and our base step; where its backbone began is no matter."""
-    model, meta = load_model(base)
     if missing := [key for key in META if key not in meta]:
         raise UserError(
             f"{base / RECORD} lacks {', '.join(missing)}; give a model that segrow train or import made"

@@ -26,11 +26,11 @@ from ..methods.base import Method, StepContext
 from ..model.norm import synchronise_norms
 from ..model.record import read_file_beside, read_record
 from ..model.segmenter import Segmenter, build_segmenter
-from ..model.store import load_model, save_model
+from ..model.store import load_whole, save_model
 from ..precision import MIXED, last, uses_tf32
 from ..resources import enough_memory, named
 from ..sealed import write_sealed_json, write_sealed_yaml
-from ..stored import MEMORY, METHOD_STATE, load_memory, load_with_method, restore_state, state_of
+from ..stored import MEMORY, METHOD_STATE, load_stored, memory_in, restore_state, state_of
 from ..wording import count
 from .changes import changed_remarks, note_change, note_lost, read_changes
 from .checkpoint import Checkpoint, last_good
@@ -194,7 +194,9 @@ class Run:
             self._change(changed, plain)
             return
         self.results = empty
-        adopted = None if base is None else check_base(base, plain, self.results, self.method, self.scenario)
+        adopted, hashes = None, ""
+        if base is not None:
+            adopted, hashes = check_base(base, plain, self.results, self.method, self.scenario)
         if base is not None:
             self.results["remarks"].append(base_remark(base, plain))
         else:
@@ -209,7 +211,7 @@ class Run:
                 ) from None
         self._change(changed, plain)
         if base is not None:
-            self._adopt(base, adopted)
+            self._adopt(base, adopted, hashes)
 
     def _change(self, changed: Mapping[str, tuple[Any, Any]], plain: Mapping[str, Any]) -> None:
         """Write the configuration, and before it what of it changes for a run that has begun."""
@@ -260,13 +262,19 @@ class Run:
                 "the same command with more, or without it, continues"
             )
 
-    def _adopt(self, base: Path, record: dict[str, Any] | None) -> None:
-        """Copy the base step; without a record it still has to be evaluated."""
+    def _adopt(self, base: Path, record: dict[str, Any] | None, checked: str) -> None:
+        """Copy the base step; without a record it still has to be evaluated.
+
+        Args:
+            checked: Hash of the model that was found to fit.
+        """
         if self.fabric.is_global_zero:
             folder = base if record is None else RunPaths(base).model(0)
-            model, meta = load_model(folder)
+            model, meta, beside = load_whole(folder)
+            if meta["hashes"]["model"] != checked:
+                raise UserError(f"{folder} was changed while this command began; give the command again")
             extra = {MEMORY: to_json(self._keep(0, model, ()))}
-            if state := read_file_beside(folder, METHOD_STATE):
+            if state := beside.get(METHOD_STATE):
                 extra[METHOD_STATE] = state
             save_model(model, self.paths.model(0), {key: meta[key] for key in META}, extra)
         if record is None:
@@ -411,7 +419,7 @@ class Run:
         folder = self.paths.model(step - 1)
         trained_by = read_record(folder).get("method", {}).get("name")
         if trained_by == self.method.name:
-            restore_state(self.method, folder, self.fabric.device)
+            restore_state(self.method, read_file_beside(folder, METHOD_STATE), folder, self.fabric.device)
 
     def _models(self, step: int) -> tuple[Segmenter, Segmenter | None, str | None, tuple[Exemplar, ...]]:
         """Student and teacher on the device, the teacher's hash, and the exemplars to replay."""
@@ -419,8 +427,8 @@ class Run:
             model, self._fresh = self._fresh or self._base_model(), None
             return self.machine.place(model), None, None, ()
         folder = self.paths.model(step - 1)
-        model, meta = load_model(folder)
-        exemplars = load_memory(folder)
+        model, meta, beside = load_whole(folder)
+        exemplars = memory_in(beside.get(MEMORY), folder)
         check_memory(exemplars, self.scenario, step)
         self.machine.place(model)
         # a trunk that will not change need not be there twice
@@ -475,9 +483,8 @@ class Run:
     def _evaluate_step(self, step: int) -> None:
         scenario = self.scenario
         # a base step from elsewhere is read with its own method; a killed run's with the state that it stored
-        model, meta, reader = load_with_method(
-            self.paths.model(step), False, self.fabric.device, trusted=self.method
-        )
+        stored = load_stored(self.paths.model(step), False, self.fabric.device, trusted=self.method)
+        model, meta, reader = stored.model, stored.meta, stored.method
         self._check_stored(step, meta, self._base is not None and step == 0)
         watch = Stopwatch()
         with watch:
@@ -487,7 +494,7 @@ class Run:
         self.machine.left.finished(Work("evaluation", len(val)), watch.seconds)
         taught = scenario.steps[step]
         training = meta["training"]
-        kept = load_memory(self.paths.model(step))
+        kept = stored.memory()
         files = [self.data.image_path("train", e.image) for e in kept]
         files += [self.data.mask_path("train", e.image) for e in kept]
         selected = {"selected": training["selected"]} if "selected" in training else {}

@@ -26,7 +26,7 @@ from ..model.exchange import check_apart, put_right, replaceable
 from ..model.lineage import check_history, version_of
 from ..model.segmenter import Segmenter
 from ..recipes import published_settings
-from ..stored import data_names, find_model, load_memory, load_with_method, origin_names, step_of_run
+from ..stored import Stored, data_names, find_model, load_stored, origin_names, step_of_run
 from ..wording import are, count, have
 from .options import AUTO, BATCH, NONE, REMBG, UPDATES, AddOptions, check_options
 
@@ -76,6 +76,7 @@ class Plan:
         target: Where the new model goes.
         network: The model.
         meta: Its model.json.
+        beside: Contents of its further files by name.
         method: How the step is trained.
         classes: The new ones.
         new: Images to learn from.
@@ -94,6 +95,7 @@ class Plan:
     target: Path
     network: Segmenter
     meta: Mapping[str, Any]
+    beside: Mapping[str, bytes]
     method: Method
     classes: tuple[str, ...]
     new: Images
@@ -150,7 +152,8 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
     folder = find_model(model)
     check_history(folder)
     target = _target(model, folder, options.out)
-    network, meta, method = load_with_method(folder, options.allow_code)
+    start = load_stored(folder, options.allow_code)
+    network, meta, method = start.model, start.meta, start.method
     check_options(options)
     classes = [typed_name(name, "--classes") if isinstance(name, str) else name for name in classes]
     _check_classes(classes, meta, folder)
@@ -158,7 +161,7 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
     present = dataset.presence("train")
     columns = _columns(dataset, classes, data)
     new, held = _divide(dataset, present, columns, classes, options)
-    stored, old_data, notes = _memory(folder, meta, options)
+    stored, old_data, notes = _memory(start, options)
     if stored and (total := len(dataset.class_names) + len(meta["class_names"]) - 1) > dataset.ignore_id:
         raise UserError(
             f"{total} classes of {data} and of the model do not fit its masks of {dataset.ignore_id} values; "
@@ -193,6 +196,7 @@ def plan_addition(model: Path, data: Path, classes: Sequence[str], options: AddO
         target,
         network,
         meta,
+        start.beside,
         method,
         tuple(classes),
         new,
@@ -408,11 +412,9 @@ def _hold_out(shows: Any, classes: Sequence[str], seed: int) -> list[int]:
     return held
 
 
-def _memory(
-    folder: Path, meta: Mapping[str, Any], options: AddOptions
-) -> tuple[tuple[Exemplar, ...], SegDataset | None, list[str]]:
+def _memory(start: Stored, options: AddOptions) -> tuple[tuple[Exemplar, ...], SegDataset | None, list[str]]:
     """Exemplars to replay and the data set they are of."""
-    stored = load_memory(folder)
+    stored, folder, meta = start.memory(), start.folder, start.meta
     if options.exemplars is None:
         if not stored:
             return (), None, []

@@ -47,7 +47,7 @@ from ..model.store import load_model, save_model
 from ..pictures import encoded
 from ..resources import enough_memory, named
 from ..scenario import Scenario, Step, empty_table
-from ..stored import MEMORY, METHOD_STATE, data_names, load_memory, origin_names, restore_state
+from ..stored import MEMORY, METHOD_STATE, data_names, memory_in, origin_names, restore_state
 from .gate import Matrices, Verdicts, judge_new, judge_old, with_unjudged
 from .options import AddOptions
 from .plan import EXEMPLAR, Images, Plan, plan_addition, rejected_folder
@@ -114,12 +114,13 @@ def carry_out(plan: Plan, quiet: bool = False) -> Outcome:
         trained = _train(plan, work, data, display)
         after, record = load_model(trained)
         verdicts = _judge(plan, after, trained, data, display)
-        extra = _extra(trained, load_memory(plan.folder))
+        memory = memory_in(plan.beside.get(MEMORY), plan.folder)
+        extra = _extra(read_file_beside(trained, METHOD_STATE), memory)
         meta = _meta(plan, record, verdicts)
         if read_record(plan.folder)["hashes"] != plan.meta["hashes"]:
             raise UserError(f"{plan.folder} was changed while the step was trained; give the command again")
         if verdicts.passes:
-            succeed(after, plan.target, meta, extra, plan.folder)
+            succeed(after, plan.target, meta, extra, plan.folder, plan.meta)
             return Outcome(True, plan.target, verdicts, plan)
         rejected = rejected_folder(plan.target, plan.step)
         save_model(after, rejected, {**meta, "parent": plan.meta["hashes"]["model"]}, extra)
@@ -236,7 +237,7 @@ def _train(plan: Plan, work: Path, data: GivenDataset, display: Display) -> Path
     if not before.exists():
         memory = [replace(e, image=EXEMPLAR + e.image) for e in plan.exemplars]
         meta = {key: plan.meta[key] for key in ("class_names", "step", "method")}
-        save_model(plan.network, before, meta, _extra(plan.folder, memory))
+        save_model(plan.network, before, meta, _extra(plan.beside.get(METHOD_STATE), memory))
     nothing = Presence((), np.zeros((0, len(data.class_names)), np.bool_))
     prepared = Prepared(data, scenario_of(plan, data), nothing, nothing)
     fabric, precision = make_fabric(plan.config.train)
@@ -260,9 +261,8 @@ def _enough_memory(plan: Plan, device: torch.device) -> AbstractContextManager[N
     return enough_memory(advice)
 
 
-def _extra(folder: Path, memory: Sequence[Exemplar]) -> dict[str, bytes]:
-    """What goes beside a model: a memory, and the method's state of the model in `folder`."""
-    state = read_file_beside(folder, METHOD_STATE)
+def _extra(state: bytes | None, memory: Sequence[Exemplar]) -> dict[str, bytes]:
+    """What goes beside a model: a memory, and the method's state."""
     return {MEMORY: to_json(memory), **({METHOD_STATE: state} if state else {})}
 
 
@@ -309,8 +309,8 @@ def _judge(plan: Plan, after: Segmenter, trained: Path, data: GivenDataset, disp
     """
     device = make_fabric(plan.config.train)[0].device
     readers = [make_method(**described) for described in (plan.meta["method"], _method_after(plan))]
-    for reader, folder in zip(readers, (plan.folder, trained), strict=True):
-        restore_state(reader, folder, device)
+    restore_state(readers[0], plan.beside.get(METHOD_STATE), plan.folder, device)
+    restore_state(readers[1], read_file_beside(trained, METHOD_STATE), trained, device)
     models = [(m.to(device), r.scores) for m, r in zip((plan.network, after), readers, strict=True)]
     options, names, known = plan.options, plan.names, len(plan.meta["class_names"])
     old, new = Verdicts().old, Verdicts().new

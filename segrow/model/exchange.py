@@ -9,7 +9,8 @@ from pathlib import Path
 from ..atomic import appear, discard, locked, new_folder, sync_folder, tidy
 from ..errors import UserError
 from ..resources import named
-from .record import RECORD, WEIGHTS, is_waiting, read_record, waiting_place
+from .record import RECORD, WEIGHTS, is_model, read_record
+from .steady import is_waiting, waiting_place
 
 
 @contextmanager
@@ -17,7 +18,7 @@ def exchanged(directory: Path, what: str = "segrow") -> Iterator[Path]:
     """A new folder beside `directory` to write files into, which then takes its place.
 
     What no model wrote and the new folder does not hold is kept. A kill at any moment leaves the old
-    directory or the new one, which every reader finds (`record.standing`); the next writer tidies up.
+    directory or the new one, which every reader finds (`steady.steadily`); the next writer tidies up.
 
     Args:
         what: Who writes, for those who come second.
@@ -56,7 +57,7 @@ def check_apart(place: Path) -> None:
     """
     here = place.resolve()
     for above in here.parents:
-        if (above / RECORD).is_file():
+        if is_model(above):
             raise UserError(f"{place} is inside the model {above}; give another place, such as one beside it")
         if above.name == "steps" and (above.parent / "config.yaml").is_file():
             raise UserError(

@@ -29,9 +29,10 @@ from ..memory import Exemplar, from_json, to_json
 from ..shapes import expect
 from ..tensor_files import parse_safetensors
 from .exchange import exchanged, settle
-from .record import RECORD, WEIGHTS, check_needed, model_files, read_file_beside, read_record, standing
+from .record import RECORD, check_needed, is_model, model_files, read_record
 from .segmenter import Group, Head, Segmenter
-from .store import OURS, load_model, save_model
+from .steady import steadily
+from .store import OURS, load_whole, save_model
 
 HISTORY = "history"
 
@@ -71,11 +72,15 @@ def versions(directory: Path) -> list[Version]:
     Raises:
         UserError: No model, or a model.json of any version that was changed.
     """
-    directory = standing(directory)
-    folders = [*_stored(directory), directory]
-    records = [read_record(folder) for folder in folders]
-    for folder, record in zip(folders, records, strict=True):
-        check_needed(record, folder)
+
+    def read(place: Path) -> tuple[list[Path], list[dict[str, Any]]]:
+        folders = [*_stored(place), place]
+        records = [read_record(folder) for folder in folders]
+        for folder, record in zip(folders, records, strict=True):
+            check_needed(record, folder)
+        return [directory / folder.relative_to(place) for folder in folders], records
+
+    folders, records = steadily(directory, read)
     by_hash = {record["hashes"]["model"]: record for record in records}
     chain: set[str] = set()
     at: str | None = records[-1]["hashes"]["model"]
@@ -104,6 +109,8 @@ _VERSION = re.compile(r"\d{3,}-[0-9a-f]{12}")
 def _history(directory: Path) -> list[Path]:
     """What stands in the history: earlier versions, and what somebody else keeps there."""
     folder = directory / HISTORY
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link, expected the folder itself; move the folder to its place")
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
@@ -120,7 +127,7 @@ def version_of(folder: Path) -> Path | None:
     place = folder.resolve()
     above = place.parent.parent
     inside = place.parent.name == HISTORY and _VERSION.fullmatch(place.name) is not None
-    return above if inside and (above / RECORD).is_file() else None
+    return above if inside and is_model(above) else None
 
 
 def check_history(directory: Path) -> None:
@@ -129,37 +136,68 @@ def check_history(directory: Path) -> None:
     Raises:
         UserError: When one of them was changed.
     """
-    for folder in _stored(directory):
-        model_files(folder)
+    steadily(directory, lambda place: [model_files(folder) for folder in _stored(place)])
 
 
-def put_history(parent: Path) -> Callable[[Path], None]:
+def put_history(parent: Path, record: Mapping[str, Any]) -> Callable[[Path], None]:
     """Writes the history of a model's next version: that of `parent`, and `parent` itself as its last.
 
+    Args:
+        record: The model.json of `parent` that the next version was made from.
+
     Raises:
-        UserError: When a file of `parent` was changed.
+        UserError: When a file of `parent` was changed, now or before the history is written.
     """
-    files, record = model_files(parent), read_record(parent)
+    steadily(parent, lambda place: _files_of(place, record, parent))
 
     def put(folder: Path) -> None:
         history = folder / HISTORY
-        history.mkdir()
-        number = 0
-        for old in _stored(parent):
-            number = max(number, int(old.name.partition("-")[0]))
-            _link(model_files(old), history / old.name)
-        hashes = {read_record(f)["hashes"]["model"] for f in _stored(parent)}
-        if record["hashes"]["model"] not in hashes:
-            _link(files, history / f"{number + 1:03d}-{record['hashes']['model'][:12]}")
-        for other in _history(parent):
-            if _VERSION.fullmatch(other.name):
-                continue
-            if other.is_dir() and not other.is_symlink():  # what somebody keeps there stays
-                shutil.copytree(other, history / other.name, symlinks=True)
-            else:
-                shutil.copy2(other, history / other.name, follow_symlinks=False)
+
+        def copy(place: Path) -> None:
+            if history.exists():  # half of that of another version
+                shutil.rmtree(history)
+            _copy_history(place, history, _files_of(place, record, parent), record["hashes"]["model"])
+
+        steadily(parent, copy)
 
     return put
+
+
+def _files_of(place: Path, record: Mapping[str, Any], parent: Path) -> dict[str, Path]:
+    """The files of a model that is still the version it was.
+
+    Args:
+        place: Where it stands.
+        parent: Where it should, for errors.
+    """
+    files = model_files(place)
+    if read_record(place)["hashes"] != record["hashes"]:
+        raise UserError(f"{parent} was changed while this command was at work; give the command again")
+    return files
+
+
+def _copy_history(place: Path, history: Path, files: Mapping[str, Path], model: str) -> None:
+    """The history of the model in `place` and, as its last version, the model itself.
+
+    Args:
+        files: Those of the model.
+        model: Its hash.
+    """
+    history.mkdir()
+    number, hashes = 0, set()
+    for old in _stored(place):
+        number = max(number, int(old.name.partition("-")[0]))
+        _link(model_files(old), history / old.name)
+        hashes.add(read_record(old)["hashes"]["model"])
+    if model not in hashes:
+        _link(files, history / f"{number + 1:03d}-{model[:12]}")
+    for other in _history(place):
+        if _VERSION.fullmatch(other.name):
+            continue
+        if other.is_dir() and not other.is_symlink():  # what somebody keeps there stays
+            shutil.copytree(other, history / other.name, symlinks=True)
+        else:
+            shutil.copy2(other, history / other.name, follow_symlinks=False)
 
 
 def _link(files: Mapping[str, Path], folder: Path) -> None:
@@ -178,17 +216,19 @@ def succeed(
     meta: Mapping[str, Any],
     extra: Mapping[str, bytes],
     parent: Path,
+    record: Mapping[str, Any],
 ) -> None:
     """Write the next version of the model in `parent` to `directory`, the same or another, with its history.
 
     Args:
         meta: As `save_model` takes it; its `parent` is set here.
+        record: The model.json of `parent` that the next version was made from.
 
     Raises:
         UserError: When a file of `parent` was changed, or `directory` is no place for a model.
     """
-    put = put_history(parent)
-    save_model(model, directory, {**meta, "parent": read_record(parent)["hashes"]["model"]}, extra, put)
+    put = put_history(parent, record)
+    save_model(model, directory, {**meta, "parent": record["hashes"]["model"]}, extra, put)
 
 
 def rollback(directory: Path, step: int | None = None, version: str | None = None) -> Version:
@@ -225,7 +265,7 @@ def _roll_back(directory: Path, step: int | None, version: str | None) -> Versio
             f"(segrow lineage {directory} shows them)"
         )
     chosen = ([v for v in fitting if v.ancestor] or fitting)[-1]
-    files, put = model_files(chosen.folder), put_history(directory)
+    files, put = model_files(chosen.folder), put_history(directory, read_record(directory))
     with exchanged(directory) as temporary:
         for name, path in files.items():
             shutil.copyfile(path, temporary / name, follow_symlinks=False)
@@ -248,7 +288,7 @@ def rename_class(directory: Path, old: str, new: str) -> None:
 
 
 def _rename(directory: Path, old: str, new: str) -> None:
-    model, meta = load_model(directory)
+    model, meta, extra = load_whole(directory)
     check_needed(meta, directory)
     names = list(meta["class_names"])
     index = _find(names, old, directory)
@@ -265,7 +305,7 @@ def _rename(directory: Path, old: str, new: str) -> None:
     learnt_as = {k: v for k, v in meta.get("learnt_as", {}).items() if k != old}
     learnt_as[new] = meta.get("learnt_as", {}).get(old, old)
     meta = {**meta, "learnt_as": learnt_as}
-    _rewrite(model, directory, meta, names, f"rename {old} to {new}", _extra(directory, meta))
+    _rewrite(model, directory, meta, names, f"rename {old} to {new}", extra)
 
 
 def remove_class(directory: Path, name: str) -> None:
@@ -284,14 +324,14 @@ def remove_class(directory: Path, name: str) -> None:
 
 
 def _remove(directory: Path, name: str) -> None:
-    model, meta = load_model(directory)
+    model, meta, extra = load_whole(directory)
     check_needed(meta, directory)
     names = list(meta["class_names"])
     index = _find(names, name, directory)
     name = names[index]
     if len(names) == 2:
         raise UserError(f'"{name}" is the only class of {directory}; delete the folder instead')
-    extra = _without(_extra(directory, meta), index, meta)
+    extra = _without(extra, index, meta)
     del names[index]
     meta = {**meta, "learnt_as": {k: v for k, v in meta.get("learnt_as", {}).items() if k != name}}
     method = _method_without(meta["method"], index, len(names), directory)
@@ -338,12 +378,6 @@ def _find(names: Sequence[str], name: str, directory: Path) -> int:
         listed = ", ".join(names[1:])
         raise UserError(f'{directory} has no class "{name}"; it knows {listed}.{name_hint(name, names[1:])}')
     return names.index(name)
-
-
-def _extra(directory: Path, meta: Mapping[str, Any]) -> dict[str, bytes]:
-    """The files beside weights and record."""
-    found = {name: read_file_beside(directory, name) for name in meta["hashes"]["files"] if name != WEIGHTS}
-    return {name: content for name, content in found.items() if content is not None}
 
 
 def _without(extra: Mapping[str, bytes], index: int, meta: Mapping[str, Any]) -> dict[str, bytes]:
@@ -400,4 +434,4 @@ def _rewrite(
     ours |= {"class_names": list(names), "change": change}
     ours["scenario"] = {**meta["scenario"], "classes": list(names)}
     ours["method"] = dict(method or meta["method"])
-    succeed(model, directory, ours, extra, directory)
+    succeed(model, directory, ours, extra, directory, meta)

@@ -19,6 +19,7 @@ from ..errors import UserError
 from ..inside import is_file_name
 from ..shapes import Shape, expect, shape_of
 from ..tensor_files import shapes_in
+from .steady import steadily
 
 FORMAT = 1
 WEIGHTS, RECORD = "model.safetensors", "model.json"
@@ -64,36 +65,25 @@ _SHAPE: Shape = {
 }
 
 
-def waiting_place(directory: Path) -> Path:
-    """Where a directory waits while another one takes its place."""
-    return directory.with_name(f".{directory.name}.replaced")
-
-
-def is_waiting(place: Path) -> bool:
-    """Whether a directory waits there; a link is none."""
-    return place.is_dir() and not place.is_symlink()
-
-
-def standing(directory: Path) -> Path:
-    """Where a model is to be read: it waits beside its place when a writer is at work, or was killed."""
-    waiting = waiting_place(directory.resolve())
-    return waiting if not directory.exists() and is_waiting(waiting) else directory
-
-
 def is_model(directory: Path) -> bool:
     """Whether there is a model."""
-    return (standing(directory) / RECORD).is_file()
+    return steadily(directory, lambda folder: (folder / RECORD).is_file())
 
 
 def read_record(directory: Path) -> dict[str, Any]:
     """model.json alone, checked for version, hashes and names.
 
     Raises:
-        UserError: When there is none, it was changed, or was written by a newer segrow.
+        UserError: When there is none, it was changed, is a link, or was written by a newer segrow.
     """
-    path = standing(directory) / RECORD
+    return steadily(directory, _record_in)
+
+
+def _record_in(folder: Path) -> dict[str, Any]:
+    path = folder / RECORD
+    _refuse_link(path)
     if not path.is_file():
-        raise UserError(f"no model in {directory}: expected a folder with {RECORD} and {WEIGHTS}")
+        raise UserError(f"no model in {folder}: expected a folder with {RECORD} and {WEIGHTS}")
     record: Any = read_json(path, "model", fix=_AGAIN)
     if not isinstance(record, dict) or not isinstance(record.get("format"), int):
         raise UserError(f"{path} is not a model of segrow: expected a format version in it; {_AGAIN}")
@@ -220,15 +210,24 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise UserError(f"{path} is a link, expected the file itself; copy the file to its place")
+
+
 def model_files(directory: Path) -> dict[str, Path]:
     """The files that belong to a model, by name, after their hashes have been compared.
 
     Raises:
         UserError: When there is no model, or a file was changed, cut off or lost, or is a link.
     """
-    record, folder = read_record(directory), standing(directory)
-    check_files(record, folder)
-    return {name: folder / name for name in (RECORD, *record["hashes"]["files"])}
+
+    def files(folder: Path) -> dict[str, Path]:
+        record = read_record(folder)
+        check_files(record, folder)
+        return {name: folder / name for name in (RECORD, *record["hashes"]["files"])}
+
+    return steadily(directory, files)
 
 
 def check_files(record: Mapping[str, Any], folder: Path) -> None:
@@ -239,8 +238,7 @@ def check_files(record: Mapping[str, Any], folder: Path) -> None:
     """
     for name, expected in record["hashes"]["files"].items():
         path = folder / name
-        if path.is_symlink():
-            raise UserError(f"{path} is a link, expected the file itself; copy the file to its place")
+        _refuse_link(path)
         if not path.is_file():
             raise UserError(f"{path} is missing; copy the whole model directory again")
         small = name == WEIGHTS or path.stat().st_size <= JSON_BYTES  # the weights are as large as they say
@@ -254,14 +252,19 @@ def read_file_beside(directory: Path, name: str) -> bytes | None:
     """A further file of a model, such as memory.json; None where the model has none of that name.
 
     Raises:
-        UserError: When there is no model, or the file was changed or lost.
+        UserError: When there is no model, or the file was changed or lost, or is a link.
     """
-    record = read_record(directory)
+    return steadily(directory, lambda folder: content_beside(read_record(folder), folder, name))
+
+
+def content_beside(record: Mapping[str, Any], folder: Path, name: str) -> bytes | None:
+    """As `read_file_beside`, of the version that a record is of."""
     expected = record["hashes"]["files"].get(name)
     if expected is None:
         return None
-    path = standing(directory) / name
-    if path.is_symlink() or not path.is_file():
+    path = folder / name
+    _refuse_link(path)
+    if not path.is_file():
         raise UserError(f"{path} is missing; copy the whole model directory again")
     content = read_bytes(path, "file", JSON_BYTES)
     if sha256(content) != expected:

@@ -32,13 +32,14 @@ from .record import (
     RECORD,
     WEIGHTS,
     check_files,
+    content_beside,
     hashes_of,
     read_record,
     sha256,
     sha256_of_file,
-    standing,
 )
 from .segmenter import Group, Segmenter
+from .steady import steadily
 
 _AT_ONCE = 1 << 24  # numbers, or one tensor that has more
 OURS = ("format", "segrow", "timm", "class_steps", "model", "input", "hashes")
@@ -105,10 +106,26 @@ def load_model(directory: Path) -> tuple[Segmenter, dict[str, Any]]:
         UserError: When there is no model, it was written by a newer segrow, or a file was changed, cut
             off or lost.
     """
-    directory = standing(Path(directory))
-    record = read_record(directory)
-    check_files(record, directory)
-    return _build(record, directory), record
+    model, record, _ = load_whole(directory)
+    return model, record
+
+
+def load_whole(directory: Path) -> tuple[Segmenter, dict[str, Any], dict[str, bytes]]:
+    """A model directory as `load_model`, with the contents of its further files by name, all of one version.
+
+    Raises:
+        UserError: As `load_model`.
+    """
+
+    def load(folder: Path) -> tuple[Segmenter, dict[str, Any], dict[str, bytes]]:
+        record = read_record(folder)
+        check_files(record, folder)
+        names = [name for name in record["hashes"]["files"] if name != WEIGHTS]
+        found = {name: content_beside(record, folder, name) for name in names}
+        beside = {name: content for name, content in found.items() if content is not None}
+        return _build(record, folder), record, beside
+
+    return steadily(Path(directory), load)
 
 
 def _describe(model: Segmenter) -> dict[str, Any]:
