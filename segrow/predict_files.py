@@ -7,7 +7,9 @@ for done in predict_files(predictor, found.jobs, Path("out"), overlays=True): ..
 import errno
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,15 +18,21 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from .ahead import ahead
 from .atomic import tidy, write_atomic
-from .data.files import IMAGE_SUFFIXES, decode_image
+from .data.files import IMAGE_SUFFIXES, decode_image, opened
 from .data.listing import divide, left_out, walk
 from .data.taken import Taken
 from .errors import MachineError, UserError
 from .palette import voc_palette
 from .pictures import encoded
-from .predict import Labels, Predictor
+from .predict import Labels, Predictor, Segmentation
 from .resources import enough_memory, machine_refuses
+
+LARGE = 1 << 24
+"""Pixels of an image beside which no other one is held."""
+THREADED = ("cuda",)
+"""Where the network leaves the processor free to read and write other images meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -163,63 +171,120 @@ def predict_files(
                 raise
             raise UserError(f"{folder} cannot be a folder ({reason}); choose another --out.") from error
         tidy(folder)  # every file is whole by itself, so that several calls may share a folder
-    return (
-        _one(predictor, job.image, target, palette, overlays, unknown)
-        for job, target in zip(jobs, targets, strict=True)
-    )
+    maker = _Maker(predictor, palette, overlays, unknown)
+    # each is forgotten with its pixels when it is done
+    works = (_Work(job.image, target) for job, target in zip(jobs, targets, strict=True))
+    if predictor.device.type in THREADED:
+        return maker.beside(works)
+    return (maker.write(maker.look(maker.read(work))) for work in works)
 
 
-def _one(
-    predictor: Predictor,
-    image: Path,
-    target: Path,
-    palette: npt.NDArray[np.uint8],
-    overlays: bool,
-    unknown: bool,
-) -> Prediction:
-    smaller = (
-        f"a smaller --tile than {predictor.tile}" if predictor.tile else "--tile 1024, which takes pieces"
-    )
+@dataclass
+class _Work:
+    """An image on its way; `problem` says why it is skipped."""
+
+    image: Path
+    target: Path
+    pixels: npt.NDArray[np.uint8] | None = None
+    taken: Taken = Taken.PLAIN
+    seen: Segmentation | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """What is done with each image, in three parts; each does nothing when there is a problem already."""
+
+    predictor: Predictor
+    palette: npt.NDArray[np.uint8]
+    overlays: bool
+    unknown: bool
+
+    def beside(self, works: Iterable[_Work]) -> Iterator[Prediction]:
+        """While the network looks at an image, the next one is read and the one before is written."""
+        read = (self.read(work) if _is_small(work.image) else work for work in works)
+        with closing(ahead(read, 1)) as ready, ThreadPoolExecutor(1) as pool:
+            before: Future[Prediction] | None = None
+            for work in ready:
+                self.look(self.read(work))
+                if before is not None:
+                    yield before.result()  # an error comes before anything else is written
+                before = pool.submit(self.write, work)
+                if work.pixels is not None and work.pixels.size > 3 * LARGE:
+                    wait([before])
+            if before is not None:
+                yield before.result()
+
+    def read(self, work: _Work) -> _Work:
+        if work.pixels is None and not work.problem:
+            with self._problems(work):
+                picture, work.taken = decode_image(work.image)
+                work.pixels = np.array(picture)
+        return work
+
+    def look(self, work: _Work) -> _Work:
+        if work.pixels is not None and not work.problem:
+            with self._problems(work):
+                work.seen = self.predictor(work.pixels)
+                if self.unknown:
+                    _ = work.seen.unknown  # by the network's device
+        return work
+
+    def write(self, work: _Work) -> Prediction:
+        done: Prediction | None = None
+        if work.seen is not None and not work.problem:
+            with self._enough(work):
+                done = self._written(work, work.seen)
+        return done or Prediction(work.image, None, None, {}, work.problem)
+
+    @contextmanager
+    def _problems(self, work: _Work) -> Iterator[None]:
+        """An image that cannot be read is skipped, and one that needs more memory than there is."""
+        with self._enough(work):
+            try:
+                yield
+            except UserError as error:
+                work.problem = str(error)
+
+    @contextmanager
+    def _enough(self, work: _Work) -> Iterator[None]:
+        tile = self.predictor.tile
+        smaller = f"a smaller --tile than {tile}" if tile else "--tile 1024, which takes pieces"
+        try:
+            with enough_memory(lambda error: f"try {smaller}"):
+                yield
+        except MachineError as error:
+            work.problem = f"{work.image}: {error}"
+
+    def _written(self, work: _Work, seen: Segmentation) -> Prediction:
+        image, target = work.image, work.target
+        painted = _beside(target, "_overlay.jpg") if self.overlays else None
+        try:
+            write_prediction(seen.labels, target, self.palette)
+            if painted is not None:
+                write_atomic(painted, encoded(seen.overlay(), "JPEG", quality=92))
+            if self.unknown:
+                grey = np.rint(255 * seen.unknown).astype(np.uint8)
+                write_atomic(_beside(target, "_unknown.png"), encoded(Image.fromarray(grey), "PNG"))
+        except OSError as error:
+            # what the format cannot hold, such as a JPEG of 70,000 pixels; or a name too long with its ending
+            if error.errno in (None, errno.ENAMETOOLONG):
+                return Prediction(image, None, None, {}, f"{image}: its result cannot be written ({error})")
+            if machine_refuses(error):  # such as a full disk: the next image would not fit either
+                raise
+            raise UserError(
+                f"{target} cannot be written ({error.strerror}); use another --out, or allow writing there"
+            ) from None
+        return Prediction(image, target, painted, seen.shares(), taken=work.taken)
+
+
+def _is_small(image: Path) -> bool:
+    """Whether another image may be held beside it; False also when it cannot be opened."""
     try:
-        with enough_memory(lambda error: f"try {smaller}"):
-            return _written(predictor, image, target, palette, overlays, unknown)
-    except MachineError as error:
-        return Prediction(image, None, None, {}, f"{image}: {error}")
-
-
-def _written(
-    predictor: Predictor,
-    image: Path,
-    target: Path,
-    palette: npt.NDArray[np.uint8],
-    overlays: bool,
-    unknown: bool,
-) -> Prediction:
-    try:
-        picture, taken = decode_image(image)
-        pixels = np.array(picture)
-        del picture  # of a large image there should not be two
-        seen = predictor(pixels)
-    except UserError as error:
-        return Prediction(image, None, None, {}, str(error))
-    painted = _beside(target, "_overlay.jpg") if overlays else None
-    try:
-        write_prediction(seen.labels, target, palette)
-        if painted is not None:
-            write_atomic(painted, encoded(seen.overlay(), "JPEG", quality=92))
-        if unknown:
-            grey = np.rint(255 * seen.unknown).astype(np.uint8)
-            write_atomic(_beside(target, "_unknown.png"), encoded(Image.fromarray(grey), "PNG"))
-    except OSError as error:
-        # what the format cannot hold, such as a JPEG of 70,000 pixels; or a name too long with its ending
-        if error.errno in (None, errno.ENAMETOOLONG):
-            return Prediction(image, None, None, {}, f"{image}: its result cannot be written ({error})")
-        if machine_refuses(error):  # such as a full disk: the next image would not fit either
-            raise
-        raise UserError(
-            f"{target} cannot be written ({error.strerror}); use another --out, or allow writing there"
-        ) from None
-    return Prediction(image, target, painted, seen.shares(), taken=taken)
+        with opened(image, "image") as picture:
+            return picture.width * picture.height <= LARGE
+    except UserError:
+        return False
 
 
 def write_prediction(labels: Labels, path: Path, palette: npt.NDArray[np.uint8]) -> None:
