@@ -194,7 +194,9 @@ def test_the_names_of_a_list_of_colours(tmp_path: Path) -> None:
     for name in ("JPEGImages", "SegmentationClass"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (4, 4)).save(tmp_path / name / "a.png")
-    (tmp_path / "labelmap.txt").write_text("cat\u200b:255,0,0::\nCat:0,255,0::\n", encoding="utf-8")
+    (tmp_path / "labelmap.txt").write_text(
+        "background:0,0,0::\ncat\u200b:255,0,0::\nCat:0,255,0::\n", encoding="utf-8"
+    )
     data = PaletteDataset(tmp_path)
     assert data.class_names == ("background", "cat", "Cat")
     assert [note.partition(": ")[2][:20] for note in data.notes] == [
