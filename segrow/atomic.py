@@ -32,7 +32,8 @@ from .resources import machine_refuses, named
 
 _UNFINISHED = re.compile(r"\.segrow-[0-9a-f]{16}\.tmp")
 _LOCK = re.compile(r"\..*\.lock")
-_SIGNED = b'{"what": '  # how the text of a lock begins
+_SIGNATURE = {"what", "process", "host", "since"}  # what a lock says, and nothing else does
+_SIGNED_BYTES = 4096
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 _BINARY = getattr(os, "O_BINARY", 0)  # only Windows has it
 _OLD = 24 * 3600  # seconds: what is unfinished for longer has no writer, where locks cannot tell
@@ -237,8 +238,17 @@ def _is_left(entry: os.DirEntry[str]) -> bool:
     if not entry.is_file(follow_symlinks=False):
         return False
     with suppress(OSError), Path(entry.path).open("rb") as file:
-        return file.read(len(_SIGNED)) == _SIGNED
+        return _signer(file.read(_SIGNED_BYTES + 1)) is not None
     return False
+
+
+def _signer(text: bytes) -> dict[str, Any] | None:
+    """Who signed a lock; None where that is no text of a lock."""
+    try:
+        about = json.loads(text) if len(text) <= _SIGNED_BYTES else None
+    except (ValueError, RecursionError):
+        return None
+    return about if isinstance(about, dict) and about.keys() == _SIGNATURE else None
 
 
 def _remove_dead(path: Path) -> None:
@@ -383,8 +393,10 @@ def _open_lock(lock: Path) -> int:
         except PermissionError:  # that of another user, who was killed or writes
             descriptor = os.open(lock, os.O_RDONLY | _NO_LINK | _BINARY)
         found = os.fstat(descriptor)
-        if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1 and os.read(descriptor, 1) in (b"", b"{"):
-            return descriptor
+        if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
+            text = os.read(descriptor, _SIGNED_BYTES + 1)
+            if not text or _signer(text) is not None:
+                return descriptor
         os.close(descriptor)
     raise UserError(f"{lock} is not a lock of segrow, but is where one has to be; move it elsewhere")
 
@@ -401,12 +413,11 @@ def _sign(descriptor: int, what: str) -> None:
 
 def _holder(descriptor: int) -> str:
     """Who holds a lock, as it says itself."""
-    try:
+    with suppress(OSError):
         os.lseek(descriptor, 0, os.SEEK_SET)
-        about = json.loads(os.read(descriptor, 4096))
-        return f"{about['what']} (process {about['process']} on {about['host']}, since {about['since']})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+        if about := _signer(os.read(descriptor, _SIGNED_BYTES + 1)):
+            return f"{about['what']} (process {about['process']} on {about['host']}, since {about['since']})"
+    return "another process"
 
 
 def _release(lock: Path, descriptor: int) -> None:
