@@ -43,7 +43,7 @@ class DemoSize:
     epochs: int
 
 
-SIZE = DemoSize(scenes=800, base_epochs=8, epochs=5)
+SIZE = DemoSize(scenes=800, base_epochs=10, epochs=6)
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,13 @@ def demo_config(size: DemoSize, seed: int, task: str) -> RunConfig:
         train=TrainConfig(
             epochs=size.epochs,
             step0_epochs=size.base_epochs,
-            # many small updates at high rates: the trunk starts from nothing, and 5 epochs of an increment at
-            # 0.5 learn what takes 12 at 0.1
+            # many small updates: the trunk starts from nothing (twice its rate learns less with some seeds in
+            # bf16), and the new heads take five times the rate, which saves epochs
             batch_size=8,
             lr=0.5,
             backbone_lr=0.1,
-            step0_lr=0.2,
-            step0_backbone_lr=0.2,
+            step0_lr=0.1,
+            step0_backbone_lr=0.1,
             crop=96,
             scale=(0.8, 1.25),
             flip=0.0,  # a mirrored digit is none
@@ -147,8 +147,8 @@ def _work(config: RunConfig, name: str, out: Path) -> Iterator[Work]:
 def floors(summaries: Mapping[str, Summary]) -> list[Floor]:
     """What the demo must show (foreground mIoU).
 
-    joint reaches 55 %; finetune's old classes end below 10 %; ssul keeps 70 % of its base-step mIoU on the
-    base classes, and its new classes reach two fifths of joint's on the same classes.
+    joint reaches 55 %; finetune's old classes end below 10 %; ssul keeps 80 % of its base-step mIoU on the
+    base classes, and its new classes reach half of joint's on the same classes.
     """
     joint = summaries["joint"]["steps"][-1]
     first, last = summaries["ssul"]["steps"][0], summaries["ssul"]["steps"][-1]
@@ -160,12 +160,12 @@ def floors(summaries: Mapping[str, Summary]) -> list[Floor]:
         Floor(best >= 0.55, f"joint reaches {_p(best)} on all classes (floor: 55 %)"),
         Floor(forgotten < 0.10, f"finetune ends at {_p(forgotten)} on its old classes (ceiling: 10 %)"),
         Floor(
-            kept >= 0.7 * start,
-            f"ssul keeps {_p(kept)} of {_p(start)} on its base classes (floor: {_p(0.7 * start)})",
+            kept >= 0.8 * start,
+            f"ssul keeps {_p(kept)} of {_p(start)} on its base classes (floor: {_p(0.8 * start)})",
         ),
         Floor(
-            new >= 0.4 * bound,
-            f"ssul reaches {_p(new)} on its new classes, joint {_p(bound)} (floor: {_p(0.4 * bound)})",
+            new >= 0.5 * bound,
+            f"ssul reaches {_p(new)} on its new classes, joint {_p(bound)} (floor: {_p(0.5 * bound)})",
         ),
     ]
 

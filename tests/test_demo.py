@@ -27,7 +27,7 @@ def good() -> dict[str, Summary]:
         "joint": summary({"all": 0.56, "per_class": {"zero": 0.6, "one": 0.52}}),
         "finetune": summary(base, {"old": 0.09, "new": 0.4, "all": 0.2, "per_class": {}}),
         "ssul": summary(
-            base, {"old": 0.41, "new": 0.22, "all": 0.3, "per_class": {"zero": 0.41, "one": 0.22}}
+            base, {"old": 0.41, "new": 0.27, "all": 0.3, "per_class": {"zero": 0.41, "one": 0.27}}
         ),
     }
 
@@ -41,8 +41,8 @@ def test_floors_hold_where_they_should() -> None:
     [
         ("joint", 0, "all", 0.54, 0),
         ("finetune", 1, "old", 0.10, 1),
-        ("ssul", 1, "old", 0.34, 2),
-        ("ssul", 1, "new", 0.20, 3),
+        ("ssul", 1, "old", 0.39, 2),
+        ("ssul", 1, "new", 0.25, 3),
     ],
 )
 def test_each_floor_can_be_missed(method: str, step: int, key: str, value: float, which: int) -> None:
