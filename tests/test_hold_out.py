@@ -32,6 +32,7 @@ def flat(tree: Tree) -> None:
         (tree.root / kind / "train").rename(tree.root / "all")
         shutil.rmtree(tree.root / kind)
         (tree.root / "all").rename(tree.root / kind)
+    shutil.rmtree(tree.root / "saliency")
 
 
 @pytest.mark.parametrize("layout", ["split", "flat"])

@@ -166,7 +166,7 @@ _QUOTE = "put every name in quotes where that belongs to it"
 _NO_NAMES = (
     (re.compile(r"\s*(?:#|//).*"), "is a comment; take it out, for line i (from 0) names mask value i"),
     (re.compile(r".*\s(?:#|//)(?:\s.*|$)"), "has a remark behind the name; take it out"),
-    (re.compile(r".*:\s*"), "ends with a colon, as a heading does; take it out"),
+    (re.compile(r"[^:]*\w:\s*"), "ends with a colon, as a heading does; take it out"),
     (re.compile(r"\s*\d+\s*[:=)]\s*\S.*"), "has a number that is not in all lines; write names alone"),
 )
 _AS_THEY_ARE = re.compile(rf"{_SIGNED.pattern}|.*[,;\t|].*|\s*\d+\s+\S.*", re.VERBOSE)

@@ -118,6 +118,7 @@ def carry_out(plan: Plan, quiet: bool = False) -> Outcome:
         extra = _extra(read_file_beside(trained, METHOD_STATE), memory)
         meta = _meta(plan, record, verdicts)
         if read_record(plan.folder)["hashes"] != plan.meta["hashes"]:
+            discard(work)  # the next call begins with another model
             raise UserError(f"{plan.folder} was changed while the step was trained; give the command again")
         if verdicts.passes:
             succeed(after, plan.target, meta, extra, plan.folder, plan.meta)
@@ -150,7 +151,8 @@ def _work_folder(plan: Plan) -> Iterator[Path]:
         except Exception as error:
             paths = RunPaths(work)
             trained = paths.checkpoint.exists() or paths.model(plan.step).exists()
-            if not trained or isinstance(error, NonFiniteLossError):  # it would be lost again
+            lost = not trained or isinstance(error, NonFiniteLossError)  # it would be lost again
+            if lost and work.exists():
                 discard(work)
             raise
         if work.exists():  # it went with the model that it was trained on, unless the new one was rejected
