@@ -1,12 +1,15 @@
 """Everything that is decided, and can fail, before a run writes its first file."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import Precision
 from lightning_fabric.strategies.ddp import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from ..config import MAX_CROP, MAX_SCALE, RunConfig, TrainConfig
 from ..data import open_dataset
@@ -306,9 +309,17 @@ def make_fabric(train: TrainConfig, group: Group | None = None) -> tuple[Fabric,
             accelerator=device,
             devices=on_machine,
             num_nodes=place.nodes,
-            # running statistics are those of all batches in every process: nobody need send them around
-            strategy=DDPStrategy(broadcast_buffers=False),
+            strategy=DDPStrategy(**_buffers_stay()),
             plugins=[precision, Started(place)],
         )
     fabric.launch()
     return fabric, precision
+
+
+def _buffers_stay() -> dict[str, Any]:
+    """Running statistics are those of all batches in every process: nobody need send them around.
+
+    torch 2.14 warns of the older name of this option.
+    """
+    new, old = "forward_sync_buffers", "broadcast_buffers"
+    return {new if new in inspect.signature(DistributedDataParallel).parameters else old: False}
