@@ -169,7 +169,8 @@ def test_colours_without_a_table(tmp_path: Path) -> None:
         ),
         ("a:0,0,300::\n", "has the line 'a:0,0,300::'"),
         ("a:1,2,3::\nb:1,2,3::\n", 'gives "a" and "b" the colour 1,2,3; they must differ'),
-        ("a:1,2,3::\na:1,2,4::\n", 'has "a" twice; every class needs its own name'),
+        ("a:1,2,3::\na:1,2,3::\n", 'gives "a" the colour 1,2,3 twice; remove one of the lines'),
+        ("# cat\n\n", "labelmap.txt holds no colour; expected a name and a colour, as crack:"),
     ],
 )
 def test_a_labelmap_that_cannot_be_read(tmp_path: Path, text: str, expected: str) -> None:

@@ -14,7 +14,7 @@ from ..class_lists import MOST_CLASSES, NOT_COUNTED, is_background, name_notes, 
 from ..documents import read_text
 from ..errors import UserError
 from ..wording import are, count
-from .colours import parse_colours
+from .colours import parse_colours, sign_notes
 
 NO_CLASS = frozenset({"background", "bg", "void", "unlabeled", "unlabelled", "unlabel", "unknown", "ignore"})
 NO_CLASS |= {"other", "others", "none", "nothing", "null", "empty", "clutter", "misc", "rest", "outofroi", ""}
@@ -46,6 +46,7 @@ def read_classes(path: Path) -> Classes:
         if n := filled - len(named):
             remarks = (f"{path}: {count(n, 'line')} without a colour {are(n)} left out",)
         lines = [name for name, _ in named]
+        remarks += tuple(sign_notes(path, lines[1:]))
     lines, dressed, quoted = _without_signs(path, lines)
     numbered: tuple[str, ...] = ()
     if not quoted:
@@ -53,7 +54,7 @@ def read_classes(path: Path) -> Classes:
         if numbered:
             lines, dressed, quoted = _without_signs(path, lines)
     if not quoted:
-        told = _check_names(path, lines)
+        told = _check_names(path, lines, _NO_NAMES[1:] if named else _NO_NAMES)
         dressed = dressed if numbered or dressed else told
     names = ("background", *map(plain_name, lines[1:]))
     if len(names) < 2 or len(names) > MOST_CLASSES + 1:
@@ -172,8 +173,15 @@ _NO_NAMES = (
 _AS_THEY_ARE = re.compile(rf"{_SIGNED.pattern}|.*[,;\t|].*|\s*\d+\s+\S.*", re.VERBOSE)
 
 
-def _check_names(path: Path, lines: Sequence[str]) -> tuple[str, ...]:
+def _check_names(
+    path: Path, lines: Sequence[str], no_names: Sequence[tuple[re.Pattern[str], str]]
+) -> tuple[str, ...]:
     """Refuses lines that are no names, and columns.
+
+    Args:
+        path: The file, for errors.
+        lines: Its names.
+        no_names: Which forms are none, and why.
 
     Returns:
         A note on names with signs that other names lack.
@@ -182,7 +190,7 @@ def _check_names(path: Path, lines: Sequence[str]) -> tuple[str, ...]:
         UserError: Such a line, with its number from 1.
     """
     for number, line in enumerate(lines, start=1):
-        if said := next((said for pattern, said in _NO_NAMES if pattern.fullmatch(line)), None):
+        if said := next((said for pattern, said in no_names if pattern.fullmatch(line)), None):
             raise UserError(f'{path}: line {number} ("{line.strip()}") {said}; {_QUOTE}')
     if any(all(sign in line.strip() for line in lines) for sign in ",;\t|"):
         raise UserError(

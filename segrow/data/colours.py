@@ -5,11 +5,14 @@ labelmap.txt         # label:color_rgb:parts:actions      CVAT, Datumaro
 label_colors.txt     250 50 83  crack                     CamVid; colors.txt, colours.txt, palette.txt alike
 class_dict.csv       name,r,g,b
 classes.txt          crack: 250,50,83                     of a folder of one's own, in every line
+
+A line that begins with # and has no colour behind a name is a comment: "#1:250,50,83" is a class.
 """
 
 import re
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -119,10 +122,10 @@ def voc_colours(names: Sequence[str]) -> ColourTable:
 
 
 class Stated(NamedTuple):
-    """A file that states colours, the colour of each name, and notes on the names."""
+    """A file that states colours, the name of each colour, and notes on the names."""
 
     path: Path
-    colours: dict[str, Rgb]
+    names: dict[Rgb, str]
     notes: tuple[str, ...]
 
 
@@ -138,13 +141,14 @@ def stated_colours(root: Path) -> Stated | None:
     lines = read_text(path, "list of colours").splitlines()
     named = parse_colours(lines)
     if named is None:
-        wrong = next(line for line in lines if _is_content(line) and parse_colours([line]) is None)
-        raise UserError(
-            f"{path} has the line {wrong[:60]!r}; expected a name and a colour, as crack:250,50,83::"
-        )
-    colours = _unique(path, named)
-    notes = name_notes(str(path), [name for name, _ in named])
-    return Stated(path, colours, (*notes, *_background_notes(path, colours)))
+        wrong = next((line for line in lines if _is_content(line) and not _named_colour(line)), None)
+        got = "holds no colour" if wrong is None else f"has the line {wrong[:60]!r}"
+        raise UserError(f"{path} {got}; expected a name and a colour, as crack:250,50,83::")
+    written = [name for name, _ in named]
+    plain = [BACKGROUND if is_background(name) else name for name in map(plain_name, written)]
+    names = name_by_colour(path, zip(plain, (colour for _, colour in named), strict=True))
+    notes = (*sign_notes(path, written), *name_notes(str(path), dict.fromkeys(written)))
+    return Stated(path, names, (*notes, *_doubled(path, plain), *_background_notes(path, names)))
 
 
 def parse_colours(lines: Sequence[str]) -> list[tuple[str, Rgb]] | None:
@@ -153,25 +157,49 @@ def parse_colours(lines: Sequence[str]) -> list[tuple[str, Rgb]] | None:
     for number, line in enumerate(lines):
         if not _is_content(line) or (number == 0 and re.fullmatch(r"\W*name\W+r\W+g\W+b\W*", line.lower())):
             continue
-        line = _HEX.sub(lambda match: ",".join(map(str, bytes.fromhex(match[1]))), line)
-        if match := _NAME_FIRST.fullmatch(line.strip()):
-            name, *numbers = match.groups()
-        elif match := _COLOUR_FIRST.fullmatch(line.strip()):
-            *numbers, name = match.groups()
-        else:
+        if (named := _named_colour(line)) is None:
             return None
-        red, green, blue = (int(number) for number in numbers)
-        if max(red, green, blue) > 255:
-            return None
-        found.append((name.strip("\"' "), (red, green, blue)))
+        found.append(named)
     return found or None
 
 
-def _background_notes(path: Path, colours: Mapping[str, Rgb]) -> Iterator[str]:
+def _named_colour(line: str) -> tuple[str, Rgb] | None:
+    """Name and colour of a line; None where it holds none."""
+    line = line.strip()
+    if not _NAME_FIRST.fullmatch(line) and (found := [*_HEX.finditer(line)]):
+        start, end = found[-1].span()  # before it stands a name, which may look alike
+        line = line[:start] + _shown(bytes.fromhex(found[-1][1])) + line[end:]
+    if match := _NAME_FIRST.fullmatch(line):
+        name, *numbers = match.groups()
+    elif match := _COLOUR_FIRST.fullmatch(line):
+        *numbers, name = match.groups()
+    else:
+        return None
+    red, green, blue = (int(number) for number in numbers)
+    return None if max(red, green, blue) > 255 else (name.strip("\"' "), (red, green, blue))
+
+
+def sign_notes(path: Path, names: Iterable[str]) -> Iterator[str]:
+    """A note on names that begin as a comment does."""
+    if signed := [name for name in names if name.startswith("#")]:
+        yield (
+            f'{path}: "{signed[0]}" has a colour, so it is taken as a class; a comment begins with # and has '
+            "no colour"
+        )
+
+
+def _doubled(path: Path, names: Sequence[str]) -> Iterator[str]:
+    """Notes on classes of several colours."""
+    for name, n in Counter(names).items():
+        if n > 1:
+            yield f'{path} gives {n} colours to "{name}", which is one class'
+
+
+def _background_notes(path: Path, names: Mapping[Rgb, str]) -> Iterator[str]:
     """What is taken for background where a file does not say it."""
-    if BACKGROUND in colours:
+    if BACKGROUND in names.values():
         return
-    black = next((name for name, colour in colours.items() if colour == (0, 0, 0)), None)
+    black = names.get((0, 0, 0))
     if black is None:
         yield f"{path} names no background, so its colour is 0,0,0"
     else:
@@ -180,28 +208,34 @@ def _background_notes(path: Path, colours: Mapping[str, Rgb]) -> Iterator[str]:
 
 def _is_content(line: str) -> bool:
     start = line.strip()
-    return bool(start) and (not start.startswith("#") or _HEX.match(start) is not None)
+    if not start.startswith("#"):
+        return bool(start)
+    return _HEX.match(start) is not None or _named_colour(start) is not None
 
 
-def _unique(path: Path, named: Sequence[tuple[str, Rgb]]) -> dict[str, Rgb]:
-    colours: dict[str, Rgb] = {}
-    of: dict[Rgb, str] = {}
-    for written, colour in named:
-        name = plain_name(written)
-        name = BACKGROUND if is_background(name) else name
-        if name in colours:
-            raise UserError(f'{path} has "{name}" twice; every class needs its own name')
-        if colour in of:
+def name_by_colour(path: Path, named: Iterable[tuple[str, Rgb]]) -> dict[Rgb, str]:
+    """The name of each colour; several colours may have one name.
+
+    Raises:
+        UserError: One colour is there twice.
+    """
+    names: dict[Rgb, str] = {}
+    for name, colour in named:
+        if names.get(colour) == name:
             raise UserError(
-                f'{path} gives "{of[colour]}" and "{name}" the colour {_shown(colour)}; they must differ'
+                f'{path} gives "{name}" the colour {_shown(colour)} twice; remove one of the lines'
             )
-        colours[name], of[colour] = colour, name
-    return colours
+        if colour in names:
+            raise UserError(
+                f'{path} gives "{names[colour]}" and "{name}" the colour {_shown(colour)}; they must differ'
+            )
+        names[colour] = name
+    return names
 
 
 def colour_table(
     path: Path,
-    colours: Mapping[str, Rgb],
+    names: Mapping[Rgb, str],
     class_names: Sequence[str],
     ignored: Collection[str],
     ignore_id: int,
@@ -211,7 +245,7 @@ def colour_table(
 
     Args:
         path: What states the colours.
-        colours: By name.
+        names: By colour.
         class_names: By mask value, background first.
         ignored: Names that count nowhere.
         ignore_id: Their mask value.
@@ -221,22 +255,23 @@ def colour_table(
         UserError: A name that is no class.
     """
     numbers = {name: value for value, name in enumerate(class_names)} | dict.fromkeys(ignored, ignore_id)
-    if unknown := [name for name in colours if name not in numbers]:
+    if unknown := [name for name in names.values() if name not in numbers]:
         raise UserError(
             f'{path} gives a colour to "{unknown[0]}", which is not a class; the classes are '
             f"{', '.join(class_names[1:21])}"
         )
-    full = {**colours}
-    if BACKGROUND not in full and (0, 0, 0) not in full.values():
-        full[BACKGROUND] = (0, 0, 0)
-    values = tuple(numbers[name] for name in full)
+    full = {**names}
+    if BACKGROUND not in full.values() and (0, 0, 0) not in full:
+        full[0, 0, 0] = BACKGROUND
+    values = tuple(numbers[name] for name in full.values())
     in_order = numbered or all(value in (line, ignore_id) for line, value in enumerate(values))
-    return ColourTable(path.name, tuple(full.values()), values, tuple(full), in_order=in_order)
+    return ColourTable(path.name, tuple(full), values, tuple(full.values()), in_order=in_order)
 
 
 def classes_of(
-    colours: Mapping[str, Rgb], ignore: Collection[str] | None
+    stated: Iterable[str], ignore: Collection[str] | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Class names by mask value, background first, and the names that count nowhere."""
-    ignored = not_counted(colours, ignore)
-    return (BACKGROUND, *(n for n in colours if n != BACKGROUND and n not in ignored)), tuple(ignored)
+    names = dict.fromkeys(stated)
+    ignored = not_counted(names, ignore)
+    return (BACKGROUND, *(n for n in names if n != BACKGROUND and n not in ignored)), tuple(ignored)

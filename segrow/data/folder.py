@@ -18,7 +18,7 @@ from ..wording import are, count, verb
 from .base import SegDataset, Split
 from .class_file import class_lines, read_classes
 from .colours import FILES as COLOUR_FILES
-from .colours import ColourTable, colour_table, parse_colours, stated_colours
+from .colours import ColourTable, colour_table, name_by_colour, parse_colours, stated_colours
 from .files import IMAGE_SUFFIXES
 from .listing import (
     Pairs,
@@ -135,13 +135,15 @@ class FolderDataset(SegDataset):
         """Of RGB masks: as classes.txt or a file beside it says."""
         path = self.root / "classes.txt"
         if named := parse_colours(class_lines(path)):
-            colours = dict(zip(self.class_names, (colour for _, colour in named), strict=True))
-            return colour_table(path, colours, self.class_names, (), self.ignore_id, True)
+            pairs = zip(self.class_names, (colour for _, colour in named), strict=True)
+            return colour_table(path, name_by_colour(path, pairs), self.class_names, (), self.ignore_id, True)
         if (stated := stated_colours(self.root)) is None:
             return None
         self.notes += stated.notes
-        ignored = [n for n in not_counted(stated.colours, None) if n not in self.class_names]
-        return colour_table(stated.path, stated.colours, self.class_names, ignored, self.ignore_id, True)
+        ignored = [
+            n for n in not_counted(dict.fromkeys(stated.names.values()), None) if n not in self.class_names
+        ]
+        return colour_table(stated.path, stated.names, self.class_names, ignored, self.ignore_id, True)
 
     def _is_flat(self) -> bool:
         """Whether there are no splits.

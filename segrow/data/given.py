@@ -157,17 +157,17 @@ class PaletteDataset(SegDataset):
             self.ignored, said = ignored_values(self.class_names, ignore, self.root)
             self.notes += said
         elif stated:
-            self.class_names, ignored = classes_of(stated.colours, ignore)
+            self.class_names, ignored = classes_of(stated.names.values(), ignore)
             self.notes += stated.notes
         if ignore and not named and (unknown := [name for name in ignore if name not in ignored]):
             raise UserError(
                 f'{self.root} has no class "{unknown[0]}" to ignore; labelmap.txt names the classes there are'
-                f".{name_hint(unknown[0], stated.colours if stated else NAMES)}"
+                f".{name_hint(unknown[0], stated.names.values() if stated else NAMES)}"
             )
         self.ignore_id = 255 if len(self.class_names) <= 255 else 65535
         if stated:
             self.colours = colour_table(
-                stated.path, stated.colours, self.class_names, ignored, self.ignore_id, bool(named)
+                stated.path, stated.names, self.class_names, ignored, self.ignore_id, bool(named)
             )
         elif self.class_names == NAMES:
             self.colours = voc_colours(NAMES)

@@ -58,8 +58,8 @@ def by_colour(
 def _numbers(table: ColourTable) -> Taken:
     if not table.in_order:
         raise Refused(
-            f"holds numbers, and {table.source} does not say which: its lines do not begin with background, "
-            "or one between classes is ignored; add a classes.txt whose line i (from 0) names value i, or "
-            "save masks in the colours"
+            f"holds numbers, and {table.source} does not say which: its lines do not begin with "
+            "background, one between classes is ignored, or a class has several; add a classes.txt whose "
+            "line i (from 0) names value i, or save masks in the colours"
         )
     return Taken.NUMBERS

@@ -75,7 +75,8 @@ SAYS: dict[Taken, tuple[str, str, str]] = {
     Taken.NUMBERS: (
         "mask",
         "hold",
-        "numbers, not the colours that are stated, and the numbers count: i is the class of line i (from 0)",
+        "numbers, not the colours that are stated, and the numbers count: i is the class of line i (from 0) "
+        "of classes.txt, or without it of the lines with a colour",
     ),
     Taken.GREY_COLOURS: ("mask", "are", "grey, and the greys are taken for the colours that are stated"),
     Taken.NODATA: (
