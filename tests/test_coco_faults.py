@@ -11,7 +11,7 @@ from PIL import Image
 
 from segrow import cli
 from segrow.data.coco import CocoDataset
-from segrow.data.listing import Unfit
+from segrow.data.unfit import Unfit
 
 pytest.importorskip("pycocotools.mask", reason='needs pip install "segrow[coco]"')
 

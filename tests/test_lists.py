@@ -50,7 +50,8 @@ def test_a_line_is_first_the_name_of_an_image(
 ) -> None:
     path = tmp_path / "train.txt"
     path.write_bytes("\n".join(lines).encode())
-    assert read_list(path, ids) == (expected, ())
+    listed, said = read_list(path, ids)
+    assert (tuple(listed), said) == (expected, ())
 
 
 @pytest.mark.parametrize(

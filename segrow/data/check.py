@@ -15,10 +15,10 @@ from ..errors import UserError
 from .base import SegDataset, Split
 from .examine import Counts, Files, Found, Kind, Salient, examine_chunk
 from .index import Presence, check_annotated, check_readings, unlearnt_notes
-from .listing import Unfit
 from .palettes import Entries, Palettes, check_palettes, owned, palettes
 from .parallel import in_chunks
 from .taken import Readings, readings, taken_notes
+from .unfit import Unfit
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 

@@ -27,8 +27,9 @@ from .base import SegDataset, Split
 from .cache import cache_folder, say_damaged, say_unkept
 from .coco_file import CocoFile, Entry, read_coco
 from .coco_images import SPLITS, Located, find_images, split_of, unlisted
-from .coco_masks import Part, draw_masks, is_whole, pycocotools, read_notes, unfit_images
+from .coco_masks import Part, draw_masks, is_whole, pycocotools, read_notes
 from .folder import held_out
+from .unfit import unfit_images
 
 _DRAWN = "5"  # changes when masks are drawn otherwise
 _ORDER: tuple[Split, ...] = ("train", "val")

@@ -23,7 +23,7 @@ from .base import Split
 from .coco_file import CocoFile, Entry
 from .coco_shapes import draw_shapes
 from .files import opened, orientation, upright_size
-from .listing import Unfit
+from .unfit import unfit_images
 
 _NOTES = "notes.json"
 _SHAPE: Shape = {"notes": [str], "sums": {str: int}}
@@ -114,14 +114,6 @@ def _exchanged(path: Path) -> str:
         if orientation(image) >= 5:
             return "; it was annotated unturned, without its EXIF orientation"
     return "; the file has width and height exchanged: correct them there"
-
-
-def unfit_images(each: Mapping[str, str]) -> Unfit:
-    """What to raise for images that cannot be used, a sentence for each by its SPLIT/ID."""
-    first, *others = each.values()
-    more = f"; {count(len(others), 'image')} more cannot be used" if others else ""
-    advice = ": segrow data check lists them, and --data.exclude leaves them out" if others else ""
-    return Unfit(f"{first}{more}{advice}", each)
 
 
 def read_notes(folder: Path) -> tuple[str, ...]:

@@ -106,7 +106,7 @@ class FolderDataset(SegDataset):
         """Divides the images of a folder without splits as its lists say, where it has both.
 
         Raises:
-            UserError: A list names an image that is not there.
+            Unfit: A list names images that are not there.
         """
         train = self._pairs["train"]
         known = {*train.images.files, *(name.partition("/")[2] for name in train.excluded)}
@@ -116,12 +116,8 @@ class FolderDataset(SegDataset):
             self.notes += tuple(unread_lists(self.root, self._ids, None, holds))
             return False
         lists = division.without(exclude, train.images.files)
-        if missing := sorted({*lists["train"], *lists["val"]} - train.images.files.keys()):
-            raise UserError(
-                f"{division.folder} lists {missing[0]}, which is not in {train.images.folder}"
-                f"{train.images.alike(missing[0])}"
-            )
-        self.excluded += tuple(f"val/{i}" for i in division.val if f"val/{i}" in exclude)
+        division.check(lists, train.images)
+        self.excluded = tuple(dict.fromkeys((*self.excluded, *division.listed(exclude))))
         self.notes += (
             f"{division.folder}: train.txt and val.txt divide the images",
             *division.notes,

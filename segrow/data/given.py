@@ -10,8 +10,9 @@ from ..wording import are, have
 from .base import SegDataset, Split
 from .colours import FILES as COLOUR_FILES
 from .colours import classes_of, colour_table, stated_colours, voc_colours
-from .listing import Unfit, by_name, list_files, refuse_backslashes
+from .listing import by_name, list_files, refuse_backslashes, refuse_twins
 from .lists import LISTS, read_division, unread_lists
+from .unfit import Unfit
 from .unread import unread_annotations, unread_files
 
 EXPECTED = (
@@ -94,7 +95,8 @@ class PaletteDataset(SegDataset):
         ignore: Names in labelmap.txt that count nowhere; None: those that are called so, such as "ignore".
 
     Raises:
-        UserError: No mask, a mask without an image, or class names or colours that cannot be read.
+        Unfit: Masks without an image, images of a list without a mask, or several files of one.
+        UserError: No mask, or class names or colours that cannot be read.
     """
 
     name = "palette"
@@ -123,6 +125,7 @@ class PaletteDataset(SegDataset):
         self.excluded = tuple(name for name in there if name in exclude)
         kept = self._masks.without("train", exclude).without("val", exclude)
         images = self._images.files
+        refuse_twins("train", kept.files, (self._images, self._masks, self._maps))
         if alone := sorted(kept.files.keys() - images.keys()):
             says = {f"train/{i}": f"mask {self._masks.path(i)} has no image" for i in alone}
             expected = root / "JPEGImages" / f"{alone[0]}.jpg"
@@ -137,7 +140,7 @@ class PaletteDataset(SegDataset):
                 f"{root}: {len(unmasked)} of {len(images)} images {have(len(unmasked))} no mask in "
                 f"{folder.name} and {are(len(unmasked))} left out (first {images[unmasked[0]]})",
             )
-        self._ids = self._divide(tuple(kept.files), hold_out)
+        self._ids = self._divide(tuple(kept.files), hold_out, exclude)
 
     def _name_classes(self, ignore: Collection[str] | None) -> None:
         """Names, and the colours of RGB masks: of a list, of labelmap.txt, or VOC's."""
@@ -176,17 +179,18 @@ class PaletteDataset(SegDataset):
         if ignored:
             self.notes += (f"{stated and stated.path}: pixels of {', '.join(ignored)} count nowhere",)
 
-    def _divide(self, ids: tuple[str, ...], hold_out: bool) -> dict[Split, tuple[str, ...]]:
+    def _divide(
+        self, ids: tuple[str, ...], hold_out: bool, exclude: frozenset[str]
+    ) -> dict[Split, tuple[str, ...]]:
         """Ids of each split: as lists say, or all for training."""
         from .folder import held_out
 
         if division := read_division(self.root, self._masks.files.keys()):
-            lists = division.without(self.excluded, self._images.files)
-            if missing := sorted({*lists["train"], *lists["val"]} - self._masks.files.keys()):
-                raise UserError(
-                    f"{division.folder} lists {missing[0]}, which has no mask in {self._masks.folder}"
-                    f"{self._masks.alike(missing[0])}"
-                )
+            lists = division.without(
+                exclude, self._images.files.keys() - self._images.twins.keys() - self._masks.twins.keys()
+            )
+            division.check(lists, self._masks)
+            self.excluded = tuple(dict.fromkeys((*self.excluded, *division.listed(exclude))))
             self.notes += (*division.notes, *division.left_out(ids))
             self.notes += tuple(unread_lists(self.root, lists, division.folder))
             return lists

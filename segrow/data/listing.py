@@ -5,7 +5,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..wording import are, count
 from .files import IMAGE_SUFFIXES
 from .masks import MASK_SUFFIXES
+from .unfit import Unfit, unfit_images
 
 What = Literal["image", "mask", "saliency map"]
 _SYSTEM = frozenset({"thumbs.db", "desktop.ini"})  # what systems leave in every folder; nobody misses them
@@ -28,12 +29,14 @@ class Listing:
         files: Path below the folder by id, sorted. An id is that path without suffix, in Unicode's composed
             form (NFC) and with "/" between folders: an image and its mask match, whatever wrote their names.
         left: What is not read, below the folder: files of other kinds, and hidden images.
+        twins: All files of an id that has several; `files` holds the first.
     """
 
     folder: Path
     what: What
     files: dict[str, str]
     left: tuple[str, ...]
+    twins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def path(self, image_id: str) -> Path:
         """The file of an id."""
@@ -51,6 +54,13 @@ class Listing:
             return self
         files = {i: file for i, file in self.files.items() if f"{split}/{i}" not in exclude}
         return replace(self, files=files)
+
+    def twin(self, image_id: str) -> str:
+        """What is wrong with an id of `twins`, a sentence."""
+        files, said = self.twins[image_id], ""
+        if len({unicodedata.normalize("NFC", each) for each in files}) == 1:
+            said = f", one name in two Unicode forms ({' and '.join(map(ascii, files))})"
+        return f"{self.folder} holds {' and '.join(files)}{said}; one {self.what} must have one file"
 
     def unread(self, image_id: str, says: str) -> str:
         """`; a.heic SAYS` where a file that is not read has the name of an id; else nothing."""
@@ -121,9 +131,9 @@ def list_files(folder: Path, what: What) -> Listing:
     """The images, masks or saliency maps in a folder and below it, hidden ones left out; none without it.
 
     Raises:
-        UserError: Two files of one id, a name that is not UTF-8, or one with a backslash.
+        UserError: A name that is not UTF-8, or one with a backslash.
     """
-    files: dict[str, str] = {}
+    files: dict[str, list[str]] = {}
     read, left = divide(_plain(folder, walk(folder)), IMAGE_SUFFIXES if what == "image" else MASK_SUFFIXES)
     for name in read:
         try:
@@ -131,13 +141,25 @@ def list_files(folder: Path, what: What) -> Listing:
         except UnicodeEncodeError:
             raise UserError(f"{folder / name} has a name that {_unencoded(name)}") from None
         image_id = unicodedata.normalize("NFC", os.path.splitext(name)[0])
-        if image_id in files:
-            both, twins = (files[image_id], name), ""
-            if len({unicodedata.normalize("NFC", each) for each in both}) == 1:
-                twins = f", one name in two Unicode forms ({' and '.join(map(ascii, both))})"
-            raise UserError(f"{folder} holds {' and '.join(both)}{twins}; one {what} must have one file")
-        files[image_id] = name
-    return Listing(folder, what, dict(sorted(files.items())), tuple(left))
+        files.setdefault(image_id, []).append(name)
+    twins = {image_id: tuple(names) for image_id, names in files.items() if len(names) > 1}
+    return Listing(folder, what, {i: names[0] for i, names in sorted(files.items())}, tuple(left), twins)
+
+
+def refuse_twins(split: str, ids: Iterable[str], listings: Sequence[Listing]) -> None:
+    """Every image has one file, and so its mask and its saliency map.
+
+    Args:
+        split: train or val.
+        ids: Of the images that are used.
+        listings: Those of the three that there are.
+
+    Raises:
+        Unfit: Some have several, all of which are named.
+    """
+    says = {f"{split}/{i}": each.twin(i) for i in ids for each in listings if i in each.twins}
+    if says:
+        raise unfit_images(says, tuple(note for each in listings for note in each.notes()))
 
 
 def _unencoded(name: str) -> str:
@@ -240,21 +262,6 @@ class Pairs:
         return (*self.images.notes(), *self.masks.notes(), *self.maps.notes(), *self.said)
 
 
-class Unfit(UserError):
-    """Images that cannot be used as they are, such as those without a mask; all of them, not only the first.
-
-    Args:
-        message: About the first.
-        each: A sentence for each by its SPLIT/ID.
-        notes: On the files that were listed.
-    """
-
-    def __init__(self, message: str, each: Mapping[str, str], notes: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
-        self.each = dict(each)
-        self.notes = notes
-
-
 def by_name(images: Listing, masks: Listing) -> tuple[Listing, tuple[str, ...]]:
     """Masks under the ids of their images where only one of both has sub-folders, and a note that says so.
 
@@ -265,19 +272,22 @@ def by_name(images: Listing, masks: Listing) -> tuple[Listing, tuple[str, ...]]:
     if len(flat) != 1:
         return masks, ()
     ids = {i.rpartition("/")[2]: i for i in images.files}
-    of_masks = {i.rpartition("/")[2]: file for i, file in masks.files.items()}
+    of_masks = {i.rpartition("/")[2]: i for i in masks.files}
     if len(ids) < len(images.files) or len(of_masks) < len(masks.files) or not ids.keys() & of_masks.keys():
         return masks, ()
     if masks.what != "saliency map" and ids.keys() != of_masks.keys():
         return masks, ()
-    files = {image_id: of_masks[name] for name, image_id in ids.items() if name in of_masks}
-    return replace(masks, files=files), (
+    pairs = {image_id: of_masks[name] for name, image_id in ids.items() if name in of_masks}
+    files = {image_id: masks.files[i] for image_id, i in pairs.items()}
+    twins = {image_id: masks.twins[i] for image_id, i in pairs.items() if i in masks.twins}
+    return replace(masks, files=files, twins=twins), (
         f"{flat[0].folder} has no sub-folders, so images and {masks.what}s are matched by their names alone "
         "(each stands there once)",
     )
 
 
-_HINTED = 20  # of files without a partner: a hint looks through all names
+HINTED = 20
+"""So many files without a partner get a hint at most: it looks through all names."""
 
 
 def _mask_hint(masks: Listing, image_id: str) -> str:
@@ -299,7 +309,7 @@ def match_pairs(
         exclude: Images that are left out with their masks, each as SPLIT/ID.
 
     Raises:
-        Unfit: An image without a mask or the reverse.
+        Unfit: An image without a mask or the reverse, or several files of one.
         UserError: As `list_files`.
     """
     found, of_masks = list_files(images, "image"), list_files(masks, "mask")
@@ -307,24 +317,26 @@ def match_pairs(
     excluded = tuple(
         f"{split}/{i}" for i in found.files | of_masks.files if exclude and f"{split}/{i}" in exclude
     )
-    whole = found.files.keys() & of_masks.files.keys()
+    whole = (found.files.keys() & of_masks.files.keys()) - found.twins.keys() - of_masks.twins.keys()
     gone = frozenset(name for name in excluded if name.partition("/")[2] not in whole)
     found, of_masks = found.without(split, gone), of_masks.without(split, gone)
+    of_maps, more = by_name(found, list_files(maps, "saliency map"))
+    used = [i for i in found.files | of_masks.files if f"{split}/{i}" not in exclude]
+    refuse_twins(split, used, (found, of_masks, of_maps))
     if alone := sorted(found.files.keys() - of_masks.files.keys()):
         count = f" ({len(alone)} such images)" if len(alone) > 1 else ""
-        hints = {i: _mask_hint(of_masks, i) for i in alone[:_HINTED]}
+        hints = {i: _mask_hint(of_masks, i) for i in alone[:HINTED]}
         says = {f"{split}/{i}": f"image {found.path(i)} has no mask{hints.get(i, '')}" for i in alone}
         first = f"image {found.path(alone[0])} has no mask, expected {masks / f'{alone[0]}.png'}"
         raise Unfit(f"{first}{hints[alone[0]]}{count}", says, (*found.notes(), *of_masks.notes()))
     if alone := sorted(of_masks.files.keys() - found.files.keys()):
         count = f" ({len(alone)} such masks)" if len(alone) > 1 else ""
         unread = "is of a kind that is not read; convert it to JPEG or PNG"
-        hints = {i: found.unread(i, unread) for i in alone[:_HINTED]}
+        hints = {i: found.unread(i, unread) for i in alone[:HINTED]}
         says = {f"{split}/{i}": f"mask {of_masks.path(i)} has no image{hints.get(i, '')}" for i in alone}
         first = (
             f"mask {of_masks.path(alone[0])} has no image, expected {images / f'{alone[0]}.jpg'} (or .png)"
         )
         raise Unfit(f"{first}{hints[alone[0]]}{count}", says, (*found.notes(), *of_masks.notes()))
-    of_maps, more = by_name(found, list_files(maps, "saliency map"))
     ids = tuple(i for i in found.files if not exclude or f"{split}/{i}" not in exclude)
     return Pairs(ids, found, of_masks, of_maps, excluded, said + more)

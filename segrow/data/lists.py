@@ -19,6 +19,8 @@ from ..errors import UserError
 from ..wording import are, count
 from .base import Split
 from .files import IMAGE_SUFFIXES
+from .listing import HINTED, Listing
+from .unfit import unfit_images
 
 LISTS = ("ImageSets/Segmentation", "ImageSet/Segmentation")  # the second is a misspelling that goes around
 PLACES = (*LISTS, "ImageSets", "splits", "lists", "")
@@ -42,14 +44,14 @@ class Division(NamedTuple):
 
     Attributes:
         folder: Where they are.
-        train: Ids in the order of train.txt.
-        val: Ids in the order of val.txt.
+        train: Ids in the order of train.txt, and the line of each.
+        val: Those of val.txt.
         notes: What was left out, a sentence each.
     """
 
     folder: Path
-    train: tuple[str, ...]
-    val: tuple[str, ...]
+    train: dict[str, int]
+    val: dict[str, int]
     notes: tuple[str, ...]
 
     def without(self, excluded: Collection[str], images: Collection[str]) -> dict[Split, tuple[str, ...]]:
@@ -60,11 +62,41 @@ class Division(NamedTuple):
             images: Ids that have an image; others go from both lists where one of them leaves them out.
         """
         out = {name.partition("/")[2] for name in excluded} - {*images}
-        lists: dict[Split, tuple[str, ...]] = {"train": self.train, "val": self.val}
         return {
             split: tuple(i for i in ids if f"{split}/{i}" not in excluded and i not in out)
-            for split, ids in lists.items()
+            for split, ids in self._by_split().items()
         }
+
+    def _by_split(self) -> dict[Split, dict[str, int]]:
+        return {"train": self.train, "val": self.val}
+
+    def listed(self, asked: Collection[str]) -> tuple[str, ...]:
+        """Which of some images, each as SPLIT/ID, the lists name."""
+        names = (f"{split}/{i}" for split, ids in self._by_split().items() for i in ids)
+        return tuple(name for name in names if name in asked)
+
+    def check(self, lists: Mapping[Split, Sequence[str]], there: Listing) -> None:
+        """Every image of the lists is there.
+
+        Args:
+            lists: Ids of each split, without those that are left out.
+            there: The images, or the masks where these count.
+
+        Raises:
+            Unfit: Some are not; the line of each is named.
+        """
+        lacks = "is not in" if there.what == "image" else "has no mask in"
+        says: dict[str, str] = {}
+        for split, ids in lists.items():
+            for i in (i for i in ids if i not in there.files):
+                where = f"{self.folder / split}.txt, line {self._by_split()[split][i]}"
+                hint = there.alike(i) if len(says) < HINTED else ""
+                says[f"{split}/{i}"] = (
+                    f"{where} lists {i}, which {lacks} {there.folder}"
+                    f"{hint or '; add it, or take the line out'}"
+                )
+        if says:
+            raise unfit_images(says)
 
     def left_out(self, ids: Collection[str]) -> tuple[str, ...]:
         """A note on images that neither list names; none where there are none.
@@ -152,8 +184,8 @@ def _lists(root: Path) -> Iterator[Path]:
                 yield path
 
 
-def read_list(path: Path, ids: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Ids that a list names, each once, and a note on lines that repeat one.
+def read_list(path: Path, ids: Collection[str]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Ids that a list names, with the first line of each (from 1), and a note on lines that repeat one.
 
     Args:
         path: The list.
@@ -165,7 +197,8 @@ def read_list(path: Path, ids: Collection[str]) -> tuple[tuple[str, ...], tuple[
     if not path.is_file():
         raise UserError(f"{path} is missing; it lists image ids, one a line")
     text = unicodedata.normalize("NFC", read_text(path, "image list")).replace("\\", "/")
-    lines = [line for line in re.split(r"\r\n?|\n", text) if line.strip()]
+    numbered = {n: line for n, line in enumerate(re.split(r"\r\n?|\n", text), start=1) if line.strip()}
+    lines = [*numbered.values()]
     if not lines:
         raise UserError(f"{path} lists no image; expected image ids, one a line")
     found = [_whole(line, ids) for line in lines]
@@ -175,23 +208,25 @@ def read_list(path: Path, ids: Collection[str]) -> tuple[tuple[str, ...], tuple[
         named = [column or "" for column in columns]
     else:
         named = [_bare(line) for line in lines]
-    by_id: dict[str, str] = {}
+    by_id: dict[str, tuple[int, str]] = {}
     again: list[str] = []
     deep = any("/" in image_id for image_id in ids)
-    for line, name, image_id in zip(lines, named, found, strict=True):
+    for number, name, image_id in zip(numbered, named, found, strict=True):
         image_id = image_id or (_stem(name) if deep else _stem(name).rpartition("/")[2])
-        before = by_id.setdefault(image_id, line)
-        if before is line:
+        first, before = by_id.setdefault(image_id, (number, numbered[number]))
+        if first == number:
             continue
+        line = numbered[number]
         if not _one(before, line):
             raise UserError(
                 f"{path} has the lines {before.strip()!r} and {line.strip()!r}, which both name the image "
                 f"{image_id}; write the names as they are there, with their folders, one a line"
             )
         again.append(image_id)
+    where = {image_id: number for image_id, (number, _) in by_id.items()}
     if not again:
-        return tuple(by_id), ()
-    return tuple(by_id), (
+        return where, ()
+    return where, (
         f"{path}: {count(len(again), 'line')} {'repeats' if len(again) == 1 else 'repeat'} an image of the "
         f"list and {are(len(again))} left out (first {again[0]})",
     )

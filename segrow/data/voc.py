@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..wording import are, count
 from .base import SegDataset, Split, find_root
 from .colours import voc_colours
-from .listing import by_name, list_files
+from .listing import by_name, list_files, refuse_twins
 from .lists import LISTS, read_list
 
 NAMES = (
@@ -54,6 +54,7 @@ class VocDataset(SegDataset):
         exclude: Images that are left out, each as SPLIT/ID.
 
     Raises:
+        Unfit: Several files of one image.
         UserError: A folder or list that is missing.
     """
 
@@ -83,8 +84,8 @@ class VocDataset(SegDataset):
         names = OWN_TRAIN_LISTS if own else TRAIN_LISTS
         train_list = next((folder / name for name in names if (folder / name).is_file()), None)
         if train_list:
-            train, more = read_list(train_list, there)
-            said = (*more, *said)
+            listed_for_train, more = read_list(train_list, there)
+            train, said = tuple(listed_for_train), (*more, *said)
         else:
             held_out = set(val)
             train = tuple(i for i in self._masks.files if i not in held_out)
@@ -92,10 +93,12 @@ class VocDataset(SegDataset):
                 raise UserError(
                     f"{self._masks.folder} holds no training mask (none that is not in {folder / 'val.txt'})"
                 )
-        listed: dict[Split, tuple[str, ...]] = {"train": train, "val": val}
+        listed: dict[Split, tuple[str, ...]] = {"train": train, "val": tuple(val)}
         self._ids = {
             split: tuple(i for i in ids if f"{split}/{i}" not in exclude) for split, ids in listed.items()
         }
+        for split, used in self._ids.items():
+            refuse_twins(split, used, (self._images, self._masks, self._maps))
         self.excluded = tuple(
             f"{split}/{i}" for split, ids in listed.items() for i in ids if f"{split}/{i}" in exclude
         )
