@@ -5,6 +5,7 @@ from PIL import Image
 
 from .colours import ColourTable
 from .files import Refused
+from .palettes import index_chosen
 from .taken import Taken
 
 
@@ -24,6 +25,8 @@ def by_colour(
         Refused: Both are possible and differ, or the numbers are not stated.
     """
     if image.mode == "P":
+        if index_chosen() and table.of_palettes:
+            return False, _numbers(table)
         return table.of_palettes, Taken.PLAIN
     in_rgb = image.mode in ("RGB", "RGBA")
     if in_rgb:

@@ -22,11 +22,11 @@ from ..wording import count, verb
 from .cache import cache_folder, read_arrays, say_damaged, say_unkept
 from .files import UNTURNED, examine_image, turned_as, white
 from .masks import Values, decode_mask, stretched
-from .palettes import Entries, Owned, Palettes, owned, palettes, renumbered
+from .palettes import INDEX_MEANT, Entries, Owned, Palettes, index_chosen, owned, palettes, renumbered
 from .parallel import in_chunks
 from .taken import Readings, Taken, joined, readings, scaled_apart, taken_notes
 
-FORMAT = 4
+FORMAT = 5
 _WHAT = "the index of the masks"
 
 Pair = tuple[str, str]  # image file, mask file
@@ -119,7 +119,8 @@ def check_readings(root: Path, splits: Iterable[Readings]) -> None:
         raise UserError(
             f"masks of {root} have palettes of greys that differ: in {by_grey} all greys are class "
             f"numbers (first {first}), in {by_index} not (first {other}), so a class "
-            "may be the index or the grey; save all masks as grey PNG whose values are class numbers"
+            "may be the index or the grey; save all masks as grey PNG whose values are class numbers; "
+            f"{INDEX_MEANT}"
         )
     if Taken.NUMBERS in found and Taken.GREY_COLOURS in found:
         (by_number, first), (by_colour, other) = found[Taken.NUMBERS], found[Taken.GREY_COLOURS]
@@ -218,7 +219,7 @@ def _stamp(pairs: Sequence[Pair]) -> Stamps:
 def _head(values: Values) -> list[int]:
     """What an index was made for."""
     colours = 0 if values.colours is None else values.colours.key
-    return [FORMAT, white(), values.n_raw, values.ignore_id, colours, *values.ignored]
+    return [FORMAT, white(), index_chosen(), values.n_raw, values.ignore_id, colours, *values.ignored]
 
 
 def _recall(

@@ -16,7 +16,7 @@ from PIL import Image
 from .colours import ColourTable
 from .files import GREY_16, WIDE_COLOURS, Refused, grey_palette, has_frames, opened, orientation, raw_mode
 from .grey_colours import by_colour
-from .palettes import WAYS_OUT, Entries, colour_codes, entries, rgb, used_indices
+from .palettes import INDEX_MEANT, WAYS_OUT, Entries, colour_codes, entries, index_chosen, rgb, used_indices
 from .pgm import leave_unscaled
 from .taken import Taken
 from .tiff import bands, is_signed, nodata, white_is_zero
@@ -150,6 +150,8 @@ def _of_palette(image: Image.Image, values: Values) -> tuple[NDArray[np.uint8], 
     give the classes greys to look at, spread from 0 to 255.
     """
     index, used = np.array(image), used_indices(image)
+    if index_chosen():
+        return index, Taken.CHOSEN, ()
     if values.colours is not None and (moved := _moved(image, index, values.colours)) is not None:
         return moved, Taken.MOVED, ()
     codes = colour_codes(image)
@@ -168,7 +170,7 @@ def _of_palette(image: Image.Image, values: Values) -> tuple[NDArray[np.uint8], 
     pairs = ", ".join(f"{i} is {g}" for i, g in list(zip(used.tolist(), tones.tolist(), strict=True))[:4])
     raise Refused(
         f"has a palette of greys (index {pairs}), so a class may be the index or the grey; save it as a grey "
-        "PNG whose values are class numbers"
+        f"PNG whose values are class numbers; {INDEX_MEANT}"
     )
 
 

@@ -1,9 +1,11 @@
 """Palettes of the masks of one data set: an index must be one colour in all of them, and a colour one index.
 
 Tools that save a palette anew cut it to the colours that one mask shows, and then an index means another
-class in every mask. Where the index is the value, that is found here.
+class in every mask. Where the index is the value, that is found here, but for masks that are read as the
+environment variable SEGROW_PALETTE=index says: then their colours count nowhere.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import UserError
+from ..errors import UserError, shown
 
 Entries = tuple[int, ...]
 """What a mask uses of its palette, each as index << 24 | red << 16 | green << 8 | blue."""
@@ -19,10 +21,26 @@ Owned = NDArray[np.int64]
 """Such entries of several masks, each as number of the mask << 32 | entry."""
 Palettes = Mapping[int, str]
 """The name of the first mask that has an entry, by entry."""
+CHOICE = "SEGROW_PALETTE"
+INDEX_MEANT = f"where the index is the class, set the environment variable {CHOICE}=index"
 WAYS_OUT = (
     "state the colours of the classes in a labelmap.txt beside the masks' folder, or save all masks with one "
-    "palette, or as grey PNG whose values are class numbers"
+    f"palette, or as grey PNG whose values are class numbers; {INDEX_MEANT}"
 )
+
+
+def index_chosen() -> bool:
+    """Whether $SEGROW_PALETTE says that the index of a palette is the class, whatever its colours are.
+
+    Raises:
+        UserError: The variable is something else.
+    """
+    chosen = os.environ.get(CHOICE)
+    if chosen and chosen != "index":
+        raise UserError(
+            f"{CHOICE} is {shown(chosen[:40])}, expected index: the index of a palette is the class"
+        )
+    return bool(chosen)
 
 
 def colour_codes(image: Image.Image) -> NDArray[np.int32]:

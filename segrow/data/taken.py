@@ -29,6 +29,7 @@ class Taken(enum.IntFlag):
     NODATA = 1 << 9
     NUMBERS = 1 << 10
     GREY_COLOURS = 1 << 11
+    CHOSEN = 1 << 12
     # images
     UNIT = 1 << 16
     FLOAT = 1 << 17
@@ -56,6 +57,7 @@ SAYS: dict[Taken, tuple[str, str, str]] = {
         "have",
         "a palette of greys that are not classes, so the index is taken as the value",
     ),
+    Taken.CHOSEN: ("mask", "have", "a palette, and the index is taken as the value, as SEGROW_PALETTE says"),
     Taken.COLOURS: ("mask", "have", "three equal colour channels, which are taken as grey"),
     Taken.ALPHA: ("mask", "have", "an alpha channel, which is opaque and left out"),
     Taken.FLOAT_MASK: ("mask", "hold", "floating-point numbers, all whole, which are taken as they are"),
