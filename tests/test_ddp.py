@@ -26,10 +26,8 @@ DOUBLE = Path(__file__).parent / "double.py"
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-@pytest.mark.parametrize(
-    "method",
-    ["ssul", *(pytest.param(name, marks=pytest.mark.slow) for name in ("plop", "mib", "ilt"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ssul", "plop", "mib", "ilt"])
 def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
     """In float64, to nine digits: in float32 rounding grows with every update, and hides what is wrong.
 

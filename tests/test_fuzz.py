@@ -58,6 +58,7 @@ def test_three_thousand_damaged_files(tmp_path: Path) -> None:
     assert set(report["kinds"]) == {target.kind for target in TARGETS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "expected"),
     [

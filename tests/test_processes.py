@@ -59,6 +59,7 @@ def begin_anew(method: str) -> tuple[str, ...]:
 # --- scripts without a guard ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_readmes_lines_are_a_script(root: Path, tmp_path: Path) -> None:
     """add_classes with loader processes, the index' pool, and load, where processes begin anew."""
     run = tmp_path / "run"

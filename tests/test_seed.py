@@ -361,6 +361,7 @@ def process(script: str, words: list[str], folder: Path, limit_s: int) -> tuple[
     return running.returncode, out, err
 
 
+@pytest.mark.slow
 def test_main_py_and_eval_py_run_from_a_clone(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
