@@ -108,7 +108,7 @@ def test_another_form_is_refused_by_its_name(tmp_path: Path, text: str, got: str
 )
 def test_lines_that_are_no_names_are_refused(tmp_path: Path, text: str, line: str) -> None:
     with pytest.raises(
-        UserError, match=rf"classes\.txt:? {line}.*; put every name in quotes where that belongs"
+        UserError, match=rf"classes\.txt:? {line}.*; put (the|every) name in quotes where that belongs"
     ):
         read_classes(classes(tmp_path, text))
     quoted = "\n".join(f'"{line}"' for line in text.split("\n") if not line.startswith("- "))
@@ -116,7 +116,7 @@ def test_lines_that_are_no_names_are_refused(tmp_path: Path, text: str, line: st
         assert read_classes(classes(tmp_path, quoted)).names[1] == text.split("\n")[1]
 
 
-@pytest.mark.parametrize("line", ["- cat", "'cat'", "cat,", "door, double door", "a|b", "255 ignore"])
+@pytest.mark.parametrize("line", ["- cat", "cat,", "door, double door", "a|b", "255 ignore"])
 def test_signs_and_numbers_that_other_lines_lack_are_told(tmp_path: Path, line: str) -> None:
     path = classes(tmp_path, f"background\n{line}\ndog")
     assert read_classes(path) == (

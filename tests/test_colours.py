@@ -170,6 +170,7 @@ def test_colours_without_a_table(tmp_path: Path) -> None:
         ("a:0,0,300::\n", "has the line 'a:0,0,300::'"),
         ("a:1,2,3::\nb:1,2,3::\n", 'gives "a" and "b" the colour 1,2,3; they must differ'),
         ("a:1,2,3::\na:1,2,3::\n", 'gives "a" the colour 1,2,3 twice; remove one of the lines'),
+        ("bolt 8,10,12:1,2,3::\n", "has the line 'bolt 8,10,12:1,2,3::'; expected a name and a colour"),
         ("# cat\n\n", "labelmap.txt holds no colour; expected a name and a colour, as crack:"),
     ],
 )

@@ -95,8 +95,8 @@ def test_signs_around_every_name_are_left_out(tmp_path: Path, text: str) -> None
     names, notes = read_classes(path)
     assert names == ("background", "a, b")
     assert notes == (f"{path}: the quotes, dashes or commas around the names are left out",)
-    path.write_text('background\n"a"\n')  # not every line: it may be the name
-    assert read_classes(path) == (("background", '"a"'), (f"{path}: all of '\"a\"' is taken as the name",))
+    path.write_text("background\n- a\n")  # not every line: it may be the name
+    assert read_classes(path) == (("background", "- a"), (f"{path}: all of '- a' is taken as the name",))
 
 
 def test_a_name_twice_in_a_list_is_told(tmp_path: Path) -> None:

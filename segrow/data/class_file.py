@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..class_lists import MOST_CLASSES, NOT_COUNTED, is_background, name_notes, plain_name
+from ..class_lists import BACKGROUND, MOST_CLASSES, NOT_COUNTED, is_background, name_notes, plain_name
 from ..documents import read_text
 from ..errors import UserError
 from ..wording import are, count
-from .colours import parse_colours, sign_notes
+from .colours import parse_colours
 
 NO_CLASS = frozenset({"background", "bg", "void", "unlabeled", "unlabelled", "unlabel", "unknown", "ignore"})
 NO_CLASS |= {"other", "others", "none", "nothing", "null", "empty", "clutter", "misc", "rest", "outofroi", ""}
@@ -46,7 +46,6 @@ def read_classes(path: Path) -> Classes:
         if n := filled - len(named):
             remarks = (f"{path}: {count(n, 'line')} without a colour {are(n)} left out",)
         lines = [name for name, _ in named]
-        remarks += tuple(sign_notes(path, lines[1:]))
     lines, dressed, quoted = _without_signs(path, lines)
     numbered: tuple[str, ...] = ()
     if not quoted:
@@ -54,8 +53,9 @@ def read_classes(path: Path) -> Classes:
         if numbered:
             lines, dressed, quoted = _without_signs(path, lines)
     if not quoted:
-        told = _check_names(path, lines, _NO_NAMES[1:] if named else _NO_NAMES)
-        dressed = dressed if numbered or dressed else told
+        bare, held = _without_quotes(path, lines)
+        told = _check_names(path, lines, bare, named is not None)
+        lines, dressed = bare, (*(dressed if numbered or dressed else told), *held)
     names = ("background", *map(plain_name, lines[1:]))
     if len(names) < 2 or len(names) > MOST_CLASSES + 1:
         raise UserError(
@@ -116,6 +116,20 @@ def _without_signs(path: Path, lines: Sequence[str]) -> tuple[list[str], tuple[s
     return names, (note,), all(match["quoted"] for match in signed)
 
 
+def _without_quotes(path: Path, lines: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Names without the quotes that only some of them have, and a note."""
+    found = [_QUOTED.fullmatch(line) for line in lines]
+    names = [match["name"] if match else line for match, line in zip(found, lines, strict=True)]
+    held = [match["name"] for match in found if match]
+    if not held:
+        return names, ()
+    note = (
+        f"{path}: quotes around {count(len(held), 'name')} (first {held[0]}) are left out; all in them counts"
+    )
+    return names, (note,)
+
+
+_QUOTED = re.compile(r"""\s*(?P<mark>["'])(?P<name>(?:(?!(?P=mark)).)+)(?P=mark)\s*""")
 _BEFORE = re.compile(r"\s*(?P<number>\d+)(?P<sign>\s*[:;,=.)]\s*|\s+)(?P<name>\S.*)")
 _AFTER = re.compile(r"(?P<name>.*?\S)(?P<sign>\s*[:;,=(#]\s*|\s+)(?P<number>\d+)\s*\)?\s*")
 _CHOOSE = "put every name in quotes where the number belongs to it"
@@ -149,7 +163,7 @@ def _without_numbers(path: Path, lines: Sequence[str]) -> tuple[list[str], tuple
             )
         start = 0 if first else 1
         wrong = next((k for k, number in enumerate(numbers) if number != k + start), None)
-        plain = not first and not any(match["sign"].strip() or "\t" in match["sign"] for match in matches)
+        plain = not first and all(map(_is_plain, matches))
         if plain and (wrong is not None or len(names) < 2):
             note = f'{path}: the numbers {side} the names ("{lines[1].strip()}") are taken as part of them'
             return list(lines), (note,)
@@ -163,25 +177,45 @@ def _without_numbers(path: Path, lines: Sequence[str]) -> tuple[list[str], tuple
     return list(lines), ()
 
 
-_QUOTE = "put every name in quotes where that belongs to it"
-_NO_NAMES = (
+def _is_plain(match: re.Match[str]) -> bool:
+    """Whether a number may be part of a name: by a space, or as in `16:9 screen`, `1.5 inch`, `bolt 8,10`."""
+    sign, number, name = match["sign"], match["number"], match["name"]
+    before = match.start("number") < match.start("name")
+    return not (sign.strip() or "\t" in sign) or (
+        sign == sign.strip() and bool(number) and name[0 if before else -1].isdigit()
+    )
+
+
+_QUOTE = "put the name in quotes where that belongs to it"
+_QUOTE_ALL = "put every name in quotes where that belongs to it"
+_REMARKS = (
     (re.compile(r"\s*(?:#|//).*"), "is a comment; take it out, for line i (from 0) names mask value i"),
-    (re.compile(r".*\s(?:#|//)(?:\s.*|$)"), "has a remark behind the name; take it out"),
-    (re.compile(r"[^:]*\w:\s*"), "ends with a colon, as a heading does; take it out"),
-    (re.compile(r"\s*\d+\s*[:=)]\s*\S.*"), "has a number that is not in all lines; write names alone"),
+    (re.compile(r".*\s(?:#|//)\s+\S.*"), "has a remark behind the name; take it out"),
 )
-_AS_THEY_ARE = re.compile(rf"{_SIGNED.pattern}|.*[,;\t|].*|\s*\d+\s+\S.*", re.VERBOSE)
+_NO_NAMES = (
+    (re.compile(r"[^:]*\w:\s*"), "ends with a colon, as a heading does; take it out"),
+    (
+        re.compile(r"\s*(?!\d+:\d)\d+\s*[:=)]\s*\S.*"),
+        "has a number that is not in all lines; write names alone",
+    ),
+)
+_AS_THEY_ARE = re.compile(
+    rf"{_SIGNED.pattern}|.*[,;\t|].*|\s*\d+\s+\S.*|\s*\d+:\d.*|(?:.*\s)?(?:[#]|//)(?:\s.*|$)|[#].*|//.*",
+    re.VERBOSE,
+)
 
 
-def _check_names(
-    path: Path, lines: Sequence[str], no_names: Sequence[tuple[re.Pattern[str], str]]
-) -> tuple[str, ...]:
+def _check_names(path: Path, lines: Sequence[str], bare: Sequence[str], coloured: bool) -> tuple[str, ...]:
     """Refuses lines that are no names, and columns.
+
+    What may be a comment or a remark is one where other lines lack it; where all have it, no name would be
+    left, or it tells nothing apart.
 
     Args:
         path: The file, for errors.
         lines: Its names.
-        no_names: Which forms are none, and why.
+        bare: The same, without quotes that some have: these are not judged.
+        coloured: Whether a colour stands behind each, so that none is a comment.
 
     Returns:
         A note on names with signs that other names lack.
@@ -189,14 +223,21 @@ def _check_names(
     Raises:
         UserError: Such a line, with its number from 1.
     """
-    for number, line in enumerate(lines, start=1):
-        if said := next((said for pattern, said in no_names if pattern.fullmatch(line)), None):
-            raise UserError(f'{path}: line {number} ("{line.strip()}") {said}; {_QUOTE}')
-    if any(all(sign in line.strip() for line in lines) for sign in ",;\t|"):
+    forms = [*_NO_NAMES]
+    for form in () if coloured else _REMARKS:
+        in_all = len(lines) > 2 and all(map(form[0].fullmatch, lines[1:]))
+        if not in_all or _letters(lines[0]) != BACKGROUND:
+            forms.append(form)
+    judged = {k: line for k, line in enumerate(lines) if line == bare[k]}
+    for k, line in judged.items():
+        if said := next((said for pattern, said in forms if pattern.fullmatch(line)), None):
+            raise UserError(f'{path}: line {k + 1} ("{line.strip()}") {said}; {_QUOTE}')
+    if len(judged) > 1 and any(all(sign in line.strip() for line in judged.values()) for sign in ",;\t|"):
+        k, line = [*judged.items()][1]
         raise UserError(
-            f'{path} has several columns (line 2 is "{lines[1].strip()}"); {_ONE_A_LINE}; {_QUOTE}'
+            f'{path} has several columns (line {k + 1} is "{line.strip()}"); {_ONE_A_LINE}; {_QUOTE_ALL}'
         )
-    odd = [line.strip() for line in lines[1:] if _AS_THEY_ARE.fullmatch(line)]
+    odd = [line.strip() for k, line in judged.items() if k and _AS_THEY_ARE.fullmatch(line)]
     return (f"{path}: all of '{odd[0]}' is taken as the name",) if odd else ()
 
 

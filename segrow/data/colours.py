@@ -35,6 +35,7 @@ SMOOTHED = 8
 Rgb = tuple[int, int, int]
 _NUMBER = r"(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})"
 _NAME_FIRST = re.compile(rf"(.*?\S)\s*[:,;\s]\s*{_NUMBER}\s*(?::.*)?")
+_NUMBERS_IN_NAME = re.compile(rf".*?\S\s*[:,;\s]\s*{_NUMBER}\s*:\s*{_NUMBER}\s*(?::.*)?")
 _COLOUR_FIRST = re.compile(rf"{_NUMBER}[\s,;:]+(\S.*)")
 _HEX = re.compile(r"(?<![^\s:,;\"'])#([0-9a-fA-F]{6})(?![^\s:,;\"'])")
 
@@ -169,6 +170,8 @@ def _named_colour(line: str) -> tuple[str, Rgb] | None:
     if not _NAME_FIRST.fullmatch(line) and (found := [*_HEX.finditer(line)]):
         start, end = found[-1].span()  # before it stands a name, which may look alike
         line = line[:start] + _shown(bytes.fromhex(found[-1][1])) + line[end:]
+    if _NUMBERS_IN_NAME.fullmatch(line):  # one of both belongs to a name
+        return None
     if match := _NAME_FIRST.fullmatch(line):
         name, *numbers = match.groups()
     elif match := _COLOUR_FIRST.fullmatch(line):
