@@ -21,7 +21,7 @@ from PIL import Image
 from .ahead import ahead
 from .atomic import tidy, write_atomic
 from .data.files import IMAGE_SUFFIXES, decode_image, opened
-from .data.listing import divide, left_out, walk
+from .data.listing import advice, divide, left_out, pipes_left_out, walk
 from .data.taken import Taken
 from .errors import MachineError, UserError
 from .palette import voc_palette
@@ -91,25 +91,28 @@ def find_images(names: Sequence[str], out: Path | None = None) -> Found:
     jobs: dict[str, Job] = {}
     notes = []
     for name in names:
-        found, left = _jobs(name, out and out.resolve())
+        pipes: list[str] = []
+        found, left = _jobs(name, out and out.resolve(), pipes)
         if not found:
-            some = f": {left_out(left, 'image')}" if left else ""
+            some = f": {left_out(left, 'image')}" if left else f": {pipes_left_out(pipes)}" if pipes else ""
             if "[" in name and not Path(name).exists():
                 written = glob.escape(name.partition("*")[0])
                 some += f"; [ begins a choice of letters in a pattern: for the sign itself write {written}…"
             raise UserError(f"{name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){some}")
         if left:
-            notes.append(f"{name}: {left_out(left, 'image')}; convert them to JPEG or PNG")
+            notes.append(f"{name}: {left_out(left, 'image')}{advice(left, 'image')}")
+        if pipes:
+            notes.append(f"{name}: {pipes_left_out(pipes)}")
         for job in found:
             jobs.setdefault(os.path.realpath(job.image), job)  # a link that leads to itself is no error there
     return Found(list(jobs.values()), tuple(notes))
 
 
-def _jobs(name: str, out: Path | None) -> tuple[list[Job], list[str]]:
-    """The images of a name, and what is left out of it."""
+def _jobs(name: str, out: Path | None, pipes: list[str]) -> tuple[list[Job], list[str]]:
+    """The images of a name, and what is left out of it; `pipes` takes what is no file."""
     path = Path(name)
     if path.is_dir():
-        top, files = path, sorted(walk(path))
+        top, files = path, sorted(walk(path, pipes))
     elif glob.has_magic(name) and not path.exists():
         top = _fixed(path)
         files = [

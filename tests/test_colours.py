@@ -219,7 +219,9 @@ def test_lists_of_train_and_val(tmp_path: Path) -> None:
     (lists / "val.txt").write_text("003\n004\n")
     data = open_dataset("folder", str(root))
     assert (data.ids("train"), data.ids("val")) == (("000", "001", "002"), ("003", "004"))
-    assert any("1 image is in no list and left out (first 005)" in note for note in data.notes)
+    assert any(
+        "1 image is in neither train.txt nor val.txt and left out (first 005)" in note for note in data.notes
+    )
     (lists / "val.txt").write_text("007\n")
     assert "lists 007, which has no mask in" in refused(root)
 

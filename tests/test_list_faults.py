@@ -1,6 +1,7 @@
 """Images that a list names and nobody has, and images with two files: all are told, and can be left out."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from segrow.data import open_dataset
 from segrow.data.exclude import read_exclusion
 from segrow.data.given import open_given
 from segrow.errors import UserError
+from segrow.predict_files import find_images
 
 Capture = pytest.CaptureFixture[str]
 
@@ -147,3 +149,68 @@ def test_saliency_maps_matched_by_name_alone_have_two_files(tmp_path: Path) -> N
     shutil.copy(root / "saliency/train/train0002.png", root / "saliency/train/train0002.tif")
     with pytest.raises(UserError, match=r"holds train0002.png and train0002.tif; one saliency map must have"):
         open_given(root, "--data")
+
+
+@pytest.mark.parametrize(
+    ("names", "listed", "n"),
+    [(("Train", "Val"), "a0\na1", 2), (("train", "val"), "A0", 0), (("train", "val"), "0\n1", 0)],
+)
+def test_lists_that_do_not_fit_get_a_true_reason(
+    tmp_path: Path, names: tuple[str, str], listed: str, n: int
+) -> None:
+    root = tmp_path / "d"
+    flat(root)
+    for name in names:
+        (root / f"{name}.txt").write_text(listed)
+    assert open_given(root, "--data").notes == (
+        f"{root}: {names[0]}.txt ({n} of 8 images), {names[1]}.txt ({n} of 8 images) are not read; lists are "
+        f"read where train.txt and val.txt (in small letters) are both in ImageSets/Segmentation, splits or "
+        f"{root}, and name images that are there",
+    )
+
+
+def test_the_list_of_a_folder_that_is_left_out(tmp_path: Path) -> None:
+    root = folder_tree(tmp_path / "d", train=3, val=3).root
+    shutil.copytree(root / "images/val", root / "images/test")
+    (root / "test.txt").write_text("val0000\n")
+    said = (f"{root}/images: only train and val are read; test is left out",)
+    assert open_given(root, "--data").notes == said
+    (root / "test.txt").write_text("train0000\n")  # which is no image of images/test
+    assert "test.txt (1 of 6 images) is not read" in open_given(root, "--data").notes[-1]
+
+
+def test_only_pictures_are_to_be_converted(tmp_path: Path) -> None:
+    root = folder_tree(tmp_path / "d", train=3, val=1).root
+    for name in ("images/train/a.json", "images/train/a.xmp", "masks/val/val0000.png.aux.xml"):
+        (root / name).write_text("{}")
+    one, other = open_given(root, "--data").notes
+    assert one.endswith("1 .json, 1 .xmp (first a.json)")
+    assert other.endswith("1 .xml (first val0000.png.aux.xml)")
+    (root / "masks/train/a.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"a\.png has no image, expected [^;]*$"):  # a.json is none to convert
+        open_given(root, "--data")
+    (root / "masks/train/a.png").unlink()
+    (root / "images/train/b.heic").write_text("")
+    assert open_given(root, "--data").notes[0].endswith("; convert the pictures among them to JPEG or PNG")
+
+
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_a_pipe_is_told(tmp_path: Path, kind: str, link: bool) -> None:
+    root = folder_tree(tmp_path / "d", train=3, val=1).root
+    pipe = tmp_path / "pipe" if link else root / kind / "train/a.png"
+    os.mkfifo(pipe)
+    if link:
+        (root / kind / "train/a.png").symlink_to(pipe)
+    said = f"{root / kind}/train: 1 file is left out: pipes, sockets and devices are not read (first a.png)"
+    assert open_given(root, "--data").notes == (said,)
+    assert find_images([str(root / kind / "train")]).notes == (said,)
+    (root / kind / "train/train0000.png").unlink()
+    (root / kind / "train/a.png").rename(root / kind / "train/train0000.png")
+    with pytest.raises(UserError, match=r"train0000\.png is a pipe, socket or device"):
+        open_given(root, "--data")
+    only = tmp_path / "only"
+    only.mkdir()
+    (root / kind / "train/train0000.png").rename(only / "x.png")
+    with pytest.raises(UserError, match=r"holds no images .*: 1 file is left out: pipes"):
+        find_images([str(only)])

@@ -107,7 +107,7 @@ def test_what_is_left_out_is_counted_by_suffix(tree: Tree) -> None:
     (tree.root / "saliency/train/x.jpg").touch()
     assert FolderDataset(tree.root).notes == (
         f"{images}: 6 files are left out, not read as images: 3 .heic, 1 hidden, 1 .txt, 1 without suffix "
-        "(first .hidden.jpg); convert them to JPEG or PNG",
+        "(first .hidden.jpg); convert the pictures among them to JPEG or PNG",
         f"{tree.root}/saliency/train: 1 file is left out, not read as saliency maps: 1 .jpg (first x.jpg); "
         "save them as PNG",
         f"{tree.root}/masks/val: 1 file is left out, not read as masks: 1 .npy (first old.npy); "

@@ -90,7 +90,8 @@ def test_lists_beside_a_folder_without_splits_divide_it(tmp_path: Path, place: s
         assert (data.ids("train"), data.ids("val")) == (("a3", "a0", "a1"), ("a4", "a5"))
         assert data.image("val", "a4").shape[:2] == data.mask("val", "a4").shape
         assert f"{root / place}: train.txt and val.txt divide the images" in data.notes
-        assert f"{root / place}: 3 images are in no list and left out (first a2)" in data.notes
+        said = "3 images are in neither train.txt nor val.txt and left out (first a2; 2 in test.txt)"
+        assert f"{root / place}: {said}" in data.notes
     data = FolderDataset(root, exclude=frozenset({"train/a0", "val/a5", "train/a4"}))
     assert (data.ids("train"), data.ids("val")) == (("a3", "a1"), ("a4",))
     assert set(data.excluded) == {"train/a0", "val/a5", "train/a4"}

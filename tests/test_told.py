@@ -66,7 +66,7 @@ def test_files_and_masks_that_vocs_lists_leave_out_are_told(voc: Path) -> None:
     (voc / LISTS / "val.txt").write_text("3\n")
     (voc / "JPEGImages/7.heic").write_bytes(b"x")
     said = "\n".join(VocDataset(voc).notes)
-    assert "2 masks are in no list and left out (first 4)" in said
+    assert "2 masks are in neither train.txt nor val.txt and left out (first 4)" in said
     assert "JPEGImages: 1 file is left out, not read as images: 1 .heic (first 7.heic)" in said
 
 

@@ -155,11 +155,11 @@ def test_annotations_beside_masks(tmp_path: Path, folder: bool) -> None:
 def test_names_that_python_does_not_take_as_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under LC_ALL=C without UTF-8 mode, names are ASCII with their other bytes escaped."""
     name = "K\u00f6ln.jpg".encode().decode("ascii", "surrogateescape")
-    monkeypatch.setattr(listing, "walk", lambda folder: iter([name]))
+    monkeypatch.setattr(listing, "walk", lambda folder, pipes: iter([name]))
     monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
     with pytest.raises(UserError, match=r"has a name that Python takes as ascii here; set .* PYTHONUTF8=1"):
         list_files(tmp_path, "image")
-    monkeypatch.setattr(listing, "walk", lambda folder: iter([os.fsdecode(b"K\xf6ln.jpg")]))
+    monkeypatch.setattr(listing, "walk", lambda folder, pipes: iter([os.fsdecode(b"K\xf6ln.jpg")]))
     with pytest.raises(UserError, match="has a name that is not UTF-8; rename it"):
         list_files(tmp_path, "image")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..documents import read_text
 from ..errors import UserError
 from .base import SegDataset, Split, find_root
-from .listing import Pairs, match_pairs
+from .pairs import Pairs, match_pairs
 
 # The first synonym of each class, in the order of the mask values 1 to 150.
 NAMES = """

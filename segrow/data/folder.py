@@ -20,14 +20,9 @@ from .class_file import class_lines, read_classes
 from .colours import FILES as COLOUR_FILES
 from .colours import ColourTable, colour_table, name_by_colour, parse_colours, stated_colours
 from .files import IMAGE_SUFFIXES
-from .listing import (
-    Pairs,
-    divide,
-    list_files,
-    match_pairs,
-    refuse_backslashes,
-)
+from .listing import divide, list_files, refuse_backslashes
 from .lists import read_division, unread_lists
+from .pairs import Pairs, match_pairs
 from .unread import unread_annotations, unread_files
 
 SPLITS: tuple[Split, ...] = ("train", "val")

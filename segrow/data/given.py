@@ -10,8 +10,9 @@ from ..wording import are, have
 from .base import SegDataset, Split
 from .colours import FILES as COLOUR_FILES
 from .colours import classes_of, colour_table, stated_colours, voc_colours
-from .listing import by_name, list_files, refuse_backslashes, refuse_twins
+from .listing import list_files, refuse_backslashes, refuse_twins
 from .lists import LISTS, read_division, unread_lists
+from .pairs import by_name
 from .unfit import Unfit
 from .unread import unread_annotations, unread_files
 

@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +14,17 @@ from ..errors import UserError
 from ..wording import are, count
 from .files import IMAGE_SUFFIXES
 from .masks import MASK_SUFFIXES
-from .unfit import Unfit, unfit_images
+from .unfit import unfit_images
 
+# fmt: off
+_PICTURES = IMAGE_SUFFIXES | {
+    ".heic", ".heif", ".hif", ".jxl", ".jpx", ".jpf", ".psd", ".svg", ".eps", ".pdf", ".exr", ".hdr", ".dcm",
+    ".nii", ".npy", ".npz", ".mat", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".pfm",
+    ".pam", ".ico",
+}
+# fmt: on
+HINTED = 20
+"""So many files without a partner get a hint at most: it looks through all names."""
 What = Literal["image", "mask", "saliency map"]
 _SYSTEM = frozenset({"thumbs.db", "desktop.ini"})  # what systems leave in every folder; nobody misses them
 
@@ -29,6 +39,7 @@ class Listing:
         files: Path below the folder by id, sorted. An id is that path without suffix, in Unicode's composed
             form (NFC) and with "/" between folders: an image and its mask match, whatever wrote their names.
         left: What is not read, below the folder: files of other kinds, and hidden images.
+        pipes: What is no file there: pipes, sockets and devices.
         twins: All files of an id that has several; `files` holds the first.
     """
 
@@ -36,6 +47,7 @@ class Listing:
     what: What
     files: dict[str, str]
     left: tuple[str, ...]
+    pipes: tuple[str, ...] = ()
     twins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def path(self, image_id: str) -> Path:
@@ -63,8 +75,11 @@ class Listing:
         return f"{self.folder} holds {' and '.join(files)}{said}; one {self.what} must have one file"
 
     def unread(self, image_id: str, says: str) -> str:
-        """`; a.heic SAYS` where a file that is not read has the name of an id; else nothing."""
-        there = next((name for name in self.left if os.path.splitext(name)[0] == image_id), None)
+        """`; a.heic SAYS` where what is not read has the name of an id; else nothing."""
+        if pipe := next((name for name in self.pipes if os.path.splitext(name)[0] == image_id), None):
+            return f"; {pipe} is a pipe, socket or device"
+        kinds = [file for file in self.left if self.what != "image" or _kind(file) in _PICTURES]
+        there = next((name for name in kinds if os.path.splitext(name)[0] == image_id), None)
         return "" if there is None else f"; {there} {says}"
 
     def longer(self, image_id: str) -> str:
@@ -97,11 +112,10 @@ class Listing:
         return f"; {there} is there, but images and masks must have the same sub-folders"
 
     def notes(self) -> tuple[str, ...]:
-        """A sentence on what is left out; none where that is nothing."""
-        if not self.left:
-            return ()
-        advice = "; convert them to JPEG or PNG" if self.what == "image" else "; save them as PNG"
-        return (f"{self.folder}: {left_out(self.left, self.what)}{advice}",)
+        """Sentences on what is left out; none where that is nothing."""
+        said = [f"{left_out(self.left, self.what)}{advice(self.left, self.what)}"] if self.left else []
+        said += [pipes_left_out(self.pipes)] if self.pipes else []
+        return tuple(f"{self.folder}: {each}" for each in said)
 
 
 def _folded(image_id: str) -> str:
@@ -121,6 +135,21 @@ def left_out(files: Sequence[str], what: str) -> str:
     return f"{some} left out, not read as {what}s: {counted} (first {files[0]})"
 
 
+def advice(files: Sequence[str], what: str) -> str:
+    """`; convert them to JPEG or PNG`, where files that are left out hold pictures; else nothing."""
+    pictures = sum(_kind(file) in _PICTURES for file in files)
+    if not pictures:
+        return ""
+    them = "them" if pictures == len(files) else "the pictures among them"
+    return f"; convert {them} to JPEG or PNG" if what == "image" else f"; save {them} as PNG"
+
+
+def pipes_left_out(pipes: Sequence[str]) -> str:
+    """`1 entry is left out: pipes, sockets and devices are not read (first a.png)`."""
+    some = f"{count(len(pipes), 'file')} {are(len(pipes))}"
+    return f"{some} left out: pipes, sockets and devices are not read (first {pipes[0]})"
+
+
 def _kind(file: str) -> str:
     if any(part.startswith(".") for part in file.split("/")):
         return "hidden"
@@ -134,7 +163,8 @@ def list_files(folder: Path, what: What) -> Listing:
         UserError: A name that is not UTF-8, or one with a backslash.
     """
     files: dict[str, list[str]] = {}
-    read, left = divide(_plain(folder, walk(folder)), IMAGE_SUFFIXES if what == "image" else MASK_SUFFIXES)
+    suffixes, pipes = IMAGE_SUFFIXES if what == "image" else MASK_SUFFIXES, list[str]()
+    read, left = divide(_plain(folder, walk(folder, pipes)), suffixes)
     for name in read:
         try:
             name.encode()
@@ -143,7 +173,9 @@ def list_files(folder: Path, what: What) -> Listing:
         image_id = unicodedata.normalize("NFC", os.path.splitext(name)[0])
         files.setdefault(image_id, []).append(name)
     twins = {image_id: tuple(names) for image_id, names in files.items() if len(names) > 1}
-    return Listing(folder, what, {i: names[0] for i, names in sorted(files.items())}, tuple(left), twins)
+    firsts = {image_id: names[0] for image_id, names in sorted(files.items())}
+    told = tuple(sorted(chain(*divide(pipes, suffixes))))
+    return Listing(folder, what, firsts, tuple(left), told, twins)
 
 
 def refuse_twins(split: str, ids: Iterable[str], listings: Sequence[Listing]) -> None:
@@ -210,10 +242,14 @@ def divide(names: Iterable[str], suffixes: frozenset[str]) -> tuple[list[str], l
     return read, left
 
 
-def walk(folder: Path) -> Iterator[str]:
+def walk(folder: Path, pipes: list[str]) -> Iterator[str]:
     """Paths of all files below a folder; a link to a folder is followed, but not in a circle.
 
-    A link that leads nowhere is among them; pipes and devices, which can be waited for forever, are not.
+    A link that leads nowhere is among them.
+
+    Args:
+        folder: The folder.
+        pipes: Takes what is no file: pipes, sockets and devices, which can be waited for forever.
 
     Raises:
         UserError: A link leads to a folder that holds this one, such as /: all that is in there is not meant.
@@ -235,108 +271,5 @@ def walk(folder: Path) -> Iterator[str]:
                         "files that are meant"
                     )
                 waiting.append((f"{below}{name}/", above | {real}))
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """The files of a split.
-
-    Attributes:
-        ids: Of its images, but for those that are left out.
-        images: Its images, those too that are left out but have a mask.
-        masks: Their masks, with the same ids.
-        maps: Saliency maps, of any of the ids and of others.
-        excluded: What was there and is left out, each as SPLIT/ID.
-        said: How they were matched, where their paths differ.
-    """
-
-    ids: tuple[str, ...]
-    images: Listing
-    masks: Listing
-    maps: Listing
-    excluded: tuple[str, ...] = ()
-    said: tuple[str, ...] = ()
-
-    def notes(self) -> tuple[str, ...]:
-        """A sentence per folder of which something is left out."""
-        return (*self.images.notes(), *self.masks.notes(), *self.maps.notes(), *self.said)
-
-
-def by_name(images: Listing, masks: Listing) -> tuple[Listing, tuple[str, ...]]:
-    """Masks under the ids of their images where only one of both has sub-folders, and a note that says so.
-
-    They stay as they are where a name stands twice, or not on both sides: then it is not sure what belongs
-    together. Of saliency maps, which not every image need have, one that has an image is enough.
-    """
-    flat = [side for side in (images, masks) if not any("/" in i for i in side.files)]
-    if len(flat) != 1:
-        return masks, ()
-    ids = {i.rpartition("/")[2]: i for i in images.files}
-    of_masks = {i.rpartition("/")[2]: i for i in masks.files}
-    if len(ids) < len(images.files) or len(of_masks) < len(masks.files) or not ids.keys() & of_masks.keys():
-        return masks, ()
-    if masks.what != "saliency map" and ids.keys() != of_masks.keys():
-        return masks, ()
-    pairs = {image_id: of_masks[name] for name, image_id in ids.items() if name in of_masks}
-    files = {image_id: masks.files[i] for image_id, i in pairs.items()}
-    twins = {image_id: masks.twins[i] for image_id, i in pairs.items() if i in masks.twins}
-    return replace(masks, files=files, twins=twins), (
-        f"{flat[0].folder} has no sub-folders, so images and {masks.what}s are matched by their names alone "
-        "(each stands there once)",
-    )
-
-
-HINTED = 20
-"""So many files without a partner get a hint at most: it looks through all names."""
-
-
-def _mask_hint(masks: Listing, image_id: str) -> str:
-    unread = "is of a kind that is not read as a mask or does not keep class numbers"
-    hints = masks.unread(image_id, unread), masks.alike(image_id), masks.longer(image_id)
-    return next(filter(None, hints), "") or masks.elsewhere(image_id)
-
-
-def match_pairs(
-    split: str, images: Path, masks: Path, maps: Path, exclude: frozenset[str] = frozenset()
-) -> Pairs:
-    """The images and the masks of a split, with the same ids.
-
-    Args:
-        split: train or val.
-        images: Folder of images.
-        masks: Folder of masks of the same names, in the same sub-folders.
-        maps: Folder of saliency maps; it need not exist.
-        exclude: Images that are left out with their masks, each as SPLIT/ID.
-
-    Raises:
-        Unfit: An image without a mask or the reverse, or several files of one.
-        UserError: As `list_files`.
-    """
-    found, of_masks = list_files(images, "image"), list_files(masks, "mask")
-    of_masks, said = by_name(found, of_masks)
-    excluded = tuple(
-        f"{split}/{i}" for i in found.files | of_masks.files if exclude and f"{split}/{i}" in exclude
-    )
-    whole = (found.files.keys() & of_masks.files.keys()) - found.twins.keys() - of_masks.twins.keys()
-    gone = frozenset(name for name in excluded if name.partition("/")[2] not in whole)
-    found, of_masks = found.without(split, gone), of_masks.without(split, gone)
-    of_maps, more = by_name(found, list_files(maps, "saliency map"))
-    used = [i for i in found.files | of_masks.files if f"{split}/{i}" not in exclude]
-    refuse_twins(split, used, (found, of_masks, of_maps))
-    if alone := sorted(found.files.keys() - of_masks.files.keys()):
-        count = f" ({len(alone)} such images)" if len(alone) > 1 else ""
-        hints = {i: _mask_hint(of_masks, i) for i in alone[:HINTED]}
-        says = {f"{split}/{i}": f"image {found.path(i)} has no mask{hints.get(i, '')}" for i in alone}
-        first = f"image {found.path(alone[0])} has no mask, expected {masks / f'{alone[0]}.png'}"
-        raise Unfit(f"{first}{hints[alone[0]]}{count}", says, (*found.notes(), *of_masks.notes()))
-    if alone := sorted(of_masks.files.keys() - found.files.keys()):
-        count = f" ({len(alone)} such masks)" if len(alone) > 1 else ""
-        unread = "is of a kind that is not read; convert it to JPEG or PNG"
-        hints = {i: found.unread(i, unread) for i in alone[:HINTED]}
-        says = {f"{split}/{i}": f"mask {of_masks.path(i)} has no image{hints.get(i, '')}" for i in alone}
-        first = (
-            f"mask {of_masks.path(alone[0])} has no image, expected {images / f'{alone[0]}.jpg'} (or .png)"
-        )
-        raise Unfit(f"{first}{hints[alone[0]]}{count}", says, (*found.notes(), *of_masks.notes()))
-    ids = tuple(i for i in found.files if not exclude or f"{split}/{i}" not in exclude)
-    return Pairs(ids, found, of_masks, of_maps, excluded, said + more)
+            elif not os.path.isdir(path):
+                pipes.append(below + name)

@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..wording import are, count
 from .base import Split
 from .files import IMAGE_SUFFIXES
-from .listing import HINTED, Listing
+from .listing import HINTED, Listing, list_files
 from .unfit import unfit_images
 
 LISTS = ("ImageSets/Segmentation", "ImageSet/Segmentation")  # the second is a misspelling that goes around
@@ -99,17 +99,22 @@ class Division(NamedTuple):
             raise unfit_images(says)
 
     def left_out(self, ids: Collection[str]) -> tuple[str, ...]:
-        """A note on images that neither list names; none where there are none.
+        """A note on images that neither list names, and on other lists that do; none where there are none.
 
         Args:
             ids: Of the images that are there.
         """
-        listed = {*self.train, *self.val}
-        left = [i for i in ids if i not in listed]
+        left = [i for i in ids if i not in self.train and i not in self.val]
         if not left:
             return ()
         some = f"{count(len(left), 'image')} {are(len(left))}"
-        return (f"{self.folder}: {some} in no list and left out (first {left[0]})",)
+        others = [
+            f"{len(n)} in {path.name}" for path in _lists(self.folder, ("",)) if (n := _named(path, left))
+        ]
+        there = f"; {', '.join(others)}" if others else ""
+        return (
+            f"{self.folder}: {some} in neither train.txt nor val.txt and left out (first {left[0]}{there})",
+        )
 
 
 def read_division(root: Path, ids: Collection[str]) -> Division | None:
@@ -162,22 +167,32 @@ def unread_lists(
     for path in _lists(root):
         if read is not None and path.parent == read:
             continue  # images that are in neither of its lists are told
-        try:
-            listed = known.intersection(read_list(path, known)[0])
-        except UserError:  # it is not read, so it need not be right
-            listed = frozenset()
+        if path.stem not in splits and _named(path, list_files(root / "images" / path.stem, "image").files):
+            continue  # of a folder that is left out itself, which is told
+        listed = _named(path, known)
         if listed not in as_divided:
             unread.append(f"{path.relative_to(root)} ({len(listed)} of {count(len(known), 'image')})")
     if unread:
         why = f"{holds or f'train.txt and val.txt of {read}'} divide the images"
         if not holds and read is None:
-            why = f"lists are read where train.txt and val.txt are both in {LISTS[0]}, splits or {root}"
+            why = (
+                "lists are read where train.txt and val.txt (in small letters) are both in "
+                f"{LISTS[0]}, splits or {root}, and name images that are there"
+            )
         yield f"{root}: {', '.join(unread)} {are(len(unread))} not read; {why}"
 
 
-def _lists(root: Path) -> Iterator[Path]:
+def _named(path: Path, ids: Collection[str]) -> frozenset[str]:
+    """Which images a list names that is not read, so that it need not be right."""
+    try:
+        return frozenset(ids).intersection(read_list(path, ids)[0])
+    except UserError:
+        return frozenset()
+
+
+def _lists(root: Path, places: Sequence[str] = (*PLACES, *_ELSEWHERE)) -> Iterator[Path]:
     """Files that are lists of images by their names, or by those of their folders."""
-    for place in (*PLACES, *_ELSEWHERE):
+    for place in places:
         for path in sorted((root / place).glob("*")):
             named = place.startswith("ImageSet") or path.stem.lower() in _NAMES
             if named and path.suffix.lower() in _KINDS and path.is_file():

@@ -12,8 +12,9 @@ from ..errors import UserError
 from ..wording import are, count
 from .base import SegDataset, Split, find_root
 from .colours import voc_colours
-from .listing import by_name, list_files, refuse_twins
+from .listing import list_files, refuse_twins
 from .lists import LISTS, read_list
+from .pairs import by_name
 
 NAMES = (
     "background",
@@ -106,10 +107,9 @@ class VocDataset(SegDataset):
         self.notes += (*said, *self._images.notes(), *self._masks.notes(), *self._maps.notes())
         every = {*train, *val}
         if left := [i for i in self._masks.files if i not in every]:
-            self.notes += (
-                f"{folder}: {count(len(left), 'mask')} {are(len(left))} in no list and left out "
-                f"(first {left[0]})",
-            )
+            lists = f"neither {train_list and train_list.name} nor val.txt"
+            some = f"{count(len(left), 'mask')} {are(len(left))} in {lists}"
+            self.notes += (f"{folder}: {some} and left out (first {left[0]})",)
         if own:
             self.notes += (
                 f"{self.root} has no {MASKS}: trained are the {len(train)} masks of {OWN_MASKS} "
