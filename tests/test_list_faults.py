@@ -6,14 +6,19 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from runs import only_line
 from trees import folder_tree, voc_tree
 
 from segrow import cli
 from segrow.data import open_dataset
+from segrow.data.coco import CocoDataset
 from segrow.data.exclude import read_exclusion
 from segrow.data.given import open_given
+from segrow.data.index import check_annotated
+from segrow.data.masks import Values
+from segrow.data.taken import Taken, taken_notes
 from segrow.errors import UserError
 from segrow.predict_files import find_images
 
@@ -214,3 +219,19 @@ def test_a_pipe_is_told(tmp_path: Path, kind: str, link: bool) -> None:
     (root / kind / "train/train0000.png").rename(only / "x.png")
     with pytest.raises(UserError, match=r"holds no images .*: 1 file is left out: pipes"):
         find_images([str(only)])
+
+
+def test_a_drawn_mask_is_not_to_be_written_otherwise() -> None:
+    flags, names = [Taken.IGNORED | Taken.ONLY_IGNORED], ["a"]
+    assert "write it as 1" in taken_notes(flags, names, "train")[0]
+    assert taken_notes(flags, names, "train", drawn=True)[0].endswith("nothing is annotated there (first a)")
+    assert CocoDataset.drawn
+    for drawn, said in ((False, "write the class as 1"), (True, "all annotations of d .* --ignore none")):
+        with pytest.raises(UserError, match=said):
+            check_annotated(
+                Path("d"),
+                "train",
+                Values(2, 255, drawn=drawn),
+                np.ones((1, 2), np.bool_) & [True, False],
+                np.array(flags, np.int64),
+            )

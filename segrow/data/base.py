@@ -37,6 +37,7 @@ class SegDataset(abc.ABC):
         known_values: Number of classes that the mask files were made for, where classes were added to theirs.
         colours: Which colours of RGB masks stand for which values, where that is stated.
         ignored: Raw ids of classes whose pixels count nowhere; no mask that is read shows them.
+        drawn: Whether masks are drawn from outlines.
         notes: What was left out, or decided where the files do not say it, a sentence each. `presence` adds
             those on the masks and images that it reads. Who opens a data set shows them.
         excluded: Images that were there and are left out because somebody asked for it, each as SPLIT/ID.
@@ -49,6 +50,7 @@ class SegDataset(abc.ABC):
     known_values: int | None = None
     colours: ColourTable | None = None
     ignored: tuple[int, ...] = ()
+    drawn: bool = False
     notes: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     _readings: Mapping[str, Readings] = MappingProxyType({})  # of the splits that `presence` has read
@@ -106,7 +108,7 @@ class SegDataset(abc.ABC):
     def values(self) -> Values:
         """Legal values of its masks."""
         known = self.known_values or len(self.class_names)
-        return Values(known, self.ignore_id, self.colours, self.ignored)
+        return Values(known, self.ignore_id, self.colours, self.ignored, self.drawn)
 
     @final
     def saliency(self, split: Split, image_id: str, size: tuple[int, ...] | None = None) -> NDArray[np.uint8]:

@@ -175,7 +175,7 @@ def check_tree(open_data: Callable[[frozenset[str]], SegDataset], progress: bool
             entries.append(each.entries)
             if each.content and not each.unusable:
                 contents[each.content].append((split, image_id))
-        notes += taken_notes(flags, ids, split)
+        notes += taken_notes(flags, ids, split, data.drawn)
         present = splits[split].presence(len(data.class_names)).present
         names = [f"{split}/{i}" for i in ids]
         ways.append(readings(flags, names))

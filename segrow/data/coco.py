@@ -53,6 +53,7 @@ class CocoDataset(SegDataset):
     """
 
     name = "coco"
+    drawn = True
 
     def __init__(
         self,

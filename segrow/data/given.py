@@ -58,7 +58,7 @@ class GivenDataset(SegDataset):
         self.root, self.class_names, self.ignore_id = root, class_names, ignore_id
         if source is not None:
             self.known_values = len(source.class_names)
-            self.colours, self.ignored = source.colours, source.ignored
+            self.colours, self.ignored, self.drawn = source.colours, source.ignored, source.drawn
         self._files = dict(files)
 
     def ids(self, split: Split) -> tuple[str, ...]:

@@ -103,7 +103,10 @@ def index(
             _store(path, good, stamps[valid], values, present[valid], taken[valid], kept)
     check_annotated(root, split, values, present, taken)
     names = [f"{split}/{i}" for i in ids]
-    notes = (*taken_notes(taken, ids, split), *unlearnt_notes(split, ids, values, present, taken))
+    notes = (
+        *taken_notes(taken, ids, split, values.drawn),
+        *unlearnt_notes(split, ids, values, present, taken),
+    )
     return Presence(tuple(ids), present, notes, readings(taken, names), palettes(entries, names))
 
 
@@ -155,6 +158,11 @@ def unlearnt_notes(
 def check_annotated(root: Path, split: str, values: Values, present: Bits, taken: Flags) -> None:
     """Refuses a split in which no mask shows a class, for the class was written as the ignored value."""
     if (taken & Taken.ONLY_IGNORED).any() and not present[:, 1:].any():
+        if values.drawn:
+            raise UserError(
+                f'all annotations of {root} ({split}) are marked "ignore", so nothing is annotated; --ignore '
+                "none (segrow train: --data.ignore none) makes them their categories'"
+            )
         raise UserError(
             f"the masks of {root} ({split}) hold 0 and {values.ignore_id} only, and {values.ignore_id} means "
             '"ignore", so nothing is annotated; write the class as 1'

@@ -42,12 +42,14 @@ class Values:
         ignore_id: The value that is no class; 255 makes masks uint8, 65535 uint16.
         colours: Which colours stand for which values, where a file states it.
         ignored: Classes whose pixels count nowhere.
+        drawn: Whether masks are drawn from outlines, so that nobody can write one otherwise.
     """
 
     n_raw: int
     ignore_id: int
     colours: ColourTable | None = None
     ignored: tuple[int, ...] = ()
+    drawn: bool = False
 
 
 def read_mask(path: Path, values: Values) -> Mask:

@@ -168,18 +168,21 @@ def scaled_apart(found: Readings) -> str:
     return ""
 
 
-def taken_notes(flags: ArrayLike, names: Sequence[str], where: str) -> tuple[str, ...]:
+def taken_notes(flags: ArrayLike, names: Sequence[str], where: str, drawn: bool = False) -> tuple[str, ...]:
     """A sentence for every flag that a file has.
 
     Args:
         flags: Those of each file: `Taken`, or as whole numbers.
         names: What to call each file.
         where: Begins the sentence: the split, such as "train".
+        drawn: Whether masks are drawn from outlines, so that nobody can write a value otherwise.
     """
     rows, notes = np.asarray(flags, np.int64), []
     for flag, (what, does, rest) in SAYS.items():
         hits = np.flatnonzero(rows & flag)
         if n := len(hits):
+            if drawn and flag is Taken.ONLY_IGNORED:
+                rest = rest.partition(";")[0]
             did = {"have": have, "are": are}[does](n) if does in ("have", "are") else verb(n, does)
             notes.append(f"{where}: {n} of {count(len(rows), what)} {did} {rest} (first {names[hits[0]]})")
     return tuple(notes)
