@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from segrow.model.fused import _Uses
 
 GPU, NOWHERE = torch.device("cuda", 0), torch.device("meta")
-# autograd looks for devices at the first backward pass of a process: with fake ones it would start threads for
-# them, and no fork of this process could go backward any more
+# autograd looks for devices at the first backward pass of a process: with fake ones it would start threads
+# for them, and no fork of this process could go backward any more
 torch.ones(1, requires_grad=True).sum().backward()
 
 

@@ -208,7 +208,9 @@ class StepFeatures:
             ]
             found = self._store.gather(views), torch.stack([self._images.shown_table(d) for d in batch])
             if self._machine.fabric.device.type == "cuda":
-                found = found[0] if found[0].is_cuda else found[0].pin_memory(), found[1].pin_memory()
+                # one block: with gaps, as rows of a file without their checksums, it is not copied beside
+                rows = found[0] if found[0].is_cuda else found[0].contiguous().pin_memory()
+                found = rows, found[1].pin_memory()
             yield batch, *found
 
     def _read(self, draws: Sequence[Draw], block: Tensor, tables: Tensor) -> Loaded:
