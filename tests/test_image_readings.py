@@ -172,3 +172,25 @@ def test_the_check_tells_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[st
     root = masks(tmp_path / "other", [[1, 2], [1, 2]], ("background", "cat", "void"))
     cli.main(["data", "check", str(root)])
     assert "show classes and 255 or an ignored class but no 0" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("top", "told"), [(16383, True), (8000, True), (16384, False), (4095, False)])
+def test_grey_of_13_to_15_bits_is_told(
+    tmp_path: Path, top: int, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(ramp(top, np.uint16)).save(path)
+    assert bool(decode_image(path)[1] & Taken.DIM) == told
+    monkeypatch.setenv("SEGROW_WHITE", str(top))
+    image, taken = decode_image(path)
+    assert not taken & Taken.DIM
+    assert np.asarray(image).max() == 255
+
+
+def test_masks_without_a_0_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder_tree(tmp_path / "fruit", ("background", "a", "b"), train=3, val=1).root
+    for mask in (root / "masks").rglob("*.png"):
+        Image.fromarray(np.full((24, 32), 1, np.uint8)).save(mask)
+    assert cli.main(["data", "check", str(root)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "train: none of 3 masks shows 0, so nothing is learnt as background" in said

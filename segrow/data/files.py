@@ -154,13 +154,15 @@ def _as_8_bits(image: Image.Image) -> tuple[Image.Image, Taken]:
     found = next((top for top in readings if high <= top), None)
     if low < 0 or found is None:
         expected = " or ".join(f"0 to {top}" for top in readings if said or top != 4095)
-        by = f" ({WHITE})" if said else f", or set {WHITE} to the number that is white"
+        by = f" ({WHITE})" if said else "" if low < 0 else f", or set {WHITE} to the number that is white"
         span = f"{low:.0f} to {high:.0f}" if whole else f"{low:g} to {high:g}"
         raise Refused(
             f"holds numbers from {span}; expected {expected}: scale them, or save it with 8 bits{by}"
         )
     if high:  # all black is black in every reading
         taken |= readings[found]
+    if whole and found == 65535 != said and 0 < high <= 16383:
+        taken |= Taken.DIM
     scaled = values.astype(np.int64) * 256 // (found + 1) if whole else np.rint(values * (255 / found))
     return Image.fromarray(scaled.astype(np.uint8)), taken
 

@@ -139,12 +139,17 @@ def check_readings(root: Path, splits: Iterable[Readings]) -> None:
 def unlearnt_notes(
     split: str, ids: Sequence[str], values: Values, present: Bits, taken: Flags
 ) -> tuple[str, ...]:
-    """A note where the masks write background as the ignored value, so that none is learnt.
+    """A note where no mask shows background, or they write it as the ignored value, so that none is learnt.
 
     A few such masks are usual: those that one object fills.
     """
     ignoring = (taken & Taken.IGNORED) > 0
     hits = np.flatnonzero(ignoring & ~present[:, 0] & present[:, 1:].any(axis=1))
+    if split == "train" and len(ids) and not len(hits) and not present[:, 0].any():
+        return (
+            f"train: none of {count(len(ids), 'mask')} shows 0, so nothing is learnt as background; value i "
+            "is the class of line i, from 0: number the masks so",
+        )
     if not len(hits) or 2 * len(hits) < ignoring.sum():
         return ()
     what = f"{values.ignore_id}{' or an ignored class' if values.ignored else ''}"

@@ -43,6 +43,7 @@ class Taken(enum.IntFlag):
     SIXTEEN = 1 << 25
     STATED = 1 << 26
     BANDS = 1 << 27
+    DIM = 1 << 28
 
 
 SAYS: dict[Taken, tuple[str, str, str]] = {
@@ -96,6 +97,12 @@ SAYS: dict[Taken, tuple[str, str, str]] = {
         "image",
         "have",
         "16 bits per colour but nothing above 4095, which is seen nearly black; save such images with 8 bits",
+    ),
+    Taken.DIM: (
+        "image",
+        "have",
+        "16 bits per value but nothing above 16383, which is seen nearly black; if that is white, set "
+        "SEGROW_WHITE=16383 (of 13 bits 8191)",
     ),
     Taken.FIRST: ("image", "hold", "several pictures (frames or pages), of which the first is taken"),
     Taken.BANDS: ("image", "have", "more bands than colours, of which the first are taken"),
