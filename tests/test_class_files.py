@@ -10,8 +10,9 @@ from trees import folder_tree
 
 from segrow import cli
 from segrow.class_lists import name_notes, plain_name
+from segrow.data import open_dataset
 from segrow.data.class_file import read_classes
-from segrow.data.given import PaletteDataset
+from segrow.data.given import PaletteDataset, nothing_in
 from segrow.errors import UserError
 
 THREE = ("background", "cat", "dog")
@@ -219,3 +220,24 @@ def test_a_command_tells_it(
     classes(root, "background,Cat,cat")
     assert cli.main(words) == 2
     assert "expected one name per line" in only_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Classes.TXT", "Classes.TXT is there: rename it to classes.txt"),
+        *(
+            (name, f"{name} is there: write its names into classes.txt, background first, one a line")
+            for name in ("labelmap.txt", "class_dict.csv", "classes.names", "Labels.txt")
+        ),
+    ],
+)
+def test_a_missing_list_names_the_file_that_has_its_names(tmp_path: Path, name: str, said: str) -> None:
+    root = folder_tree(tmp_path / "data", train=2, val=1).root
+    (root / "classes.txt").rename(root / name)
+    with pytest.raises(UserError) as error:
+        open_dataset("folder", str(root))
+    assert str(error.value) == f"{root / 'classes.txt'} is missing; it names the classes; {said}"
+    assert nothing_in(root, "--data").endswith(
+        f"; images and masks are there, classes.txt is missing; {said}"
+    )

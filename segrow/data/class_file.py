@@ -14,11 +14,16 @@ from ..class_lists import BACKGROUND, MOST_CLASSES, NOT_COUNTED, is_background, 
 from ..documents import read_text
 from ..errors import UserError
 from ..wording import are, count
+from .colours import FILES as COLOUR_FILES
 from .colours import parse_colours
 
 NO_CLASS = frozenset({"background", "bg", "void", "unlabeled", "unlabelled", "unlabel", "unknown", "ignore"})
 NO_CLASS |= {"other", "others", "none", "nothing", "null", "empty", "clutter", "misc", "rest", "outofroi", ""}
 
+_NAMES_ELSEWHERE = frozenset(COLOUR_FILES) | {"class_names.txt", "labels.txt", "classes.csv"}
+_NAMES_ELSEWHERE |= {"classes.names", "obj.names"}  # as YOLO's tools call it
+
+_LINES = ", one a line, background first"
 _ONE_A_LINE = "expected one name per line, background first"
 
 
@@ -37,7 +42,7 @@ def read_classes(path: Path) -> Classes:
             numbers that are not those of the lines, an empty line, a comment, a name twice.
     """
     if not path.is_file():
-        raise UserError(f"{path} is missing; it names the classes, one a line, background first")
+        raise UserError(f"{path} is missing; it names the classes{named_elsewhere(path) or _LINES}")
     lines = class_lines(path)
     filled = sum(map(bool, lines))
     _check_form(path, lines)
@@ -73,6 +78,16 @@ def read_classes(path: Path) -> Classes:
             )
         where[name] = number
     return Classes(names, (*remarks, *dressed, *numbered, *name_notes(str(path), lines[1:]), *said))
+
+
+def named_elsewhere(path: Path) -> str:
+    """What to do for a missing class list, where a file beside it has the names; else nothing."""
+    beside = sorted(file.name for file in path.parent.glob("*") if file.is_file())
+    if alike := next((name for name in beside if name.lower() == path.name), None):
+        return f"; {alike} is there: rename it to {path.name}"
+    if names := next((name for name in beside if name.lower() in _NAMES_ELSEWHERE), None):
+        return f"; {names} is there: write its names into {path.name}, background first, one a line"
+    return ""
 
 
 def class_lines(path: Path) -> list[str]:

@@ -320,6 +320,7 @@ def open_given(
 
 def nothing_in(root: Path, option: str) -> str:
     """Why nothing is found in a folder: another format, which is named, or nothing that is known."""
+    from .class_file import named_elsewhere
     from .folder import named_otherwise
     from .other_formats import recognise
 
@@ -327,5 +328,5 @@ def nothing_in(root: Path, option: str) -> str:
         return f"{option} {root} holds {said}"
     hint = named_otherwise(root) if (root / "classes.txt").is_file() else ""
     if (root / "images").is_dir() and (root / "masks").is_dir() and not hint:
-        hint = "; images and masks are there, classes.txt is missing"
+        hint = f"; images and masks are there, classes.txt is missing{named_elsewhere(root / 'classes.txt')}"
     return f"{option} {root} holds no annotated images; {EXPECTED}{hint}"
