@@ -3,7 +3,11 @@
 from pathlib import Path
 
 import pytest
-from runs import build_tree, only_line, start
+from runs import build_tree, only_line, snapshot, start
+
+from segrow.engine.folder import read_config
+from segrow.report.gallery import open_source
+from segrow.report.runs import read_runs
 
 SHORT = ("--train.epochs", "1")
 
@@ -58,3 +62,16 @@ def test_another_base_is_refused(place: Path, capsys: pytest.CaptureFixture[str]
     )
     assert go_on(place, "gone") == 2
     assert "base: " in only_line(capsys.readouterr().err)
+
+
+def test_a_report_opens_the_data_where_the_run_went_on(place: Path) -> None:
+    run = place / "old/x"
+    before = read_config(run)
+    (place / "data").rename(place / "elsewhere")
+    assert start(place / "elsewhere", run, *SHORT, "--method", "finetune", "--steps", "1") == 0
+    after = read_config(run)  # which checks the checksum
+    assert after == {**before, "data": {**before["data"], "root": str(place / "elsewhere")}}
+    assert open_source(read_runs([run], "foreground")[0], None, 4).data.root == place / "elsewhere"
+    written = snapshot(run)["config.yaml"]
+    assert start(place / "elsewhere", run, *SHORT, "--method", "finetune", "--steps", "1") == 0
+    assert snapshot(run)["config.yaml"] == written

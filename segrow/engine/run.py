@@ -50,6 +50,7 @@ from .folder import (
     images_hash,
     is_begun,
     is_model_directory,
+    read_config,
     read_results,
 )
 from .group import Group, together
@@ -225,6 +226,8 @@ class Run:
             # how far one call goes is no part of what the run is: the next call may go further
             stored = {key: value for key, value in plain.items() if key != "steps"}
             write_sealed_yaml(self.paths.config, stored)
+        elif self.fabric.is_global_zero:
+            self._note_place(plain["data"])
         self.fabric.barrier()
         changes = read_changes(root)
         if changes:
@@ -232,6 +235,14 @@ class Run:
             self.results["remarks"] += changed_remarks(changes)
         if changed:
             self.machine.display.say(changed_remarks(changes)[-1])
+
+    def _note_place(self, data: Mapping[str, Any]) -> None:
+        """Write where the data are now: a report opens them there."""
+        stored = read_config(self.paths.root)
+        place = {key: data[key] for key in ("root", "exclude")}
+        moved = {**stored["data"], **place}
+        if moved != {**dict.fromkeys(place), **stored["data"]}:
+            write_sealed_yaml(self.paths.config, {**stored, "data": moved})
 
     def say_precision(self) -> None:
         """Which precision the steps to come are trained in, when that was not said by the user."""
